@@ -1,0 +1,24 @@
+# make demo: set up and run the paper's loop on two cores. make test: set up, lint, check types, run the tests.
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/mini
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint setup
+
+demo: setup
+	$(VENV)/bin/python experiments/selftrain.py --config=configs/mini.py --workdir=$(WORKDIR)
+
+test: lint
+	$(VENV)/bin/python -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+setup: $(READY)
+
+$(READY): setup.sh pyproject.toml constraints.txt
+	./setup.sh $(VENV) $(PYTHON)
+	@touch $@

@@ -1,0 +1,1 @@
+"""Iterative self-training for code generation via reinforced re-ranking, in JAX."""

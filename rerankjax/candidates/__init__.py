@@ -1,0 +1,1 @@
+"""Candidates: sampled solutions of a problem."""

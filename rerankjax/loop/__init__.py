@@ -1,0 +1,1 @@
+"""The self-training loop: where host stages and device code meet."""

@@ -1,0 +1,1 @@
+"""Pairs: executed candidates as preferences to learn from."""

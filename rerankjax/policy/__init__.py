@@ -1,0 +1,1 @@
+"""The policy: supervised fine-tuning and PPO."""

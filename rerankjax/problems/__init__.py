@@ -1,0 +1,1 @@
+"""Problems: what is asked, and the tests that decide. Imports no JAX."""

@@ -1,0 +1,1 @@
+"""Prompts: problems as token ids."""

@@ -1,0 +1,1 @@
+"""Tables: which arm chose how well, with intervals."""
