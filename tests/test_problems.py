@@ -174,6 +174,8 @@ def test_impossible_requests_say_what_to_change() -> None:
         make_family(0, 500, 0, 0, lengths=(1,), steps=STEPS[:3], finals=FINALS[:1])
     with pytest.raises(ValueError, match="held_out must lie between 0 and 1"):
         make_family(0, 1, 1, 1, held_out=1.5)
+    with pytest.raises(ValueError, match=r"constants must lie from 2 to 9, got \(0, 2\)"):
+        make_family(0, 1, 1, 1, constants=(0, 2))
     with pytest.raises(ValueError, match="fault_probability must lie in"):
         make_corpus(0, make_family(0, 1, 0, 0), 1, fault_probability=65)
     with pytest.raises(ValueError, match=r"family\.train is empty"):

@@ -95,12 +95,14 @@ def make_family(
     The same arguments give the same problems on every machine, and a larger count only adds problems at the end.
     held_out: share of the compositions that dev and test get. lengths: numbers of steps, equally likely.
     max_faults: most kinds with a fault in one problem; with more, 16 samples would seldom hold a right one.
-    tests: assertions a problem.
+    constants: one digit each, so that a constant is one token. tests: assertions a problem.
     """
     if not 0 < held_out < 1:
         raise ValueError(f"held_out must lie between 0 and 1, got {held_out}; the default is 0.15.")
     if tests < 4:
         raise ValueError(f"tests must be at least 4 to show every fault, got {tests}; the default is 11.")
+    if not all(2 <= k <= 9 for k in constants):
+        raise ValueError(f"constants must lie from 2 to 9, got {tuple(constants)}; the default is 2 to 7.")
     problems: dict[str, list[Problem]] = {}
     references: dict[str, Program] = {}
     inputs: dict[str, Inputs] = {}
@@ -117,13 +119,13 @@ def make_family(
                 )
             kinds = [*rng.choices(steps, k=rng.choice(lengths)), rng.choice(finals)]
             reference = tuple(Call(kind, rng.choice(constants) if kind.takes_constant else 0) for kind in kinds)
-            if sum(kind.fault is not None for kind in kinds) > max_faults:
-                continue
             key = tuple((call.kind.name, call.constant) for call in reference)
-            if key in seen or split_of(composition(reference), seed, held_out) != split:
-                continue
-            chosen = _telling_inputs(reference, tests, rng)
-            if chosen is None:
+            if (
+                sum(kind.fault is not None for kind in kinds) > max_faults
+                or key in seen
+                or split_of(composition(reference), seed, held_out) != split
+                or (chosen := _telling_inputs(reference, tests, rng)) is None
+            ):
                 continue
             seen.add(key)
             problem = _problem(f"lists_{split}_{len(problems[split]):05d}", reference, chosen, rng)
@@ -164,18 +166,18 @@ def _telling_inputs(reference: Program, count: int, rng: random.Random) -> Input
 
 def _candidate_inputs(reference: Program, rng: random.Random) -> Iterator[tuple[int, ...]]:
     """The empty list, then lists of up to 10 with small, negative, repeated and boundary values."""
-    boundaries = [k + d for k in (c.constant for c in reference) for d in (-1, 0, 0, 1)] + [
-        -c.constant for c in reference
-    ]
+    constants = [call.constant for call in reference]
+    boundaries = [k + d for k in constants for d in (-1, 0, 0, 1)] + [-k for k in constants]
     seen: set[tuple[int, ...]] = {()}
     yield ()
     for _ in range(INPUTS_TRIED):
         x: list[int] = []
         for _ in range(rng.randint(1, 10)):
             draw = rng.random()
-            x.append(
-                rng.randint(-9, 9) if draw < 0.5 else rng.choice(boundaries) if draw < 0.8 or not x else rng.choice(x)
-            )
+            if draw < 0.5:
+                x.append(rng.randint(-9, 9))
+            else:
+                x.append(rng.choice(boundaries if draw < 0.8 or not x else x))
         if tuple(x) not in seen:
             seen.add(tuple(x))
             yield tuple(x)
