@@ -1,0 +1,167 @@
+"""Sampling with a KV cache. A sample is a function of the parameters, its prompt and its own key: nothing else."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from rerankjax.model.config import ModelConfig
+from rerankjax.model.decoder import Params, decode_step, prefill, unstack_layers
+from rerankjax.model.likelihood import select_log_probs
+from rerankjax.model.sharding import by_row, replicated
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How tokens are drawn. `temperature` 0 is greedy; `top_p` 1 leaves the distribution whole (arXiv 1904.09751)."""
+
+    temperature: float
+    top_p: float
+    max_completion_length: int  # tokens, the end-of-text token included
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature = {self.temperature} is negative: use 0 for greedy, or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p = {self.top_p} is not in (0, 1]: use 1 for the whole distribution")
+        if self.max_completion_length < 1:
+            raise ValueError(f"max_completion_length = {self.max_completion_length}: a completion needs a token")
+
+
+class Samples(NamedTuple):
+    """Sampled completions, padded on the right; an end-of-text token, or the one that met a stop string, is kept."""
+
+    tokens: Int[Array, "B C"]
+    mask: Bool[Array, "B C"]
+    log_probs: Float[Array, "B C"]  # under the distribution sampled from: tempered, truncated to top-p
+    raw_log_probs: Float[Array, "B C"]  # under the model at temperature 1
+    finished: Bool[Array, "B"]  # false where the length limit cut it
+
+
+def sample_keys(key: Key[Array, ""], problems: Int[Array, "B"], samples: int) -> Key[Array, "B*samples"]:
+    """A key for each (problem, sample), whatever else is in the batch. `problems` are ids that do not change."""
+    of_problem = jax.vmap(jax.random.fold_in, (None, 0))(key, problems)
+    of_sample = jax.vmap(lambda k: jax.vmap(jax.random.fold_in, (None, 0))(k, jnp.arange(samples)))
+    return of_sample(of_problem).reshape(-1)
+
+
+def nucleus(probs: Float[Array, "B V"], top_p: float) -> Bool[Array, "B V"]:
+    """The fewest most likely tokens whose probabilities sum to at least `top_p`; ties at the edge are all kept.
+
+    The edge is found by bisection over the bit patterns of non-negative floats, which order as the floats do: 31 sums
+    are exact and far cheaper than a sort of the vocabulary.
+    """
+    bits = jax.lax.bitcast_convert_type(probs.astype(jnp.float32), jnp.int32)
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds  # enough mass at or above `low`, too little at or above `high`
+        middle = low + (high - low) // 2
+        enough = jnp.sum(jnp.where(bits >= middle[:, None], probs, 0), axis=-1) >= top_p
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    low = jnp.zeros(probs.shape[0], jnp.int32)
+    high = jnp.full_like(low, jnp.float32(2).view(jnp.int32))
+    return bits >= jax.lax.fori_loop(0, 31, halve, (low, high))[0][:, None]
+
+
+def choose(
+    logits: Float[Array, "B V"], uniform: Float[Array, "B"], temperature: float, top_p: float
+) -> tuple[Int[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
+    """A token by inversion of the cumulative distribution at `uniform`, its log-probability, and its raw one."""
+    logits = logits.astype(jnp.float32)
+    if temperature == 0:
+        token = jnp.argmax(logits, axis=-1)
+        raw = select_log_probs(logits[:, None], token[:, None])[:, 0]
+        return token, jnp.zeros_like(raw), raw
+    scaled = logits / temperature
+    if top_p < 1:
+        scaled = jnp.where(nucleus(jax.nn.softmax(scaled), top_p), scaled, -jnp.inf)
+    mass = jnp.cumsum(jnp.exp(scaled - jnp.max(scaled, axis=-1, keepdims=True)), axis=-1)
+    # Below the total whatever rounding does, so that the first sum to exceed it belongs to a token of some mass.
+    aim = jnp.minimum(uniform * mass[:, -1], jnp.nextafter(mass[:, -1], jnp.float32(0)))
+    token = jnp.sum(mass <= aim[:, None], axis=-1)
+    log_prob, raw = (select_log_probs(x[:, None], token[:, None])[:, 0] for x in (scaled, logits))
+    return token, log_prob, raw
+
+
+def sample(
+    config: ModelConfig,
+    sampling: SamplingConfig,
+    params: Params,
+    prompts: Int[Array, "B P"],
+    prompt_mask: Bool[Array, "B P"],
+    keys: Key[Array, "B*n"],
+    stops: Int[Array, "states V"],
+    eos: int,
+    pad: int,
+) -> Samples:
+    """n completions for each left-padded prompt, n = len(keys) / B; those of a prompt stand together.
+
+    A prompt is read once and its cache repeated for its n samples. `stops` is `stop_table`'s.
+    """
+    C, P = sampling.max_completion_length, prompts.shape[1]
+    rows = keys.shape[0]
+    n = rows // prompts.shape[0]
+    logits, caches = prefill(config, params, prompts, prompt_mask, C)
+    logits, prompt_mask, caches = jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), (logits, prompt_mask, caches))
+    layers = unstack_layers(config, params)
+    length = jnp.sum(prompt_mask, axis=1)
+    met = stops.shape[0] - 1
+
+    def draw(
+        t: Array, logits: Array, matched: Array, done: Array, out: Samples
+    ) -> tuple[Array, Array, Array, Samples]:
+        uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t)))(keys)
+        token, log_prob, raw = choose(logits, uniform, sampling.temperature, sampling.top_p)
+        token = jnp.where(done, pad, token)
+        matched = stops[matched, token]
+        ends = ~done & ((token == eos) | (matched == met))
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=t, axis=1)
+        out = Samples(
+            put(out.tokens, token[:, None]),
+            put(out.mask, ~done[:, None]),
+            put(out.log_probs, jnp.where(done, 0, log_prob)[:, None]),
+            put(out.raw_log_probs, jnp.where(done, 0, raw)[:, None]),
+            out.finished | ends,
+        )
+        return token, matched, done | ends, out
+
+    def body(carry: tuple) -> tuple:
+        t, token, matched, done, caches, out = carry
+        # What a row attends to past its own end is never read, so the cache needs no mask of what is done.
+        seen = jnp.concatenate([prompt_mask, jnp.broadcast_to(jnp.arange(C) < t, (rows, C))], axis=1)
+        logits, caches = decode_step(config, params, layers, token, length + t - 1, seen, caches, P + t - 1)
+        token, matched, done, out = draw(t, logits, matched, done, out)
+        return t + 1, token, matched, done, caches, out
+
+    out = Samples(
+        jnp.full((rows, C), pad, jnp.int32),
+        jnp.zeros((rows, C), bool),
+        jnp.zeros((rows, C)),
+        jnp.zeros((rows, C)),
+        jnp.zeros(rows, bool),
+    )
+    start = jnp.zeros(rows, jnp.int32)
+    token, matched, done, out = draw(jnp.int32(0), logits, start, out.finished, out)
+    carry = (jnp.int32(1), token, matched, done, caches, out)
+    return jax.lax.while_loop(lambda c: (c[0] < C) & ~jnp.all(c[3]), body, carry)[-1]
+
+
+@functools.cache
+def make_sampler(
+    config: ModelConfig, sampling: SamplingConfig, samples: int, eos: int, pad: int, mesh: Mesh
+) -> Callable[..., Samples]:
+    """The jitted sampler: (parameters, prompts, mask, key, problem ids, stop table) -> `samples` a prompt."""
+
+    def draw(
+        params: Params, prompts: Array, mask: Array, key: Array, problems: Array, stops: Array
+    ) -> Samples:
+        return sample(config, sampling, params, prompts, mask, sample_keys(key, problems, samples), stops, eos, pad)
+
+    everywhere, rows = replicated(mesh), by_row(mesh)
+    return jax.jit(draw, in_shardings=(everywhere, rows, rows, everywhere, rows, everywhere), out_shardings=rows)

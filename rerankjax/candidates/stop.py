@@ -1,0 +1,53 @@
+"""Stop strings as an automaton over tokens, so that the device knows when a completion is done."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What each token adds to a text, special tokens nothing.
+
+    A token is decoded behind an anchor, because decoders strip a leading space from a text's first token.
+    """
+    anchor = tokenizer.encode("a", add_special_tokens=False)
+    before = tokenizer.decode(anchor)
+    rows = tokenizer.batch_decode([[*anchor, i] for i in range(len(tokenizer))])
+    special = set(tokenizer.all_special_ids)
+    return ["" if i in special else row[len(before) :] for i, row in enumerate(rows)]
+
+
+def stop_table(texts: Sequence[str], stops: Sequence[str]) -> np.ndarray:
+    """The automaton's transitions, int32 [states, tokens]: state 0 starts, the last state says that a stop was met.
+
+    Aho and Corasick's machine over characters (doi 10.1145/360825.360855), each token run through it from each state,
+    so a stop string is found wherever tokens cut it.
+
+    Raises:
+        ValueError: a stop string is empty.
+    """
+    if "" in stops:
+        raise ValueError("stop_tokens holds an empty string, which every completion contains: remove it")
+    prefixes = sorted({s[:i] for s in stops for i in range(len(s) + 1)} | {""}, key=lambda p: (len(p), p))
+    state_of = {p: i for i, p in enumerate(prefixes)}
+    done = len(prefixes)
+
+    def follow(prefix: str, char: str) -> str:
+        text = prefix + char
+        return next(text[i:] for i in range(len(text) + 1) if text[i:] in state_of)
+
+    def run(prefix: str, text: str) -> int:
+        for char in text:
+            prefix = follow(prefix, char)
+            if prefix.endswith(tuple(stops)):
+                return done
+        return state_of[prefix]
+
+    table = [[run(p, t) if stops else 0 for t in texts] for p in prefixes]
+    return np.array([*table, [done] * len(texts)], np.int32)
+
+
+def truncate(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first stop string."""
+    return text[: min((i for s in stops if (i := text.find(s)) >= 0), default=len(text))]

@@ -1,0 +1,189 @@
+"""A Llama-family decoder: RoPE, RMSNorm, SwiGLU, grouped-query attention (arXiv 2302.13971, 2305.13245).
+
+Shapes: B batch, L query length, S key length, D hidden size, H query heads, K key/value heads, G = H // K, E head dim,
+N layers, V vocabulary. The layers' parameters are stacked on a leading axis of N and scanned over, so that compile time
+does not grow with depth; `decode_step` walks them one by one, because a scan would copy the whole cache every token.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from rerankjax.model.config import ModelConfig
+
+Params = Any  # a pytree of arrays, as flax.linen's init returns under "params"
+
+
+class Cache(NamedTuple):
+    """Keys and values of one layer, already rotated."""
+
+    keys: Float[Array, "B K S E"]
+    values: Float[Array, "B K S E"]
+
+
+def positions_of(mask: Bool[Array, "B L"]) -> Int[Array, "B L"]:
+    """A token's position is the number of real tokens before it, so padding on the left shifts nothing."""
+    return jnp.cumsum(mask, axis=1) - mask
+
+
+def causal_mask(mask: Bool[Array, "B L"]) -> Bool[Array, "B L L"]:
+    """Which keys each query sees: real tokens up to itself."""
+    length = mask.shape[1]
+    return jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, :]
+
+
+def rotate(x: Float[Array, "B X L E"], positions: Int[Array, "B L"], theta: float) -> Float[Array, "B X L E"]:
+    """Rotary position embedding in the half-split layout of Hugging Face's Llama (arXiv 2104.09864)."""
+    half = x.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BxLxE = positions[:, None, :, None] * frequency
+    cos, sin = jnp.cos(angle_BxLxE), jnp.sin(angle_BxLxE)
+    x1, x2 = x[..., :half], x[..., half:]
+    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
+
+
+def attend(
+    q: Float[Array, "B H L E"], k: Float[Array, "B K S E"], v: Float[Array, "B K S E"], mask: Bool[Array, "B L S"]
+) -> Float[Array, "B H L E"]:
+    """Grouped-query attention with a float32 softmax. A query that sees no key gets a mean of values, never NaN."""
+    B, H, L, E = q.shape
+    q = q.reshape(B, k.shape[1], -1, L, E)
+    logits = jnp.einsum("bkgle,bkse->bkgls", q, k) * E**-0.5
+    logits = jnp.where(mask[:, None, None], logits.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgls,bkse->bkgle", weights, v).reshape(B, H, L, E)
+
+
+class RMSNorm(nn.Module):
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)).astype(x.dtype) * scale
+
+
+class Block(nn.Module):
+    """One layer. With a cache, this call's keys and values are written into it at `start` and attended with the rest."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        positions: Int[Array, "B L"],
+        mask: Bool[Array, "B L S"],
+        cache: Cache | None = None,
+        start: Int[Array, ""] | int = 0,
+    ) -> tuple[Float[Array, "B L D"], Cache]:
+        c = self.config
+
+        def project(name: str, heads: int, y: Array) -> Array:
+            y = nn.Dense(heads * c.head_dim, use_bias=False, name=name)(y)
+            return y.reshape(*y.shape[:2], heads, c.head_dim).swapaxes(1, 2)
+
+        y = RMSNorm(c.rms_norm_eps, name="input_layernorm")(x)
+        q = rotate(project("q_proj", c.num_attention_heads, y), positions, c.rope_theta)
+        k = rotate(project("k_proj", c.num_key_value_heads, y), positions, c.rope_theta)
+        v = project("v_proj", c.num_key_value_heads, y)
+        if cache is not None:
+            k = jax.lax.dynamic_update_slice_in_dim(cache.keys, k, start, axis=2)
+            v = jax.lax.dynamic_update_slice_in_dim(cache.values, v, start, axis=2)
+        y = attend(q, k, v, mask).swapaxes(1, 2).reshape(*x.shape[:2], -1)
+        x = x + nn.Dense(c.hidden_size, use_bias=False, name="o_proj")(y)
+
+        y = RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x)
+        gate = nn.silu(nn.Dense(c.intermediate_size, use_bias=False, name="gate_proj")(y))
+        up = nn.Dense(c.intermediate_size, use_bias=False, name="up_proj")(y)
+        return x + nn.Dense(c.hidden_size, use_bias=False, name="down_proj")(gate * up), Cache(k, v)
+
+
+class Decoder(nn.Module):
+    """Token ids to final hidden states; `logits` maps those to the vocabulary, apart because few positions need it."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        c = self.config
+        init = nn.initializers.normal(0.02)
+        self.embed_tokens = nn.Embed(c.vocab_size, c.hidden_size, embedding_init=init)
+        self.layers = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=c.num_hidden_layers,
+        )(c)
+        self.norm = RMSNorm(c.rms_norm_eps)
+        if not c.tie_word_embeddings:
+            self.lm_head = nn.Dense(c.vocab_size, use_bias=False, kernel_init=init)
+
+    def __call__(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> tuple[Float[Array, "B L D"], Cache]:
+        """Hidden states and every layer's keys and values (stacked over layers), for rows padded on either side."""
+        x, cache = self.layers(self.embed_tokens(tokens), positions_of(mask), causal_mask(mask))
+        return self.norm(x), cache
+
+    def logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
+        if self.config.tie_word_embeddings:
+            return self.embed_tokens.attend(hidden)
+        return self.lm_head(hidden)
+
+    def initialise(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, "B L V"]:
+        """Touches every parameter: what `init` traces."""
+        return self.logits(self(tokens, mask)[0])
+
+
+def init_decoder(config: ModelConfig, key: Array) -> Params:
+    """Random float32 parameters."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    return Decoder(config).init(key, tokens, tokens == 0, method=Decoder.initialise)["params"]
+
+
+def hidden_states(
+    config: ModelConfig, params: Params, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]
+) -> Float[Array, "B L D"]:
+    return Decoder(config).apply({"params": params}, tokens, mask)[0]
+
+
+def to_logits(config: ModelConfig, params: Params, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
+    return Decoder(config).apply({"params": params}, hidden, method=Decoder.logits)
+
+
+def prefill(
+    config: ModelConfig, params: Params, tokens: Int[Array, "B P"], mask: Bool[Array, "B P"], new_tokens: int
+) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
+    """The logits that follow left-padded prompts, and a cache for each layer with room for `new_tokens` more."""
+    hidden, stacked = Decoder(config).apply({"params": params}, tokens, mask)
+    roomy = jax.tree.map(lambda a: jnp.pad(a, ((0, 0),) * 3 + ((0, new_tokens), (0, 0))), stacked)
+    caches = tuple(jax.tree.map(lambda a: a[i], roomy) for i in range(config.num_hidden_layers))
+    return to_logits(config, params, hidden[:, -1:])[:, 0], caches
+
+
+def decode_step(
+    config: ModelConfig,
+    params: Params,
+    layers: tuple[Params, ...],
+    tokens: Int[Array, "B"],
+    positions: Int[Array, "B"],
+    seen: Bool[Array, "B S"],
+    caches: tuple[Cache, ...],
+    slot: Int[Array, ""],
+) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
+    """One token more for each row: written into the caches at `slot`, attending to the cached keys that `seen` marks."""
+    x = Decoder(config).apply({"params": params}, tokens[:, None], method=lambda m, t: m.embed_tokens(t))
+    new = []
+    for layer, cache in zip(layers, caches, strict=True):
+        x, cache = Block(config).apply({"params": layer}, x, positions[:, None], seen[:, None], cache, slot)
+        new.append(cache)
+    x = Decoder(config).apply({"params": params}, x, method=lambda m, h: m.norm(h))
+    return to_logits(config, params, x)[:, 0], tuple(new)
+
+
+def unstack_layers(config: ModelConfig, params: Params) -> tuple[Params, ...]:
+    """The layers' parameters one by one, for `decode_step`."""
+    return tuple(jax.tree.map(lambda a: a[i], params["layers"]) for i in range(config.num_hidden_layers))

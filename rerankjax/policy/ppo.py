@@ -1,0 +1,269 @@
+"""PPO against the reranker with a KL penalty to the SFT model (stage C of the paper; arXiv 1707.06347, 2403.17031).
+
+The policy and its value function share a trunk: parameters {"decoder": ..., "value": [D]}. One iteration samples a
+rollout, then takes `epochs` passes over it in `minibatches` updates each. What an update is measured against (the old
+log-probabilities, values, advantages) is computed once, by the policy that sampled.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from rerankjax.candidates.sampling import Samples, SamplingConfig, sample, sample_keys
+from rerankjax.model.config import ModelConfig
+from rerankjax.model.decoder import Params
+from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean
+from rerankjax.model.sharding import by_row, replicated
+from rerankjax.model.training import OptimizerConfig, TrainState, apply_gradients, make_optimizer
+from rerankjax.policy.advantages import adapt_kl_coef, gae, token_rewards, whiten
+from rerankjax.reranker.bradley_terry import score_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig:
+    """Coefficients as the field names them. A `kl_target` of 0 keeps `kl_coef` fixed; else nats a sequence."""
+
+    batch_size: int  # rollouts an iteration
+    epochs: int
+    minibatches: int
+    kl_coef: float
+    kl_target: float = 0.0
+    kl_horizon: float = 10_000.0
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    policy_clip: float = 0.2
+    value_clip: float = 0.2
+    value_coef: float = 0.1
+    score_clip: float = 5.0  # standard deviations of the reference's scores
+    missing_eos_penalty: float = -1.0  # the score of a completion that the length limit cut
+    whiten_rewards: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.minibatches:
+            raise ValueError(
+                f"minibatches = {self.minibatches} does not divide batch_size = {self.batch_size}: choose a divisor"
+            )
+        for name in ("kl_coef", "kl_target", "value_coef"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)} is negative: use 0 or more")
+
+
+class Experience(NamedTuple):
+    """Sampled rows and what others think of them."""
+
+    rows: Rows
+    scores: Float[Array, "B"]  # normalised, as rewarded
+    reference_log_probs: Float[Array, "B C"]
+
+
+class Rollout(NamedTuple):
+    """What one iteration learns from; `old_*`, advantages and returns are those of the policy that sampled."""
+
+    rows: Rows
+    old_log_probs: Float[Array, "B C"]
+    old_values: Float[Array, "B C"]
+    advantages: Float[Array, "B C"]
+    returns: Float[Array, "B C"]
+
+
+class Reward(NamedTuple):
+    """The reranker as PPO sees it: its scores less `mean`, over `std`, both taken over the reference's samples."""
+
+    params: Params
+    mean: Float[Array, ""]
+    std: Float[Array, ""]
+
+
+def init_policy(trunk: Params) -> Params:
+    """A policy on the SFT model's trunk; its value head starts at zero."""
+    return {"decoder": trunk, "value": jnp.zeros_like(trunk["norm"]["scale"])}
+
+
+def policy_outputs(
+    config: ModelConfig, params: Params, rows: Rows, prompt_length: int, temperature: float
+) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
+    """Log-probability of each completion token, and the value of the state before it."""
+    log_probs, hidden = completion_log_probs(config, params["decoder"], rows, prompt_length, temperature)
+    values = hidden[:, prompt_length - 1 : -1].astype(jnp.float32) @ params["value"]
+    return log_probs, jnp.where(rows.mask[:, prompt_length:], values, 0.0)
+
+
+def normalised_scores(
+    ppo: PPOConfig, scores: Float[Array, "B"], reward: Reward, finished: Bool[Array, "B"]
+) -> Float[Array, "B"]:
+    scaled = jnp.clip((scores - reward.mean) / reward.std, -ppo.score_clip, ppo.score_clip)
+    return jnp.where(finished, scaled, ppo.missing_eos_penalty)
+
+
+def policy_loss(
+    log_ratio: Float[Array, "B C"], advantages: Float[Array, "B C"], clip: float
+) -> Float[Array, "B C"]:
+    """-min(ratio * A, clip(ratio) * A) (arXiv 1707.06347, equation 7)."""
+    ratio = jnp.exp(log_ratio)
+    return jnp.maximum(-advantages * ratio, -advantages * jnp.clip(ratio, 1 - clip, 1 + clip))
+
+
+def value_loss(
+    values: Float[Array, "B C"], old_values: Float[Array, "B C"], returns: Float[Array, "B C"], clip: float
+) -> Float[Array, "B C"]:
+    """Half the larger squared error of the value and of the value held within `clip` of the old one."""
+    clipped = old_values + jnp.clip(values - old_values, -clip, clip)
+    return 0.5 * jnp.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+
+
+def ppo_loss(
+    config: ModelConfig, ppo: PPOConfig, params: Params, batch: Rollout, prompt_length: int, temperature: float
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    mask = batch.rows.mask[:, prompt_length:]
+    outputs = jax.checkpoint(lambda p: policy_outputs(config, p, batch.rows, prompt_length, temperature))
+    log_probs, values = outputs(params)
+    log_ratio = log_probs - batch.old_log_probs
+    losses = policy_loss(log_ratio, batch.advantages, ppo.policy_clip)
+    policy = masked_mean(losses, mask)
+    value = masked_mean(value_loss(values, batch.old_values, batch.returns, ppo.value_clip), mask)
+    metrics = {
+        "policy_loss": policy,
+        "value_loss": value,
+        "clip_fraction": masked_mean(jnp.abs(jnp.expm1(log_ratio)) > ppo.policy_clip, mask),
+        "ratio_deviation": jnp.max(jnp.abs(jnp.expm1(log_ratio))),
+        "approx_kl": masked_mean(jnp.expm1(log_ratio) - log_ratio, mask),  # k3, joschu.net/blog/kl-approx.html
+    }
+    return policy + ppo.value_coef * value, metrics
+
+
+def collect(
+    config: ModelConfig,
+    pooling: str,
+    sampling: SamplingConfig,
+    ppo: PPOConfig,
+    policy: Params,
+    reference: Params,
+    reward: Reward,
+    prompts: Int[Array, "B P"],
+    prompt_mask: Bool[Array, "B P"],
+    keys: Key[Array, "B"],
+    stops: Int[Array, "states V"],
+    eos: int,
+    pad: int,
+) -> tuple[Experience, Samples]:
+    """One completion a prompt, scored by the reranker and weighed by the reference, at the sampling temperature."""
+    P = prompts.shape[1]
+    drawn = sample(config, sampling, policy["decoder"], prompts, prompt_mask, keys, stops, eos, pad)
+    rows = Rows(jnp.concatenate([prompts, drawn.tokens], axis=1), jnp.concatenate([prompt_mask, drawn.mask], axis=1))
+    reference_log_probs, _ = completion_log_probs(config, reference, rows, P, sampling.temperature)
+    scores = normalised_scores(ppo, score_rows(config, pooling, reward.params, rows, P), reward, drawn.finished)
+    return Experience(rows, scores, reference_log_probs), drawn
+
+
+def prepare(
+    ppo: PPOConfig,
+    experience: Experience,
+    log_probs: Float[Array, "B C"],
+    values: Float[Array, "B C"],
+    kl_coef: Float[Array, ""],
+) -> tuple[Rollout, Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The rollout with its whitened advantages, the next KL coefficient, and the iteration's metrics."""
+    mask = experience.rows.mask[:, -log_probs.shape[1] :]
+    log_ratios = log_probs - experience.reference_log_probs
+    rewards = token_rewards(experience.scores, log_ratios, mask, kl_coef)
+    if ppo.whiten_rewards:
+        rewards = whiten(rewards, mask, keep_mean=True)
+    advantages, returns = gae(rewards, values, mask, ppo.gamma, ppo.gae_lambda)
+    kl = jnp.mean(jnp.sum(log_ratios, axis=1))
+    next_coef = adapt_kl_coef(kl_coef, kl, ppo.kl_target, ppo.kl_horizon, len(mask)) if ppo.kl_target else kl_coef
+    metrics = {
+        "score": jnp.mean(experience.scores),
+        "kl": kl,
+        "kl_coef": kl_coef,
+        "length": jnp.mean(jnp.sum(mask, axis=1)),
+    }
+    return Rollout(experience.rows, log_probs, values, whiten(advantages, mask), returns), next_coef, metrics
+
+
+@functools.cache
+def make_ppo_step(
+    config: ModelConfig,
+    pooling: str,
+    sampling: SamplingConfig,
+    ppo: PPOConfig,
+    optimizer_config: OptimizerConfig,
+    prompt_length: int,
+    eos: int,
+    pad: int,
+    mesh: Mesh,
+) -> Callable[..., tuple[TrainState, Float[Array, ""], dict[str, Array]]]:
+    """One iteration: (state, reference, reward, prompts, mask, problem ids, key, KL coefficient, stop table)
+    -> (state, next KL coefficient, metrics). The state is donated; nothing leaves the device.
+
+    The old log-probabilities are taken in minibatches of an update's shape by a program with the update's forward pass:
+    a batch of another shape, or a pass inside a loop, sums in another order, and the first ratio would be 1 only to
+    within rounding.
+    """
+    optimizer = make_optimizer(optimizer_config)
+    everywhere, by_rows = replicated(mesh), by_row(mesh)
+
+    def take(rows: Rows | Rollout, index: Int[Array, "M"]) -> Rows | Rollout:
+        return jax.lax.with_sharding_constraint(jax.tree.map(lambda a: a[index], rows), by_rows)
+
+    @functools.partial(jax.jit, out_shardings=by_rows)
+    def gather(
+        policy: Params, reference: Params, reward: Reward, prompts: Array, mask: Array, keys: Array, stops: Array
+    ) -> Experience:
+        return collect(
+            config, pooling, sampling, ppo, policy, reference, reward, prompts, mask, keys, stops, eos, pad
+        )[0]
+
+    @functools.partial(jax.jit, out_shardings=by_rows)
+    def outputs(policy: Params, rows: Rows, index: Int[Array, "M"]) -> tuple[Array, Array]:
+        return policy_outputs(config, policy, take(rows, index), prompt_length, sampling.temperature)
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=everywhere)
+    def update(state: TrainState, rollout: Rollout, index: Int[Array, "M"]) -> tuple[TrainState, dict[str, Array]]:
+        batch = take(rollout, index)
+
+        def loss_of(params: Params) -> tuple[Array, dict[str, Array]]:
+            return ppo_loss(config, ppo, params, batch, prompt_length, sampling.temperature)
+
+        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        return apply_gradients(state, gradients, optimizer), {"loss": loss, **metrics}
+
+    @jax.jit
+    def orders(key: Key[Array, ""]) -> Int[Array, "epochs*minibatches M"]:
+        shuffle = jax.vmap(lambda k: jax.random.permutation(k, ppo.batch_size))
+        return shuffle(jax.random.split(key, ppo.epochs)).reshape(ppo.epochs * ppo.minibatches, -1)
+
+    keys_of = jax.jit(lambda key, problems: sample_keys(key, problems, 1), out_shardings=by_rows)
+    join = jax.jit(lambda parts: jax.tree.map(lambda *a: jnp.concatenate(a), *parts), out_shardings=by_rows)
+    finish = jax.jit(functools.partial(prepare, ppo))
+
+    def step(
+        state: TrainState,
+        reference: Params,
+        reward: Reward,
+        prompts: Array,
+        prompt_mask: Array,
+        problems: Array,
+        key: Array,
+        kl_coef: Array,
+        stops: Array,
+    ) -> tuple[TrainState, Array, dict[str, Array]]:
+        sample_key, order_key = jax.random.split(key)
+        keys = keys_of(sample_key, problems)
+        experience = gather(state.params, reference, reward, prompts, prompt_mask, keys, stops)
+        in_turn = jnp.arange(ppo.batch_size).reshape(ppo.minibatches, -1)
+        log_probs, values = join([outputs(state.params, experience.rows, index) for index in in_turn])
+        rollout, next_coef, metrics = finish(experience, log_probs, values, kl_coef)
+        updates = []
+        for index in orders(order_key):
+            state, update_metrics = update(state, rollout, index)
+            updates.append(update_metrics)
+        mean = {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
+        return state, next_coef, metrics | mean | {"first_ratio_deviation": updates[0]["ratio_deviation"]}
+
+    return step

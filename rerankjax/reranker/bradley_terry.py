@@ -1,0 +1,111 @@
+"""The reranker: a decoder with a reward head, trained on pairs (stage B of the paper).
+
+r(x, y) is the score of completion y for prompt x, and P(y+ beats y-) = sigmoid(r(x, y+) - r(x, y-)) (Bradley and
+Terry, 1952). Parameters: {"decoder": the trunk, "score": [D], the head}.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float
+
+from rerankjax.model.config import ModelConfig
+from rerankjax.model.decoder import Params, hidden_states
+from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean
+from rerankjax.model.sharding import by_row, replicated
+from rerankjax.model.training import OptimizerConfig, TrainState, apply_gradients, make_optimizer
+
+POOLINGS = ("last", "mean")
+
+
+@dataclasses.dataclass(frozen=True)
+class RerankerConfig:
+    """`pooling` "last" scores the last real token, as the paper; "mean" the mean over the completion's tokens.
+
+    `lm_coef` weighs the negative log-likelihood of the better completion, added to the Bradley-Terry loss.
+    """
+
+    pooling: str
+    lm_coef: float
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ValueError(f'pooling = "{self.pooling}" is unknown: use one of {", ".join(POOLINGS)}')
+        if self.lm_coef < 0:
+            raise ValueError(f"lm_coef = {self.lm_coef} rewards unlikely text: use 0 or more")
+
+
+def init_reranker(trunk: Params, key: Array) -> Params:
+    """A reranker on `trunk`, its head drawn from normal(0, 1 / sqrt(D + 1)) (openai/lm-human-preferences)."""
+    width = trunk["norm"]["scale"].shape[0]
+    return {"decoder": trunk, "score": jax.random.normal(key, (width,)) * (width + 1) ** -0.5}
+
+
+def pool_scores(
+    pooling: str, head: Float[Array, "D"], hidden: Float[Array, "B L D"], mask: Bool[Array, "B L"], prompt_length: int
+) -> Float[Array, "B"]:
+    per_token = hidden.astype(jnp.float32) @ head
+    if pooling == "mean":
+        return masked_mean(per_token[:, prompt_length:], mask[:, prompt_length:], axis=1)
+    last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    return jnp.take_along_axis(per_token, last[:, None], axis=1)[:, 0]
+
+
+def score_rows(
+    config: ModelConfig, pooling: str, params: Params, rows: Rows, prompt_length: int
+) -> Float[Array, "B"]:
+    """r(x, y) of each row."""
+    hidden = hidden_states(config, params["decoder"], rows.tokens, rows.mask)
+    return pool_scores(pooling, params["score"], hidden, rows.mask, prompt_length)
+
+
+def bradley_terry(better: Float[Array, "B"], worse: Float[Array, "B"]) -> Float[Array, "B"]:
+    """-log sigmoid(better - worse), without overflow."""
+    return jax.nn.softplus(worse - better)
+
+
+def reranker_loss(
+    config: ModelConfig, reranker: RerankerConfig, params: Params, better: Rows, worse: Rows, prompt_length: int
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Bradley-Terry loss, mean over pairs, plus the auxiliary language-model loss on the better completions."""
+    log_probs, hidden = completion_log_probs(config, params["decoder"], better, prompt_length)
+    chosen = pool_scores(reranker.pooling, params["score"], hidden, better.mask, prompt_length)
+    rejected = score_rows(config, reranker.pooling, params, worse, prompt_length)
+    pair_loss = jnp.mean(bradley_terry(chosen, rejected))
+    lm_loss = -masked_mean(log_probs, better.mask[:, prompt_length:])
+    metrics = {"pair_loss": pair_loss, "lm_loss": lm_loss, "accuracy": jnp.mean(chosen > rejected)}
+    return pair_loss + reranker.lm_coef * lm_loss, metrics
+
+
+@functools.cache
+def make_reranker_step(
+    config: ModelConfig, reranker: RerankerConfig, optimizer_config: OptimizerConfig, prompt_length: int, mesh: Mesh
+) -> Callable[[TrainState, Rows, Rows], tuple[TrainState, dict[str, Array]]]:
+    """The jitted update: (state, better rows, worse rows) -> (state, metrics). The state is donated."""
+    optimizer = make_optimizer(optimizer_config)
+
+    def step(state: TrainState, better: Rows, worse: Rows) -> tuple[TrainState, dict[str, Array]]:
+        def loss_of(params: Params) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+            return reranker_loss(config, reranker, params, better, worse, prompt_length)
+
+        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        return apply_gradients(state, gradients, optimizer), {"loss": loss, **metrics}
+
+    everywhere, rows = replicated(mesh), by_row(mesh)
+    return jax.jit(step, in_shardings=(everywhere, rows, rows), out_shardings=everywhere, donate_argnums=0)
+
+
+@functools.cache
+def make_scorer(
+    config: ModelConfig, pooling: str, prompt_length: int, mesh: Mesh
+) -> Callable[[Params, Rows], Float[Array, "B"]]:
+    """The jitted forward pass: (parameters, rows) -> scores."""
+    return jax.jit(
+        lambda params, rows: score_rows(config, pooling, params, rows, prompt_length),
+        in_shardings=(replicated(mesh), by_row(mesh)),
+        out_shardings=by_row(mesh),
+    )
