@@ -29,7 +29,9 @@ from rerankjax.reranker.bradley_terry import score_rows
 class PPOConfig:
     """Coefficients as the field names them. A `kl_target` of 0 keeps `kl_coef` fixed; else nats a sequence."""
 
+    iterations: int
     batch_size: int  # rollouts an iteration
+    learning_rate: float  # decays linearly to 0
     epochs: int
     minibatches: int
     kl_coef: float
@@ -49,9 +51,20 @@ class PPOConfig:
             raise ValueError(
                 f"minibatches = {self.minibatches} does not divide batch_size = {self.batch_size}: choose a divisor"
             )
+        if min(self.iterations, self.epochs, self.minibatches) < 1:
+            raise ValueError(
+                f"iterations = {self.iterations}, epochs = {self.epochs}, minibatches = {self.minibatches}: "
+                "each must be 1 or more"
+            )
         for name in ("kl_coef", "kl_target", "value_coef"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)} is negative: use 0 or more")
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """Adam with eps 1e-5 and linear decay, as openai/lm-human-preferences and arXiv 2403.17031."""
+        updates = self.iterations * self.epochs * self.minibatches
+        return OptimizerConfig(self.learning_rate, updates, schedule="linear", eps=1e-5)
 
 
 class Experience(NamedTuple):
@@ -121,6 +134,8 @@ def ppo_loss(
     config: ModelConfig, ppo: PPOConfig, params: Params, batch: Rollout, prompt_length: int, temperature: float
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     mask = batch.rows.mask[:, prompt_length:]
+    # Rematerialised as a whole, so that this forward pass is the very program that gave the old log-probabilities: the
+    # first ratio is then exactly 1, not 1 to within rounding.
     outputs = jax.checkpoint(lambda p: policy_outputs(config, p, batch.rows, prompt_length, temperature))
     log_probs, values = outputs(params)
     log_ratio = log_probs - batch.old_log_probs
@@ -192,7 +207,6 @@ def make_ppo_step(
     pooling: str,
     sampling: SamplingConfig,
     ppo: PPOConfig,
-    optimizer_config: OptimizerConfig,
     prompt_length: int,
     eos: int,
     pad: int,
@@ -201,11 +215,10 @@ def make_ppo_step(
     """One iteration: (state, reference, reward, prompts, mask, problem ids, key, KL coefficient, stop table)
     -> (state, next KL coefficient, metrics). The state is donated; nothing leaves the device.
 
-    The old log-probabilities are taken in minibatches of an update's shape by a program with the update's forward pass:
-    a batch of another shape, or a pass inside a loop, sums in another order, and the first ratio would be 1 only to
-    within rounding.
+    The old log-probabilities are taken in minibatches of an update's shape: a batch of another shape may be summed in
+    another order.
     """
-    optimizer = make_optimizer(optimizer_config)
+    optimizer = make_optimizer(ppo.optimizer)
     everywhere, by_rows = replicated(mesh), by_row(mesh)
 
     def take(rows: Rows | Rollout, index: Int[Array, "M"]) -> Rows | Rollout:

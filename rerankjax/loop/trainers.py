@@ -1,0 +1,165 @@
+"""Host loops around the jitted updates: batches in, metrics out a step late, so that the device never waits for them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
+
+from rerankjax.candidates.generate import problem_ids
+from rerankjax.candidates.stop import stop_table, token_texts
+from rerankjax.loop.experiment import Experiment, TrainingConfig
+from rerankjax.loop.metrics import WriteMetrics, metric_writer
+from rerankjax.loop.progress import Advance, progress
+from rerankjax.model.decoder import Params, init_decoder
+from rerankjax.model.likelihood import Rows
+from rerankjax.model.sharding import replicated
+from rerankjax.model.training import TrainState, init_state, make_optimizer
+from rerankjax.pairs.mining import Pair
+from rerankjax.policy.ppo import Reward, init_policy, make_ppo_step
+from rerankjax.policy.sft import make_sft_step
+from rerankjax.problems.problem import Problem, Solution
+from rerankjax.prompts.rows import pad_prompts, pad_rows, shuffled_batches
+from rerankjax.reranker.bradley_terry import init_reranker, make_reranker_step
+from rerankjax.reranker.score import encode_completions
+
+
+def train_sft(
+    e: Experiment,
+    problems: Sequence[Problem],
+    corpus: Sequence[Solution],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    mesh: Mesh,
+    directory: Path,
+) -> Params:
+    """The SFT model: a decoder trained from scratch on the corpus's solutions."""
+    prompt_of = {p.name: p.prompt for p in problems}
+    tokens, mask = _rows(e, tokenizer, [prompt_of[s.problem] for s in corpus], [s.completion for s in corpus])
+    update = make_sft_step(e.model, e.sft.optimizer, e.max_prompt_length, mesh)
+    params = jax.jit(lambda key: init_decoder(e.model, key))(jax.random.key(seed))
+    batches = (
+        (Rows(tokens[i], mask[i]),)
+        for i in shuffled_batches(len(corpus), e.sft.batch_size, e.sft.optimizer.steps, [seed, 0])
+    )
+    return _fit(update, _start(params, e.sft, mesh), batches, e.sft, "SFT", directory).params
+
+
+def train_reranker(
+    e: Experiment,
+    training: TrainingConfig,
+    params: Params,
+    pairs: Sequence[Pair],
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: Sequence[int],
+    mesh: Mesh,
+    directory: Path,
+    title: str,
+) -> Params:
+    """The reranker `params`, trained on the pairs."""
+    prompt_of = {p.name: p.prompt for p in problems}
+    prompts = [prompt_of[p.problem] for p in pairs]
+    better = _rows(e, tokenizer, prompts, [p.better for p in pairs])
+    worse = _rows(e, tokenizer, prompts, [p.worse for p in pairs])
+    update = make_reranker_step(e.model, e.reranker, training.optimizer, e.max_prompt_length, mesh)
+    batches = (
+        (Rows(better[0][i], better[1][i]), Rows(worse[0][i], worse[1][i]))
+        for i in shuffled_batches(len(pairs), training.batch_size, training.optimizer.steps, seed)
+    )
+    return _fit(update, _start(params, training, mesh), batches, training, title, directory).params
+
+
+def start_reranker(trunk: Params, seed: int) -> Params:
+    """An untrained reranker on a copy of the SFT model's trunk."""
+    return init_reranker(trunk, jax.random.key(seed))
+
+
+def train_ppo(
+    e: Experiment,
+    sft: Params,
+    reward: Reward,
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: Sequence[int],
+    key: jax.Array,
+    mesh: Mesh,
+    dev_pass_rate: Callable[[Params], float],
+    directory: Path,
+    title: str,
+) -> Params:
+    """The policy that solved most dev problems on the way, the SFT model itself among them (its decoder alone)."""
+    ppo, P = e.ppo, e.max_prompt_length
+    step = make_ppo_step(
+        e.model, e.reranker.pooling, e.sampling, ppo, P, tokenizer.eos_token_id, tokenizer.pad_token_id, mesh
+    )
+    stops = jnp.asarray(stop_table(token_texts(tokenizer), problems[0].stop_tokens))
+    encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
+    prompts, mask = pad_prompts(encoded, P, tokenizer.pad_token_id)
+    ids = problem_ids(problems)
+    optimizer = make_optimizer(ppo.optimizer)
+    state = jax.jit(lambda p: init_state(init_policy(p), optimizer), out_shardings=replicated(mesh))(sft)
+    kl_coef = jnp.float32(ppo.kl_coef)
+    best, best_rate = sft, dev_pass_rate(sft)
+    with metric_writer(directory) as write, progress(title, ppo.iterations, "iterations") as advance:
+        write(0, pass_rate=best_rate)
+        for i, batch in enumerate(shuffled_batches(len(problems), ppo.batch_size, ppo.iterations, seed), start=1):
+            state, kl_coef, metrics = step(
+                state, sft, reward, prompts[batch], mask[batch], ids[batch], jax.random.fold_in(key, i), kl_coef, stops
+            )
+            figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            if i % e.early_stopping.every == 0 or i == ppo.iterations:
+                figures["pass_rate"] = rate = dev_pass_rate(state.params["decoder"])
+                if rate > best_rate:
+                    best, best_rate = jax.tree.map(jnp.copy, state.params["decoder"]), rate
+            write(i, **figures)
+            advance(score=figures["score"], kl=figures["kl"], best_dev=best_rate)
+    return best
+
+
+def _rows(
+    e: Experiment, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    return pad_rows(
+        tokenizer(list(prompts), add_special_tokens=False)["input_ids"],
+        encode_completions(tokenizer, completions),
+        e.max_prompt_length,
+        e.sampling.max_completion_length,
+        tokenizer.pad_token_id,
+    )
+
+
+def _start(params: Params, training: TrainingConfig, mesh: Mesh) -> TrainState:
+    """A state of its own: updates donate it, and the parameters it starts from are still wanted."""
+    optimizer = make_optimizer(training.optimizer)
+    return jax.jit(lambda p: init_state(p, optimizer), out_shardings=replicated(mesh))(params)
+
+
+def _fit(
+    update: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+    state: TrainState,
+    batches: Iterable[tuple[Any, ...]],
+    training: TrainingConfig,
+    title: str,
+    directory: Path,
+) -> TrainState:
+    late = None
+    with metric_writer(directory) as write, progress(title, training.optimizer.steps) as advance:
+        for step, batch in enumerate(batches, start=1):
+            state, metrics = update(state, *batch)
+            if late is not None:
+                _record(write, advance, *late)
+            late = step, metrics
+        if late is not None:
+            _record(write, advance, *late)
+    return state
+
+
+def _record(write: WriteMetrics, advance: Advance, step: int, metrics: dict[str, jax.Array]) -> None:
+    figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    write(step, **figures)
+    advance(**figures)
