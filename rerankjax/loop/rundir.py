@@ -1,0 +1,114 @@
+"""The run directory: stages that are there as a whole or not at all, under one config and one process at a time.
+
+workdir/config.json        the resolved config
+workdir/seed0/sft/         a complete stage; seed0/.sft.partial is one at work or killed
+workdir/seed0/sft/stage.json
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rerankjax.problems.jsonl import write_text
+
+
+@contextmanager
+def open_run(workdir: Path | str, config: Mapping[str, Any]) -> Iterator[Path]:
+    """Holds the run directory for this process, so that its stages all come from `config`; yields its path.
+
+    config: nested mappings of JSON values, resolved. The first start saves it as config.json.
+    Raises ValueError that shows the difference if the directory was started with another config, and
+    RuntimeError if another process holds it. The kernel lets go when the process ends, by SIGKILL too.
+    """
+    root = Path(workdir)
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / "lock", "a") as lock:
+        try:
+            # lockf, not flock: a forked sandbox worker that outlives this process must not go on holding the run.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RuntimeError(
+                f"{root}: another process is at work on this run; wait for it or give another --workdir."
+            ) from error
+        _settle_config(root, config)
+        yield root
+
+
+def _settle_config(root: Path, config: Mapping[str, Any]) -> None:
+    path = root / "config.json"
+    new = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    if not path.exists():
+        write_text(path, new)
+        _sync(root)
+        return
+    was, now = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(json.loads(new))
+    changes = [
+        f"  {field}: {was.get(field, '(absent)')} -> {now.get(field, '(absent)')}"
+        for field in sorted(was.keys() | now.keys())
+        if was.get(field) != now.get(field)
+    ]
+    if changes:
+        raise ValueError(
+            f"{root} was started with another config (field: saved -> given):\n"
+            + "\n".join(changes)
+            + f"\nGive another --workdir, or remove {root} to start it anew."
+        )
+
+
+def _flat(value: Any, name: str = "") -> dict[str, str]:
+    """{"ppo.kl_coef": "0.1", ...}: every leaf by its dotted name, as JSON text."""
+    if not isinstance(value, dict) or (not value and name):
+        return {name: json.dumps(value)}
+    return {k: v for key, sub in value.items() for k, v in _flat(sub, f"{name}.{key}" if name else key).items()}
+
+
+def complete(path: Path) -> bool:
+    """Whether the stage at `path` was finished."""
+    return (path / "stage.json").is_file()
+
+
+def write_stage(path: Path, fill: Callable[[Path], object]) -> Path:
+    """The complete stage at `path`: as it stands, or else made by fill(directory) and put there in one step.
+
+    `fill` writes its artifacts into the directory it is given and returns when they are all written (asynchronous
+    checkpoints: wait for them). Killed at any moment, `path` is missing or complete; what a killed or failed attempt
+    left is removed before the next. stage.json gets the seconds that `fill` took.
+    """
+    if complete(path):
+        return path
+    if path.exists():
+        raise FileExistsError(f"{path} is there but is no complete stage (no stage.json); remove it and start again.")
+    partial = path.with_name(f".{path.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    start = time.monotonic()
+    fill(partial)
+    write_text(partial / "stage.json", json.dumps({"seconds": round(time.monotonic() - start, 3)}) + "\n")
+    # On disk before it has its name: a machine that stops must not leave a complete-looking stage with empty files.
+    for directory, _, names in os.walk(partial):
+        for name in names:
+            _sync(Path(directory, name))
+        _sync(Path(directory))
+    os.rename(partial, path)
+    _sync(path.parent)
+    return path
+
+
+def stage_seconds(path: Path) -> float:
+    """How many seconds the attempt that completed the stage took."""
+    return float(json.loads((path / "stage.json").read_text(encoding="utf-8"))["seconds"])
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
