@@ -1,0 +1,157 @@
+"""Programs in, verdicts out: a few boxes side by side, fed no faster than their results are taken."""
+
+import collections
+import concurrent.futures
+import functools
+import hashlib
+import os
+import queue
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rerankjax.sandbox import python
+from rerankjax.sandbox.box import Box, BoxDiedError
+from rerankjax.sandbox.verdict import Limits, Program, Result, SandboxError, Verdict
+
+JUDGES = {"py": python.judge}
+EMPTY = {"exit_code": None, "signal": None, "stdout": "", "stderr": "", "wall_seconds": 0.0, "cpu_seconds": 0.0}
+REMEMBERED = 4096  # distinct programs whose results are kept for their repetitions
+
+
+# What a program must not be able to do, tried by one.
+PROBE = """
+import os
+status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines())
+assert status["Seccomp"] == "2", "no seccomp filter"
+assert status["NoNewPrivs"] == "1", "it may gain privileges"
+assert all(int(status[kind], 16) == 0 for kind in ("CapPrm", "CapEff", "CapBnd", "CapAmb")), "it has capabilities"
+assert os.getpid() == 1, "it has no PID namespace"
+assert [line.split(":")[0].strip() for line in list(open("/proc/net/dev"))[2:]] == ["lo"], "it has a network"
+children = 0
+try:
+    while children < 8:
+        children += 1
+        if not os.fork():
+            os._exit(0)
+except BlockingIOError:
+    pass
+else:
+    raise AssertionError("the kernel does not limit its processes")
+"""
+
+
+@functools.cache
+def check() -> None:
+    """Raises SandboxError, which names what is missing and the remedy, unless programs can be contained here.
+
+    Starts a box and has a program in it try what it must not be able to do; the answer is kept for this process.
+    """
+    if sys.platform != "linux":
+        raise SandboxError(f"sandbox: needs Linux (namespaces, seccomp), and this is {sys.platform}")
+    box = Box()
+    try:
+        body = {"source": PROBE, "tests": "", "stdin": "", "exit_is_end": False}
+        reply = box.ask(body, Limits(processes=4))
+    except BoxDiedError as error:
+        raise SandboxError(
+            f"sandbox: no box starts here: {error}\nIt needs bubblewrap with unprivileged user namespaces. In a "
+            "container: run it with --privileged, or with seccomp=unconfined, apparmor=unconfined and CAP_SYS_ADMIN. "
+            "On a host: sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000 "
+            "kernel.apparmor_restrict_unprivileged_userns=0, as far as it has these."
+        ) from None
+    finally:
+        box.close()
+    if reply["said"] != "passed":
+        raise SandboxError(f"sandbox: a box starts but does not contain programs: {reply['stderr'] or reply}")
+
+
+def run(
+    programs: Iterable[Program], *, workers: int | None = None, limits: Limits | None = None, control: bool = True
+) -> Iterator[Result]:
+    """Run each program in a sandbox of its own; yields each one's result as it finishes, in no order.
+
+    Args:
+        programs: may be endless; at most four a worker are taken ahead of the results that were yielded.
+        workers: programs at a time; by default one for each core this process may use.
+        limits: of each program; by default `Limits()`.
+        control: run what passed once more with a test made wrong, and let it fail where it passes that too.
+
+    A program that occurs again within a few thousand others runs once; each occurrence has its result. Where the
+    sandbox itself dies the program runs once more, then its verdict is SANDBOX_ERROR. Closing the generator ends all
+    that runs. Raises SandboxError, before any program runs, where programs cannot be contained (see `check`), and
+    ValueError for a language that is not known.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"run: workers is {workers}; it must be at least 1, or None for one a core")
+    check()
+    return _run(iter(programs), workers or len(os.sched_getaffinity(0)), limits or Limits(), control)
+
+
+def _run(programs: Iterator[Program], workers: int, limits: Limits, control: bool) -> Iterator[Result]:
+    boxes = [Box() for _ in range(workers)]
+    free: queue.SimpleQueue[Box] = queue.SimpleQueue()
+    for box in boxes:
+        free.put(box)
+    closing = False
+
+    def judged(program: Program) -> dict[str, Any]:
+        box = free.get()
+        try:
+            for attempt in (1, 2):
+                try:
+                    verdict, reply = JUDGES[program.language](box, program, limits, control=control)
+                except BoxDiedError as error:
+                    reply = {"stderr": f"sandbox: died {attempt} times under this program: {error}"}
+                    verdict = Verdict.SANDBOX_ERROR
+                    if closing:
+                        break
+                else:
+                    break
+            return {"verdict": verdict} | {key: reply.get(key, empty) for key, empty in EMPTY.items()}
+        finally:
+            free.put(box)
+
+    executor = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="sandbox")
+    waiting: dict[concurrent.futures.Future[dict[str, Any]], tuple[bytes, list[int]]] = {}
+    running: dict[bytes, list[int]] = {}
+    done: collections.OrderedDict[bytes, dict[str, Any]] = collections.OrderedDict()
+    numbered = enumerate(programs)
+    try:
+        more = True
+        while more or waiting:
+            while more and sum(len(indices) for _, indices in waiting.values()) < 4 * workers:
+                index, program = next(numbered, (-1, None))
+                if program is None:
+                    more = False
+                    break
+                if program.language not in JUDGES:
+                    raise ValueError(f"program {index}: language is {program.language!r}; known: {', '.join(JUDGES)}")
+                key = hashlib.sha256(repr(program).encode(errors="surrogatepass")).digest()
+                if key in done:
+                    yield Result(index=index, **done[key])
+                elif key in running:
+                    running[key].append(index)
+                else:
+                    running[key] = [index]
+                    waiting[executor.submit(judged, program)] = (key, running[key])
+            finished, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in finished:
+                key, indices = waiting.pop(future)
+                del running[key]
+                outcome = future.result()
+                if outcome["verdict"] is not Verdict.SANDBOX_ERROR:
+                    done[key] = outcome
+                    if len(done) > REMEMBERED:
+                        done.popitem(last=False)
+                for index in indices:
+                    yield Result(index=index, **outcome)
+    finally:
+        closing = True
+        for future in waiting:
+            future.cancel()
+        for box in boxes:
+            box.cancel()
+        executor.shutdown(wait=True)
+        for box in boxes:
+            box.close()

@@ -1,0 +1,123 @@
+"""Python: what the box is asked for a program, and what its answer means."""
+
+import ast
+import functools
+import hashlib
+from typing import Any
+
+from rerankjax.sandbox.box import Box
+from rerankjax.sandbox.verdict import Limits, Program, Verdict
+
+CAUGHT = "sandbox: the program passes even when a test is made wrong, so its pass proves nothing"
+
+
+def judge(box: Box, program: Program, limits: Limits, *, control: bool) -> tuple[Verdict, dict[str, Any]]:
+    """The verdict on a Python program and the box's reply it rests on. Raises BoxDiedError."""
+    keep = program.expected_output is not None
+    body = {"source": program.source, "tests": program.tests, "stdin": program.stdin, "exit_is_end": keep}
+    reply = box.ask(body, limits, keep_output=keep)
+    verdict = _verdict(reply, limits)
+    if verdict is Verdict.PASSED and control and not keep:
+        wrong = _wrong_tests(program)
+        if _verdict(box.ask({**body, "tests": wrong}, limits), limits) is Verdict.PASSED:
+            return Verdict.FAILED, {**reply, "stderr": CAUGHT}
+    return verdict, reply
+
+
+def _verdict(reply: dict[str, Any], limits: Limits) -> Verdict:
+    if reply["killed"]:
+        return Verdict(reply["killed"])
+    if reply["cpu_seconds"] > limits.cpu_seconds:
+        return Verdict.TIMEOUT
+    said = reply["said"]
+    if said == "passed":
+        return Verdict.PASSED if reply["exit_code"] == 0 else Verdict.RUNTIME_ERROR
+    if said in ("failed", "compile error", "memory limit"):
+        return Verdict(said)
+    # Ended by exit or by a signal: an exit code of 0 claims a pass that no test bears out.
+    return Verdict.FAILED if reply["exit_code"] == 0 else Verdict.RUNTIME_ERROR
+
+
+def _wrong_tests(program: Program) -> str:
+    """`program.tests` with one assertion that no honest program can pass.
+
+    Which one is made wrong depends on the program, and the program runs in a process of its own that looks like the
+    first: to tell the two apart it would have to know the right answers. Where no assertion is sure to run, one is
+    added.
+    """
+    edits = _edits(program.tests)
+    if not edits:
+        return program.tests + "\nassert False\n"
+    digest = hashlib.sha256(program.source.encode(errors="replace") + program.tests.encode(errors="replace")).digest()
+    start, end, wrong = edits[int.from_bytes(digest[:8], "big") % len(edits)]
+    tests = program.tests.encode()
+    return (tests[:start] + wrong.encode() + tests[end:]).decode()
+
+
+@functools.lru_cache(maxsize=256)
+def _edits(tests: str) -> list[tuple[int, int, str]]:
+    """(start, end, wrong text), in bytes of UTF-8, for each assertion that runs whenever all tests pass."""
+    try:
+        tree = ast.parse(tests)
+        starts = [0]
+        for line in tests.encode().splitlines(keepends=True):
+            starts.append(starts[-1] + len(line))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    called = {
+        node.value.func.id
+        for node in tree.body
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name)
+    }
+    bodies = [tree.body] + [
+        node.body for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in called
+    ]
+    asserts = [node for body in bodies for node in body if isinstance(node, ast.Assert)]
+    edits = []
+    for node in asserts:
+        place = _expected(node.test)
+        if place is not None:
+            old, wrong = place
+            start = starts[old.lineno - 1] + old.col_offset
+            end = starts[(old.end_lineno or 0) - 1] + (old.end_col_offset or 0)
+            edits.append((start, end, wrong))
+    return edits
+
+
+def _expected(test: ast.expr) -> tuple[ast.expr, str] | None:
+    """The part of an assertion to replace, and a value that a right answer is not equal to."""
+    if not isinstance(test, ast.Compare) or len(test.ops) > 1:
+        return None
+    left, right = test.left, test.comparators[0]
+    if isinstance(test.ops[0], ast.Eq) and any(isinstance(node, ast.Call) for node in ast.walk(left)):
+        try:
+            return right, f"({_other(ast.literal_eval(right))!r})"
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            return right, "object()"
+    match test.ops[0], left:
+        case ast.Lt() | ast.LtE(), ast.Call(func=ast.Name("abs" | "fabs") | ast.Attribute(attr="fabs")):
+            return right, "-1"
+    return None
+
+
+def _other(value: Any) -> Any:
+    """A value of the same type, where there is one, that is not equal to `value`."""
+    match value:
+        case bool():
+            return not value
+        case int() | float() | complex():
+            return value + 1 if value + 1 != value else -value
+        case str():
+            return value + "x"
+        case bytes():
+            return value + b"x"
+        case list():
+            return [*value, 0]
+        case tuple():
+            return (*value, 0)
+        case dict():
+            return {**value, "x": 0} if "x" not in value else {}
+        case set():
+            return value ^ {0}
+        case _:  # None, Ellipsis
+            return 0
