@@ -1,14 +1,16 @@
 """The table: selection rules, intervals, results and claims against numbers worked out by hand."""
 
 import dataclasses
+import io
 import itertools
 import json
 import math
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from rerankjax.table import claims, results, selection, statistics
+from rerankjax.table import claims, render, results, selection, statistics
 from rerankjax.table.evaluation import ARMS, Evaluation
 from rerankjax.table.summary import summarise
 
@@ -269,7 +271,7 @@ def test_claims_get_the_verdict_of_their_interval(summary: results.Results) -> N
     assert findings["Self-training against hard negatives"].verdict == "not shown"
     absent = findings["Second iteration, self-training"]
     assert absent.verdict == "not run"
-    assert absent.text().endswith("needs the arms ppo and self_training+ppo. The paper: 70.9% against 69.9%.")
+    assert absent.text().endswith("lacks the arm self_training+ppo or ppo. The paper: 70.9% against 69.9%.")
     reranking = summary.figure("sft", "reranker").value - summary.figure("sft", "random").value
     assert findings["Reranking"].difference.value == pytest.approx(reranking, abs=2e-6)
     assert "above 0 in 2 of 2 seeds" in findings["Reranking"].text()
@@ -315,3 +317,39 @@ def test_a_model_that_solves_nothing_has_zeros_and_no_auc(tmp_path) -> None:
     assert nothing.discrimination("sft", "auc") is None
     results.save(nothing, tmp_path / "results.json")
     assert results.load(tmp_path / "results.json") == nothing
+
+
+# What people see
+
+
+def printed(summary: results.Results, width: int) -> str:
+    text = io.StringIO()
+    render.print_results(summary, Console(file=text, width=width, force_terminal=True, color_system=None))
+    return text.getvalue()
+
+
+def test_the_terminal_table_holds_every_figure_in_eighty_columns(summary: results.Results) -> None:
+    text = printed(summary, 80)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    for _, cells in render.table_cells(summary):
+        assert all(statistics.decimal(cell.value) in text for cell in cells if cell)
+    assert "Hard against random negatives" in text
+    # Arms that did not run are counted, not listed.
+    assert "Second iteration" not in text
+
+
+def test_a_pipe_gets_a_wide_plain_table(summary: results.Results) -> None:
+    text = io.StringIO()
+    render.print_results(summary, Console(file=text, width=40))
+    assert "\x1b" not in text.getvalue()
+    assert "PPO, reranker 2 (random negatives) " in text.getvalue()
+
+
+def test_markdown_has_one_row_an_arm_and_repeats_no_sample_figure(summary: results.Results) -> None:
+    lines = render.markdown(summary).splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert {len(row) for row in rows} == {8}
+    assert [row[0] for row in rows[2:]] == [ARMS[arm] for arm in ONE_ITERATION]
+    assert rows[2][1] == summary.figure("sft", "random").text()
+    # control, random, hard and self_training choose among the samples of the row of ppo.
+    assert [row[1] == '"' for row in rows[2:]] == [False, False, True, True, True, True]

@@ -129,7 +129,7 @@ CLAIMS: tuple[Claim, ...] = _ONE_ITERATION + _WHAT_TO_RETRAIN_ON + _TWO_ITERATIO
 class Finding:
     """What a run says of a claim: the 95% interval of the paired difference lies above 0, below it, or holds it.
 
-    `by_seed` has each seed's own difference, as intervals over problems say nothing of other training runs.
+    `by_seed` has each seed's own difference, for intervals over problems say nothing of other training runs.
     """
 
     claim: Claim
@@ -137,29 +137,29 @@ class Finding:
     difference: Difference | None
     by_seed: tuple[float, ...]
 
-    def measured(self) -> str:
-        """`+.104 [+.071, +.137]; above 0 in 3 of 3 seeds`, or why there is no figure."""
+    def interval(self) -> str:
+        """`+.104 [+.071, +.137]`, or nothing where the claim was not run."""
+        return self.difference.text("+") if self.difference else ""
+
+    def seeds_above(self) -> str:
+        """`2 of 3`: in how many seeds the difference itself is above 0."""
+        return f"{sum(value > 0 for value in self.by_seed)} of {len(self.by_seed)}"
+
+    def outcome(self) -> str:
+        """A sentence with the figures, for people who do not read intervals daily."""
         if self.difference is None:
-            return f"needs the arms {self.claim.baseline[0]} and {self.claim.better[0]}"
-        above = sum(value > 0 for value in self.by_seed)
-        seeds = f"; above 0 in {above} of {len(self.by_seed)} seeds" if len(self.by_seed) > 1 else ""
-        return self.difference.text("+") + seeds
+            return f"This run cannot tell: it lacks the arm {self.claim.better[0]} or {self.claim.baseline[0]}."
+        said = {
+            "shown": "It does here",
+            "contradicted": "Here it is the other way round",
+            "not shown": "Here the difference may be chance",
+        }[self.verdict]
+        return f"{said}: {self.interval()}, above 0 in {self.seeds_above()} seeds."
 
     def text(self) -> str:
         """The verdict, the claim and the figures as prose."""
         paper = f" The paper: {self.claim.paper}." if self.claim.paper else ""
         return f"{self.verdict.capitalize()}: {self.claim.sentence} {self.outcome()}{paper}"
-
-    def outcome(self) -> str:
-        """A sentence with the figures, for people who do not read intervals daily."""
-        if self.difference is None:
-            return f"This run cannot tell: it {self.measured()}."
-        said = {
-            "shown": "It does here:",
-            "contradicted": "Here it is the other way round:",
-            "not shown": "Here the difference may be chance:",
-        }
-        return f"{said[self.verdict]} {self.measured()}."
 
 
 def judge(results: Results) -> tuple[Finding, ...]:
@@ -183,10 +183,8 @@ def _find(claim: Claim, results: Results) -> Finding:
 
 
 def tally(findings: tuple[Finding, ...]) -> str:
-    """`7 of 10 claims shown, 1 contradicted, 2 not shown; 4 not run`."""
+    """`7 of 10 shown, 1 contradicted, 2 not shown; 4 not run`."""
     count = Counter(finding.verdict for finding in findings)
     run = len(findings) - count["not run"]
-    text = (
-        f"{count['shown']} of {run} claims shown, {count['contradicted']} contradicted, {count['not shown']} not shown"
-    )
+    text = f"{count['shown']} of {run} shown, {count['contradicted']} contradicted, {count['not shown']} not shown"
     return f"{text}; {count['not run']} not run" if count["not run"] else text

@@ -6,16 +6,16 @@ import numpy as np
 
 # Every arm the loop may run, with the words people read. A smaller config leaves some out.
 ARMS = {
-    "sft": "SFT, first reranker",
-    "ppo": "PPO, first reranker",
-    "control": "PPO, retrained: same data",
-    "random": "PPO, retrained: random negatives",
-    "hard": "PPO, retrained: hard negatives",
-    "self_training": "PPO, retrained: self-training",
-    "control+ppo": "2nd PPO: same data",
-    "random+ppo": "2nd PPO: random negatives",
-    "hard+ppo": "2nd PPO: hard negatives",
-    "self_training+ppo": "2nd PPO: self-training",
+    "sft": "SFT, reranker 1",
+    "ppo": "PPO, reranker 1",
+    "control": "PPO, reranker 2 (same data)",
+    "random": "PPO, reranker 2 (random negatives)",
+    "hard": "PPO, reranker 2 (hard negatives)",
+    "self_training": "PPO, reranker 2 (self-training)",
+    "control+ppo": "PPO 2, reranker 2 (same data)",
+    "random+ppo": "PPO 2, reranker 2 (random negatives)",
+    "hard+ppo": "PPO 2, reranker 2 (hard negatives)",
+    "self_training+ppo": "PPO 2, reranker 2 (self-training)",
 }
 
 

@@ -13,7 +13,7 @@ from rerankjax.table.evaluation import Evaluation
 
 RULES = {
     "random": "random",
-    "log_probability": "log-probability",
+    "log_probability": "log-prob.",
     "majority": "majority",
     "reranker": "reranker",
     "reranker+log_probability": "reranker + lambda log-p",
