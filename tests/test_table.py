@@ -5,12 +5,14 @@ import io
 import itertools
 import json
 import math
+import re
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from rerankjax.table import claims, render, results, selection, statistics
+from rerankjax.table import claims, markup, plots, render, report, results, selection, statistics
 from rerankjax.table.evaluation import ARMS, Evaluation
 from rerankjax.table.summary import summarise
 
@@ -127,6 +129,8 @@ def test_bad_samples_are_refused_with_their_place() -> None:
         selection.best_of(e.passed, scores)
     with pytest.raises(ValueError, match="bool"):
         dataclasses.replace(e, passed=e.passed.astype(float))
+    with pytest.raises(ValueError, match="choose one of sft, ppo"):
+        dataclasses.replace(e, arm="third")
     with pytest.raises(ValueError, match="lengths has shape"):
         dataclasses.replace(e, lengths=e.lengths[:, 1:])
     with pytest.raises(ValueError, match="m is 9; choose 1 to 8"):
@@ -238,6 +242,12 @@ def test_figures_are_means_over_problems_then_seeds(summary: results.Results) ->
         summary.figure("hard+ppo", "reranker")
 
 
+def test_the_order_of_evaluations_does_not_matter(summary: results.Results) -> None:
+    gain = {"sft": 2.0, "ppo": 0.0, "hard": 2.0, "self_training": 2.0}
+    shuffled = [evaluation(s, a, gain=gain.get(a, 0.5)) for a in reversed(ONE_ITERATION) for s in (1, 0)]
+    assert summarise(shuffled, "digest") == summary
+
+
 def test_arms_of_one_policy_share_what_only_looks_at_samples(summary: results.Results) -> None:
     for rule in selection.POLICY_RULES:
         shared = {summary.figure(arm, rule).text() for arm in ONE_ITERATION if arm != "sft"}
@@ -331,7 +341,7 @@ def printed(summary: results.Results, width: int) -> str:
 def test_the_terminal_table_holds_every_figure_in_eighty_columns(summary: results.Results) -> None:
     text = printed(summary, 80)
     assert max(len(line) for line in text.splitlines()) <= 80
-    for _, cells in render.table_cells(summary):
+    for _, cells, _ in render.table_rows(summary):
         assert all(statistics.decimal(cell.value) in text for cell in cells if cell)
     assert "Hard against random negatives" in text
     # Arms that did not run are counted, not listed.
@@ -353,3 +363,101 @@ def test_markdown_has_one_row_an_arm_and_repeats_no_sample_figure(summary: resul
     assert rows[2][1] == summary.figure("sft", "random").text()
     # control, random, hard and self_training choose among the samples of the row of ppo.
     assert [row[1] == '"' for row in rows[2:]] == [False, False, True, True, True, True]
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its elements, attributes and text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.words = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+HOSTILE = "</pre></style><script>fetch('//evil')</script><img src=x onerror=alert(1)> &lt; \u202e\x1b[31m\ud800\"'"
+RUN = report.Run(HOSTILE, HOSTILE, {"sft": 61.4, HOSTILE: 1.0}, {"jax": HOSTILE}, HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def page(summary: results.Results) -> str:
+    evaluations = [evaluation(s, a) for s in (0, 1) for a in ONE_ITERATION]
+    rows = [
+        {"step": i, "score": i / 9, "kl": 0.1, "length": 9.0, "pass_rate": None if i % 2 else 0.4} for i in range(9)
+    ]
+    del rows[3]["pass_rate"]
+    losses = [
+        plots.Curve("SFT", seed, [{"step": i, "loss": 1 / (i + seed + 1)} for i in range(900)]) for seed in (0, 1)
+    ]
+    negative = report.HardNegative(1, HOSTILE, HOSTILE, HOSTILE, 2.5, HOSTILE)
+    ppo = [plots.Curve("ppo", seed, rows[: 9 - seed]) for seed in (0, 1)]
+    return report.report(summary, evaluations, RUN, ppo, losses, [negative])
+
+
+def test_a_hostile_completion_stays_text(page: str) -> None:
+    parsed = Page(page)
+    assert not {"script", "img", "iframe", "link", "base", "form", "object"} & set(parsed.tags)
+    assert not [name for name, _ in parsed.attributes if name.startswith("on")]
+    assert parsed.words.count("<script>fetch('//evil')</script>") >= 6
+    assert "\u202e" not in page
+    assert "\x1b" not in page
+    page.encode("utf-8")
+
+
+def test_the_report_fetches_nothing(page: str) -> None:
+    fetching = [
+        (n, v) for n, v in Page(page).attributes if n in ("src", "href", "xlink:href", "data", "action", "srcset")
+    ]
+    assert fetching
+    assert all(value and value.startswith("#") for _, value in fetching)
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+    assert "default-src 'none'" in page
+
+
+def test_the_report_holds_the_table_the_claims_and_every_figure(page: str, summary: results.Results) -> None:
+    parsed = Page(page)
+    for _, cells, _ in render.table_rows(summary):
+        assert all(statistics.decimal(cell.value) in parsed.words for cell in cells if cell)
+    for finding in claims.judge(summary):
+        assert finding.claim.sentence in parsed.words
+        assert finding.interval() in parsed.words
+    labels = [value for name, value in parsed.attributes if name == "aria-label"]
+    assert "PPO training curves" in labels
+    assert "1 min 01 s" in parsed.words
+
+
+def test_figures_take_their_colours_from_the_page(page: str) -> None:
+    assert "#00000" not in page
+    style = page[page.index("<style>") : page.index("</style>")]
+    for name in set(re.findall(r"var\(--(\w+)\)", page)):
+        # Once for light and once for dark.
+        assert style.count(f"--{name}:") == 2, name
+
+
+def test_the_same_run_makes_the_same_report(summary: results.Results) -> None:
+    evaluations = [evaluation(s, a) for s in (0, 1) for a in ONE_ITERATION]
+    assert report.report(summary, evaluations, RUN) == report.report(summary, evaluations, RUN)
+
+
+def test_a_report_of_one_arm_that_solves_nothing() -> None:
+    e = evaluation()
+    e = dataclasses.replace(e, passed=np.zeros_like(e.passed), scores=np.zeros_like(e.scores))
+    page = report.report(summarise([e], ""), [e], RUN)
+    assert "AUC undefined" in page
+    assert "0.0%" in page
+    assert "nan" not in Page(page).words.lower()
+    assert "| undefined |" in render.markdown(summarise([e], ""))
+
+
+def test_long_blocks_are_cut_where_they_matter_least() -> None:
+    assert markup.block("a" * 5_000) == "a" * 3_000 + "\n[2000 characters left out]"
+    assert markup.block("a" * 5_000 + "end", keep_end=True).endswith("aend")

@@ -37,7 +37,7 @@ class Evaluation:
       lam: lambda of reranker + lambda * log-probability, chosen on the dev split.
 
     Raises:
-      ValueError: an array has another shape or type than stated, or a score is not finite.
+      ValueError: the arm is unknown, an array has another shape or type than stated, or a score is not finite.
     """
 
     seed: int
@@ -53,6 +53,8 @@ class Evaluation:
     lam: float
 
     def __post_init__(self) -> None:
+        if self.arm not in ARMS:
+            raise ValueError(f"arm is {self.arm!r}; choose one of {', '.join(ARMS)}, or name a new one in ARMS")
         where = f"evaluation of seed {self.seed}, arm {self.arm!r}"
         if self.passed.ndim != 2 or self.passed.dtype != bool or self.passed.size == 0:
             raise ValueError(

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from rerankjax.table.claims import judge, tally
 from rerankjax.table.evaluation import ARMS
-from rerankjax.table.results import Results
+from rerankjax.table.results import Discrimination, Results
 from rerankjax.table.selection import POLICY_RULES, RULES
 from rerankjax.table.statistics import Estimate, decimal
 
@@ -15,18 +15,17 @@ VERDICT_STYLES = {"shown": "green", "contradicted": "red", "not shown": "yellow"
 _PLAIN_WIDTH = 110
 
 
-def table_cells(results: Results) -> list[tuple[str, list[Estimate | None]]]:
-    """One row an arm: its label, then an estimate for every rule, then its reranker's AUC.
+def table_rows(results: Results) -> list[tuple[str, list[Estimate | None], Discrimination | None]]:
+    """One row an arm: its label, an estimate for every rule, its reranker's AUC.
 
-    None stands for "as above" where an earlier arm has the same samples, and for an undefined AUC.
+    None stands for "as above", where an earlier arm has the same samples, and for an AUC that is undefined.
     """
     rows, seen = [], set()
     for arm in results.arms:
         cells: list[Estimate | None] = [
             None if arm.policy in seen and rule in POLICY_RULES else results.figure(arm.arm, rule) for rule in RULES
         ]
-        cells.append(results.discrimination(arm.arm, "auc"))
-        rows.append((ARMS.get(arm.arm, arm.arm), cells))
+        rows.append((ARMS[arm.arm], cells, results.discrimination(arm.arm, "auc")))
         seen.add(arm.policy)
     return rows
 
@@ -51,7 +50,7 @@ def print_results(results: Results, console: Console | None = None) -> None:
     for name in RULES.values():
         table.add_column(name, justify="right", min_width=9, max_width=9)
     table.add_column("AUC", justify="right", min_width=4, no_wrap=True)
-    for label, (*cells, auc) in table_cells(results):
+    for label, cells, auc in table_rows(results):
         # Interval below its value, none for the AUC: a row fits into 80 columns.
         table.add_row(label, *(_cell(cell) for cell in cells), decimal(auc.value) if auc else "")
     console.print(table)
@@ -80,7 +79,8 @@ def markdown(results: Results) -> str:
     """The table as Markdown, with its caption below; ends with a newline."""
     header = ["arm", *(name.replace("lambda", "λ") for name in RULES.values()), "AUC"]
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-    for label, cells in table_cells(results):
-        lines.append([label, *('"' if cell is None else cell.text() for cell in cells)])
+    for label, cells, auc in table_rows(results):
+        shown = ('"' if cell is None else cell.text() for cell in cells)
+        lines.append([label, *shown, auc.text() if auc else "undefined"])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f'{table}\n\n{caption(results)} `"`: the same samples as the row above.\n'

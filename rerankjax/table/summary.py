@@ -7,7 +7,7 @@ import numpy as np
 
 from rerankjax.table import statistics
 from rerankjax.table.claims import CLAIMS
-from rerankjax.table.evaluation import Evaluation
+from rerankjax.table.evaluation import ARMS, Evaluation
 from rerankjax.table.results import Arm, Difference, Discrimination, Figure, Results
 from rerankjax.table.selection import RULES, sample_counts, solved
 
@@ -25,7 +25,7 @@ def summarise(evaluations: Sequence[Evaluation], config_digest: str) -> Results:
       ValueError: evaluations are missing, doubled, or cannot be compared.
     """
     by_arm = _check(evaluations)
-    seeds = tuple(dict.fromkeys(e.seed for e in evaluations))
+    seeds = tuple(sorted({e.seed for e in evaluations}))
     n = evaluations[0].passed.shape[1]
     first = next(iter(by_arm.values()))
 
@@ -81,10 +81,10 @@ def _mean_and_each(seeds: Sequence[int], values: Sequence[T]) -> list[tuple[int 
 
 
 def _check(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
-    """The evaluations by arm, each in the order of the seeds, when they can be compared with each other."""
+    """The evaluations by arm, in the order of `ARMS` and then of seeds, if they can be compared with each other."""
     if not evaluations:
         raise ValueError("evaluations are empty; give one for every seed and arm")
-    seeds = list(dict.fromkeys(e.seed for e in evaluations))
+    seeds = sorted({e.seed for e in evaluations})
     by_arm: dict[str, dict[int, Evaluation]] = {}
     for e in evaluations:
         if e.seed in by_arm.setdefault(e.arm, {}):
@@ -106,4 +106,4 @@ def _check(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
         same = of_policy.setdefault((e.seed, e.policy), e)
         if same.programs != e.programs or not np.array_equal(same.passed, e.passed):
             raise ValueError(f"{where}: other samples of policy {e.policy!r} than arm {same.arm!r}; score the same")
-    return {arm: [of_arm[seed] for seed in seeds] for arm, of_arm in by_arm.items()}
+    return {arm: [by_arm[arm][seed] for seed in seeds] for arm in ARMS if arm in by_arm}
