@@ -194,6 +194,20 @@ def test_auc_needs_comparable_scores_and_pairwise_accuracy_does_not() -> None:
     assert auc.low < auc.value < auc.high
 
 
+def test_a_problem_drawn_twice_counts_as_two() -> None:
+    rng = np.random.default_rng(0)
+    passed, scores = rng.random((6, 5)) < 0.5, rng.normal(size=(6, 5))
+    drawn = np.array([0, 0, 0, 2, 3, 5])
+    weights = np.bincount(drawn, minlength=6)[None] / 6
+    for measured, statistic in (
+        (statistics.auc, statistics._auc_statistic),
+        (statistics.pairwise_accuracy, statistics._pairwise_statistic),
+    ):
+        expected = measured([passed[drawn]], [scores[drawn]])
+        assert expected is not None
+        assert statistic(passed, scores)(weights)[0] == pytest.approx(expected.value, abs=1e-6)
+
+
 def test_discrimination_is_undefined_without_both_kinds() -> None:
     scores = np.zeros((3, 2))
     for passed in (np.zeros((3, 2), bool), np.ones((3, 2), bool)):

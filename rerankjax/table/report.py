@@ -111,8 +111,9 @@ _NEGATIVES = (
     "prompt is grey; the model wrote the rest."
 )
 _TABLE = (
-    "Bold: the highest figure, the oracle aside. ″: the same samples as the row above, so the same figure. AUC: how "
-    "often a correct sample outscores an incorrect one."
+    "PPO trained against reranker 1. Reranker 2 was trained further, on the data in brackets; PPO 2 starts again from "
+    "the SFT model, against reranker 2. ″: the same samples as the row above, so the same figure. AUC: how often a "
+    "correct sample outscores an incorrect one. Bold: the highest figure, the oracle aside."
 )
 _CLAIMS = (
     "Each claim is a difference between two shares of solved problems, taken on the same problems. It counts as shown "
