@@ -1,0 +1,190 @@
+"""The paper's claims as paired differences, and what a run says about each."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from rerankjax.table.results import Difference, Results
+
+Verdict = Literal["shown", "contradicted", "not shown", "not run"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The (arm, rule) `better` solves more problems than the (arm, rule) `baseline`.
+
+    `paper` has the source's figures where it gives them (MultiPL-E, mean of eight languages, 6.7B + 6.7B).
+    """
+
+    title: str
+    sentence: str
+    better: tuple[str, str]
+    baseline: tuple[str, str]
+    paper: str = ""
+
+
+_ONE_ITERATION = (
+    Claim(
+        "Reranking",
+        "Letting the reranker choose one of the SFT model's samples solves more problems than taking one at random.",
+        ("sft", "reranker"),
+        ("sft", "random"),
+    ),
+    Claim(
+        "PPO",
+        "One sample of the PPO policy, trained against the reranker, passes more often than one of the SFT model.",
+        ("ppo", "random"),
+        ("sft", "random"),
+    ),
+    Claim(
+        "PPO with reranking",
+        "The same reranker solves more problems choosing among PPO samples than choosing among SFT samples.",
+        ("ppo", "reranker"),
+        ("sft", "reranker"),
+    ),
+    Claim(
+        "Retraining on random negatives",
+        "On the same PPO samples, a reranker retrained on new failing samples, drawn at random, chooses better than "
+        "the one PPO trained against.",
+        ("random", "reranker"),
+        ("ppo", "reranker"),
+    ),
+    Claim(
+        "Retraining on hard negatives",
+        "On the same PPO samples, a reranker retrained on its hard negatives, the failing samples it scored highest, "
+        "chooses better than the one PPO trained against.",
+        ("hard", "reranker"),
+        ("ppo", "reranker"),
+    ),
+    Claim(
+        "Retraining by self-training",
+        "On the same PPO samples, a reranker retrained on its hard negatives and new passing samples chooses better "
+        "than the one PPO trained against.",
+        ("self_training", "reranker"),
+        ("ppo", "reranker"),
+    ),
+)
+
+_WHAT_TO_RETRAIN_ON = (
+    Claim(
+        "Hard negatives against the same data",
+        "Retraining the reranker on its hard negatives helps more than training it as much longer on the pairs it had.",
+        ("hard", "reranker"),
+        ("control", "reranker"),
+    ),
+    Claim(
+        "Self-training against the same data",
+        "Retraining the reranker on hard negatives and new passing samples helps more than training it as much longer "
+        "on the pairs it had.",
+        ("self_training", "reranker"),
+        ("control", "reranker"),
+    ),
+    Claim(
+        "Hard against random negatives",
+        "The new failing samples that the reranker scored highest teach it more than new ones drawn at random.",
+        ("hard", "reranker"),
+        ("random", "reranker"),
+    ),
+    Claim(
+        "Self-training against hard negatives",
+        "Adding new passing samples to the hard negatives helps beyond the hard negatives alone.",
+        ("self_training", "reranker"),
+        ("hard", "reranker"),
+    ),
+)
+
+_TWO_ITERATIONS = (
+    Claim(
+        "Second iteration, hard negatives",
+        "Retraining the reranker on hard negatives, then PPO again from the SFT model, solves more than one iteration.",
+        ("hard+ppo", "reranker"),
+        ("ppo", "reranker"),
+        paper="69.7% against 69.9%",
+    ),
+    Claim(
+        "Second iteration, self-training",
+        "Retraining the reranker on hard negatives and new passing samples, then PPO again from the SFT model, solves "
+        "more than one iteration.",
+        ("self_training+ppo", "reranker"),
+        ("ppo", "reranker"),
+        paper="70.9% against 69.9%",
+    ),
+    *(
+        replace(
+            claim,
+            title=f"{claim.title}, after PPO",
+            sentence=f"With PPO again from the SFT model after it: {claim.sentence[0].lower()}{claim.sentence[1:]}",
+            better=(f"{claim.better[0]}+ppo", claim.better[1]),
+            baseline=(f"{claim.baseline[0]}+ppo", claim.baseline[1]),
+            paper="70.9% against 69.7%" if claim.baseline[0] == "hard" else "",
+        )
+        for claim in _WHAT_TO_RETRAIN_ON
+    ),
+)
+
+CLAIMS: tuple[Claim, ...] = _ONE_ITERATION + _WHAT_TO_RETRAIN_ON + _TWO_ITERATIONS
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a run says of a claim: the 95% interval of the paired difference lies above 0, below it, or holds it.
+
+    `by_seed` has each seed's own difference, for intervals over problems say nothing of other training runs.
+    """
+
+    claim: Claim
+    verdict: Verdict
+    difference: Difference | None
+    by_seed: tuple[float, ...]
+
+    def interval(self) -> str:
+        """`+.104 [+.071, +.137]`, or nothing where the claim was not run."""
+        return self.difference.text("+") if self.difference else ""
+
+    def seeds_above(self) -> str:
+        """`2 of 3`: in how many seeds the difference itself is above 0."""
+        return f"{sum(value > 0 for value in self.by_seed)} of {len(self.by_seed)}"
+
+    def outcome(self) -> str:
+        """A sentence with the figures, for people who do not read intervals daily."""
+        if self.difference is None:
+            return f"This run cannot tell: it lacks the arm {self.claim.better[0]} or {self.claim.baseline[0]}."
+        said = {
+            "shown": "It does here",
+            "contradicted": "Here it is the other way round",
+            "not shown": "Here the difference may be chance",
+        }[self.verdict]
+        return f"{said}: {self.interval()}, above 0 in {self.seeds_above()} seeds."
+
+    def text(self) -> str:
+        """The verdict, the claim and the figures as prose."""
+        paper = f" The paper: {self.claim.paper}." if self.claim.paper else ""
+        return f"{self.verdict.capitalize()}: {self.claim.sentence} {self.outcome()}{paper}"
+
+
+def judge(results: Results) -> tuple[Finding, ...]:
+    """One finding for every claim of `CLAIMS`, in order."""
+    return tuple(_find(claim, results) for claim in CLAIMS)
+
+
+def _find(claim: Claim, results: Results) -> Finding:
+    of_claim = [
+        d
+        for d in results.differences
+        if ((d.arm, d.rule), (d.baseline_arm, d.baseline_rule)) == (claim.better, claim.baseline)
+    ]
+    by_seed = tuple(d.value for d in of_claim if d.seed is not None)
+    pooled = [d for d in of_claim if d.seed is None]
+    if not pooled:
+        return Finding(claim, "not run", None, by_seed)
+    d = pooled[0]
+    verdict: Verdict = "shown" if d.low > 0 else "contradicted" if d.high < 0 else "not shown"
+    return Finding(claim, verdict, d, by_seed)
+
+
+def tally(findings: tuple[Finding, ...]) -> str:
+    """`7 of 10 shown, 1 contradicted, 2 not shown; 4 not run`."""
+    count = Counter(finding.verdict for finding in findings)
+    run = len(findings) - count["not run"]
+    text = f"{count['shown']} of {run} shown, {count['contradicted']} contradicted, {count['not shown']} not shown"
+    return f"{text}; {count['not run']} not run" if count["not run"] else text

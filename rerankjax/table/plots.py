@@ -1,0 +1,214 @@
+"""The report's figures as inline SVG, whose colours are the page's: CSS variables, so that they follow light and dark.
+
+Each series has one colour, and one dash or marker beside it, in every figure; colours are of Okabe and Ito's set.
+"""
+
+import io
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from rerankjax.table.evaluation import ARMS, Evaluation
+from rerankjax.table.results import Results
+from rerankjax.table.selection import RULES, sample_counts
+from rerankjax.table.statistics import decimal
+
+# Matplotlib wants colours, the page has variables: each variable is drawn as a colour that nothing else uses.
+_VARIABLES = ("ink", "muted", "grid", "grey", "gold", "pink", "blue", "orange", "green")
+_COLOURS = {name: f"#00000{i + 1}" for i, name in enumerate(_VARIABLES)}
+
+_RULE_STYLES = {
+    "random": ("grey", ":", "o"),
+    "log_probability": ("gold", "-", "s"),
+    "majority": ("pink", "-", "^"),
+    "reranker": ("blue", "-", "o"),
+    "reranker+log_probability": ("orange", "-", "D"),
+    "oracle": ("green", "--", "v"),
+}
+_LINE_COLOURS = ("blue", "orange", "green", "pink", "gold", "grey")
+_MAX_POINTS = 300
+
+# The stubs type the keys as a union of all names.
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "rerankjax",
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _COLOURS["grid"],
+    "axes.labelcolor": _COLOURS["muted"],
+    "axes.titlecolor": _COLOURS["ink"],
+    "text.color": _COLOURS["ink"],
+    "xtick.color": _COLOURS["muted"],
+    "ytick.color": _COLOURS["muted"],
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _COLOURS["grid"],
+    "grid.linewidth": 0.6,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "lines.solid_capstyle": "round",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What was logged while one seed's `name` (a policy, a reranker) was trained.
+
+    Each row has "step" and any of the figure's keys; a key may be missing, or None, in some rows.
+    """
+
+    name: str
+    seed: int
+    rows: Sequence[Mapping[str, float | None]]
+
+
+def solved_share(results: Results) -> str:
+    """Solved share against the number of samples chosen from, one panel an arm, one line a rule."""
+    with matplotlib.rc_context(_STYLE):
+        figure, panels = _panels(len(results.arms), height=2.3, sharey=True)
+        counts = sample_counts(results.samples)
+        for arm, axes in zip(results.arms, panels, strict=True):
+            for rule, (colour, dash, marker) in _RULE_STYLES.items():
+                rows = [results.figure(arm.arm, rule, n) for n in counts]
+                axes.fill_between(
+                    counts, [r.low for r in rows], [r.high for r in rows], color=_COLOURS[colour], alpha=0.12, lw=0
+                )
+                axes.plot(
+                    counts,
+                    [r.value for r in rows],
+                    color=_COLOURS[colour],
+                    linestyle=dash,
+                    marker=marker,
+                    markersize=3,
+                    linewidth=2 if rule == "reranker" else 1.3,
+                    label=RULES[rule].replace("lambda", "λ"),
+                )
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(counts, [str(n) for n in counts])
+            axes.minorticks_off()
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: decimal(y)[:-1]))
+            axes.set_title(_two_lines(ARMS[arm.arm]))
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
+        figure.supxlabel("samples to choose from", fontsize=8, color=_COLOURS["muted"])
+        return _svg(figure, "Solved share against samples, for each rule and arm")
+
+
+def score_distributions(evaluations: Sequence[Evaluation], results: Results) -> str:
+    """Histograms of each arm's scores, standardised within each seed, of correct and of incorrect samples."""
+    with matplotlib.rc_context(_STYLE):
+        figure, panels = _panels(len(results.arms), height=1.6)
+        bins = np.linspace(-3.5, 3.5, 36)
+        for arm, axes in zip(results.arms, panels, strict=True):
+            of_arm = [e for e in evaluations if e.arm == arm.arm]
+            # Rerankers of different seeds have scales of their own.
+            scores = np.concatenate([(e.scores - e.scores.mean()).ravel() / (e.scores.std() or 1.0) for e in of_arm])
+            passed = np.concatenate([e.passed.ravel() for e in of_arm])
+            for kind, colour in ((~passed, "orange"), (passed, "blue")):
+                axes.hist(
+                    np.clip(scores[kind], bins[0], bins[-1]),
+                    bins=list(bins),
+                    weights=np.full(kind.sum(), 1 / len(scores)),
+                    histtype="stepfilled",
+                    facecolor=(*matplotlib.colors.to_rgb(_COLOURS[colour]), 0.35),
+                    edgecolor=_COLOURS[colour],
+                    label="correct" if colour == "blue" else "incorrect",
+                )
+            auc = results.discrimination(arm.arm, "auc")
+            axes.set_title(_two_lines(ARMS[arm.arm]))
+            said = f"AUC {decimal(auc.value)}" if auc else "AUC undefined"
+            axes.text(0.99, 0.97, said, transform=axes.transAxes, ha="right", va="top", color=_COLOURS["muted"])
+            axes.set_yticks([])
+            axes.spines["left"].set_visible(False)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=2)
+        figure.supxlabel("reranker score, standardised within each seed", fontsize=8, color=_COLOURS["muted"])
+        return _svg(figure, "Reranker scores of correct and incorrect samples, for each arm")
+
+
+def ppo_curves(curves: Sequence[Curve]) -> str:
+    """Score, KL, dev pass rate and length against the PPO step: thin lines are seeds, thick ones their mean."""
+    keys = {
+        "score": "reranker score",
+        "kl": "KL to the SFT model (nats)",
+        "pass_rate": "pass rate on dev problems",
+        "length": "completion length (tokens)",
+    }
+    names = list(dict.fromkeys(curve.name for curve in curves))
+    with matplotlib.rc_context(_STYLE):
+        figure, panels = _panels(len(keys), height=1.9, columns=4)
+        for (key, title), axes in zip(keys.items(), panels, strict=True):
+            for i, name in enumerate(names):
+                _lines(axes, [c for c in curves if c.name == name], key, _LINE_COLOURS[i % len(_LINE_COLOURS)])
+            axes.set_title(title)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(names))
+        return _svg(figure, "PPO training curves")
+
+
+def loss_curves(curves: Sequence[Curve]) -> str:
+    """Training loss (key "loss") against the step, one panel a name: thin lines are seeds, the thick one their mean."""
+    names = list(dict.fromkeys(curve.name for curve in curves))
+    with matplotlib.rc_context(_STYLE):
+        figure, panels = _panels(len(names), height=1.6)
+        for name, axes in zip(names, panels, strict=True):
+            _lines(axes, [c for c in curves if c.name == name], "loss", "blue")
+            axes.set_title(name)
+        return _svg(figure, "Training loss of SFT and rerankers")
+
+
+def _lines(axes: Axes, curves: Sequence[Curve], key: str, colour: str) -> None:
+    at_step: dict[float | None, list[float]] = defaultdict(list)
+    for curve in curves:
+        points = [(row["step"], value) for row in curve.rows if (value := row.get(key)) is not None]
+        for step, value in points:
+            at_step[step].append(value)
+        if len(curves) > 1:
+            _line(axes, points, color=_COLOURS[colour], linewidth=0.7, alpha=0.4)
+    # Seeds may stop at different steps; a mean over fewer of them would jump.
+    mean = [(step, np.mean(values)) for step, values in at_step.items() if len(values) == len(curves)]
+    _line(axes, mean, color=_COLOURS[colour], linewidth=1.8, label=curves[0].name)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_xlabel("step")
+
+
+def _line(axes: Axes, points: Sequence[tuple], **style: Any) -> None:
+    thinned = points[:: 1 + len(points) // _MAX_POINTS]
+    axes.plot([x for x, _ in thinned], [y for _, y in thinned], **style)
+
+
+def _two_lines(label: str) -> str:
+    return label.replace(" (", "\n").removesuffix(")")
+
+
+def _panels(count: int, height: float, columns: int = 4, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    columns = min(columns, max(count, 2))
+    rows = -(-count // columns)
+    figure = Figure(figsize=(10, rows * height + 0.5), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel()
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return figure, list(grid[:count])
+
+
+def _svg(figure: Figure, label: str) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    # The page sets the width; the height follows from the view box.
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{label}"', svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    return re.sub("|".join(_COLOURS.values()), lambda m: f"var(--{_VARIABLES[int(m[0][1:]) - 1]})", svg)

@@ -1,0 +1,122 @@
+"""Bootstrap intervals over problems, for shares, paired differences and a reranker's discrimination.
+
+Problems are resampled within each seed and the seeds are averaged, all with one weight. Seeds with equally many
+problems are resampled at the same indices: if the problems are shared, what makes one hard is not counted as if it had
+been drawn once a seed; if they are not, this changes nothing. The intervals speak of other problems of this family, not
+of other training runs; for those look at the seeds beside each other.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+RESAMPLES = 5_000
+
+# Maps weights over problems [R, P], whose rows sum to 1, to R values; equal weights give the estimate itself.
+_Statistic = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A value with the ends of its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, sign: str = "") -> str:
+        """`.632 [.594, .669]`; with sign "+" as for differences, `+.104 [+.071, +.137]`."""
+        return f"{decimal(self.value, sign)} [{decimal(self.low, sign)}, {decimal(self.high, sign)}]"
+
+
+def decimal(value: float, sign: str = "") -> str:
+    """Three decimals without the leading zero, as papers print shares: .632, -.013, 1.000."""
+    text = f"{value:{sign}.3f}".replace("0.", ".", 1) if abs(value) < 0.9995 else f"{value:{sign}.3f}"
+    return ".000" if text.strip("+-") == ".000" else text
+
+
+@lru_cache(maxsize=4)
+def _resamples(problems: int) -> np.ndarray:
+    draws = np.random.default_rng(0).integers(problems, size=(RESAMPLES, problems))
+    flat = (draws + problems * np.arange(RESAMPLES)[:, None]).ravel()
+    counts = np.bincount(flat, minlength=RESAMPLES * problems).reshape(RESAMPLES, problems)
+    return (counts / problems).astype(np.float32)
+
+
+def _bootstrap(statistics: Sequence[_Statistic], sizes: Sequence[int]) -> Estimate | None:
+    with np.errstate(invalid="ignore"):
+        value = np.mean([f(np.full((1, p), 1 / p))[0] for f, p in zip(statistics, sizes, strict=True)])
+        if np.isnan(value):
+            return None
+        replicates = np.mean([f(_resamples(p)) for f, p in zip(statistics, sizes, strict=True)], axis=0)
+    low, high = np.nanpercentile(replicates, [2.5, 97.5])
+    # Six decimals are far below the noise and keep the results file readable.
+    return Estimate(value=round(float(value), 6), low=round(float(low), 6), high=round(float(high), 6))
+
+
+def mean_estimate(outcomes: Sequence[np.ndarray]) -> Estimate:
+    """The mean of one value per problem, [P] for every seed. For a paired difference give the difference by problem."""
+    if not outcomes or any(o.ndim != 1 or o.size == 0 or not np.isfinite(o).all() for o in outcomes):
+        raise ValueError("outcomes must be one finite [problems] array for every seed, with at least one problem")
+    estimate = _bootstrap([_mean_statistic(o) for o in outcomes], [o.size for o in outcomes])
+    assert estimate is not None
+    return estimate
+
+
+def _mean_statistic(outcome: np.ndarray) -> _Statistic:
+    return lambda weights: weights @ outcome.astype(weights.dtype)
+
+
+def auc(passed: Sequence[np.ndarray], scores: Sequence[np.ndarray]) -> Estimate | None:
+    """The probability that a random correct sample of the split outscores a random incorrect one; ties count half.
+
+    Args:
+      passed: bool [P, n] for every seed.
+      scores: [P, n] for every seed. AUCs are averaged over seeds, scores are never compared between them.
+
+    Returns:
+      The AUC, or None if a seed lacks correct or incorrect samples.
+    """
+    statistics = [_auc_statistic(p, s) for p, s in zip(passed, scores, strict=True)]
+    return _bootstrap(statistics, [len(p) for p in passed])
+
+
+def _auc_statistic(passed: np.ndarray, scores: np.ndarray) -> _Statistic:
+    # wins[p, q]: correct samples of problem p that outscore incorrect ones of q, over pairs.
+    wins = np.empty((len(passed), len(passed)))
+    for q, (row, failed) in enumerate(zip(scores, ~passed, strict=True)):
+        incorrect = np.sort(row[failed])
+        beaten = np.searchsorted(incorrect, scores, "left") + np.searchsorted(incorrect, scores, "right")
+        wins[:, q] = (beaten / 2 * passed).sum(1)
+    correct, incorrect = passed.sum(1), (~passed).sum(1)
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        won = ((weights @ wins.astype(weights.dtype)) * weights).sum(1)
+        return won / ((weights @ correct.astype(weights.dtype)) * (weights @ incorrect.astype(weights.dtype)))
+
+    return statistic
+
+
+def pairwise_accuracy(passed: Sequence[np.ndarray], scores: Sequence[np.ndarray]) -> Estimate | None:
+    """How often a correct sample outscores an incorrect one *of the same problem*; ties count half.
+
+    This is what choosing needs, where `auc` also asks that scores compare between problems. Problems with both kinds of
+    sample weigh the same. Arguments as for `auc`; None if a seed has no such problem.
+    """
+    statistics = [_pairwise_statistic(p, s) for p, s in zip(passed, scores, strict=True)]
+    return _bootstrap(statistics, [len(p) for p in passed])
+
+
+def _pairwise_statistic(passed: np.ndarray, scores: np.ndarray) -> _Statistic:
+    pairs = passed[:, :, None] & ~passed[:, None, :]
+    wins = (scores[:, :, None] > scores[:, None, :]) + (scores[:, :, None] == scores[:, None, :]) / 2
+    count = pairs.sum((1, 2))
+    mixed = count > 0
+    accuracy = (wins * pairs).sum((1, 2)) / np.maximum(count, 1)
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        return (weights @ accuracy.astype(weights.dtype)) / (weights @ mixed.astype(weights.dtype))
+
+    return statistic
