@@ -18,7 +18,7 @@ from rerankjax.loop.progress import Advance, progress
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.likelihood import Rows
 from rerankjax.model.sharding import replicated
-from rerankjax.model.training import TrainState, init_state, make_optimizer
+from rerankjax.model.training import OptimizerConfig, TrainState, init_state, make_optimizer
 from rerankjax.pairs.mining import Pair
 from rerankjax.policy.ppo import Reward, init_policy, make_ppo_step
 from rerankjax.policy.sft import make_sft_step
@@ -46,7 +46,7 @@ def train_sft(
         (Rows(tokens[i], mask[i]),)
         for i in shuffled_batches(len(corpus), e.sft.batch_size, e.sft.optimizer.steps, [seed, 0])
     )
-    return _fit(update, _start(params, e.sft, mesh), batches, e.sft, "SFT", directory).params
+    return _fit(update, _start(params, e.sft.optimizer, mesh), batches, e.sft.optimizer.steps, "SFT", directory).params
 
 
 def train_reranker(
@@ -71,7 +71,7 @@ def train_reranker(
         (Rows(better[0][i], better[1][i]), Rows(worse[0][i], worse[1][i]))
         for i in shuffled_batches(len(pairs), training.batch_size, training.optimizer.steps, seed)
     )
-    return _fit(update, _start(params, training, mesh), batches, training, title, directory).params
+    return _fit(update, _start(params, training.optimizer, mesh), batches, training.optimizer.steps, title, directory).params
 
 
 def start_reranker(trunk: Params, seed: int) -> Params:
@@ -101,8 +101,7 @@ def train_ppo(
     encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
     prompts, mask = pad_prompts(encoded, P, tokenizer.pad_token_id)
     ids = problem_ids(problems)
-    optimizer = make_optimizer(ppo.optimizer)
-    state = jax.jit(lambda p: init_state(init_policy(p), optimizer), out_shardings=replicated(mesh))(sft)
+    state = _start(init_policy(sft), ppo.optimizer, mesh)
     kl_coef = jnp.float32(ppo.kl_coef)
     best, best_rate = sft, dev_pass_rate(sft)
     with metric_writer(directory) as write, progress(title, ppo.iterations, "iterations") as advance:
@@ -133,22 +132,23 @@ def _rows(
     )
 
 
-def _start(params: Params, training: TrainingConfig, mesh: Mesh) -> TrainState:
-    """A state of its own: updates donate it, and the parameters it starts from are still wanted."""
-    optimizer = make_optimizer(training.optimizer)
-    return jax.jit(lambda p: init_state(p, optimizer), out_shardings=replicated(mesh))(params)
+def _start(params: Params, config: OptimizerConfig, mesh: Mesh) -> TrainState:
+    """A state with parameters of its own: updates donate them, and the ones it starts from are still wanted."""
+    optimizer = make_optimizer(config)
+    start = jax.jit(lambda p: init_state(jax.tree.map(jnp.copy, p), optimizer), out_shardings=replicated(mesh))
+    return start(params)
 
 
 def _fit(
     update: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
     state: TrainState,
     batches: Iterable[tuple[Any, ...]],
-    training: TrainingConfig,
+    steps: int,
     title: str,
     directory: Path,
 ) -> TrainState:
     late = None
-    with metric_writer(directory) as write, progress(title, training.optimizer.steps) as advance:
+    with metric_writer(directory) as write, progress(title, steps) as advance:
         for step, batch in enumerate(batches, start=1):
             state, metrics = update(state, *batch)
             if late is not None:

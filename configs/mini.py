@@ -1,0 +1,58 @@
+"""The paper's loop in miniature: a 0.4M-parameter Llama writes small Python list programs, from scratch, on two cores.
+
+    python experiments/selftrain.py --config=configs/mini.py --workdir=runs/mini          # one seed
+    python experiments/selftrain.py --config=configs/mini.py:full --workdir=runs/full     # three seeds, all arms
+    python experiments/selftrain.py --config=configs/mini.py:smoke --workdir=runs/smoke   # seconds: does it run?
+"""
+
+from ml_collections import ConfigDict
+
+VARIANTS = ("demo", "full", "smoke")
+
+
+def get_config(arg: str = "demo") -> ConfigDict:
+    if arg not in VARIANTS:
+        raise ValueError(f"configs/mini.py:{arg} is unknown: use one of {', '.join(VARIANTS)}")
+    config = ConfigDict(
+        {
+            "seeds": (0,),
+            "problems": {"train": 2500, "dev": 200, "test": 400, "corpus": 16000, "fault_probability": 0.65},
+            "max_prompt_length": 32,
+            "model": {
+                "vocab_size": 1536,
+                "hidden_size": 96,
+                "intermediate_size": 256,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 24,
+                "max_position_embeddings": 64,
+                "tie_word_embeddings": True,
+            },
+            "sampling": {"temperature": 1.0, "top_p": 1.0, "max_completion_length": 24},
+            "sft": {"batch_size": 128, "optimizer": {"learning_rate": 3e-3, "steps": 250, "warmup_steps": 20}},
+            "candidates": {"train": 6, "dev": 16, "test": 16, "batch_size": 64},
+            "reranker": {"pooling": "mean", "lm_coef": 0.5},
+            "reranker_training": {"batch_size": 64, "optimizer": {"learning_rate": 1e-3, "steps": 180}},
+            "retraining": {"batch_size": 64, "optimizer": {"learning_rate": 1e-3, "steps": 60}},
+            "mining": {"pairs": 6000, "grown_pairs": 3840, "new_share": 0.5, "hard_share": 0.5},
+            "ppo": {
+                "iterations": 30,
+                "batch_size": 256,
+                "learning_rate": 4e-4,
+                "epochs": 2,
+                "minibatches": 4,
+                "kl_coef": 0.15,
+            },
+            "early_stopping": {"every": 5, "samples": 4},
+            "arms": ("control", "random", "hard", "self_training"),
+            "ppo_arms": ("self_training",),
+            "lambdas": (0.0, 0.25, 0.5, 1.0, 2.0, 4.0),
+            "sandbox": {"workers": 2, "cpu_seconds": 5.0, "wall_seconds": 60.0},
+        },
+        convert_dict=True,
+    )
+    if arg == "full":
+        config.seeds = (0, 1, 2)
+        config.ppo_arms = config.arms
+    return config

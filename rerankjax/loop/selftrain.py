@@ -1,0 +1,66 @@
+"""The paper's loop, two iterations: SFT, reranker, PPO, then the reranker again on what PPO found, and PPO again."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rerankjax import sandbox
+
+from rerankjax.loop import stages
+from rerankjax.loop.experiment import Experiment, resolve
+from rerankjax.loop.rundir import open_run
+from rerankjax.model.sharding import data_mesh
+from rerankjax.table import results
+from rerankjax.table.evaluation import Evaluation
+from rerankjax.table.render import print_results
+from rerankjax.table.summary import summarise
+
+
+def selftrain(config: ConfigDict, workdir: str) -> None:
+    """The whole run in `workdir`, from where it was, to its table and report.
+
+    Raises:
+        ConfigError: the config cannot run. SandboxError: programs cannot be contained here. ValueError: `workdir` holds
+        a run of another config. All before any work.
+    """
+    e = resolve(config, jax.device_count())
+    sandbox.check()
+    resolved = dataclasses.asdict(e)
+    with open_run(workdir, resolved) as root:
+        mesh = data_mesh()
+        evaluations = [found for seed in e.seeds for found in run_seed(e, seed, root / f"seed{seed}", mesh)]
+        digest = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]
+        summary = summarise(evaluations, digest)
+        results.save(summary, root / "results.json")
+        print_results(summary)
+
+
+def run_seed(e: Experiment, seed: int, root: Path, mesh: Mesh) -> Iterator[Evaluation]:
+    """Every arm's evaluation, as soon as it is known. Stages that `root` holds already are read, not run."""
+    run = stages.open_seed(e, seed, root, mesh)
+
+    sft = stages.sft_policy(run)
+    sft_train = stages.candidates(run, "sft", sft, "train")
+    first = stages.first_reranker(run, sft, sft_train)
+    yield stages.evaluate(run, "sft", "sft", sft, "first", first)
+
+    sft_scores = stages.scores(run, "first", first, "sft", "train", sft_train)
+    ppo = stages.ppo_policy(run, "ppo", sft, first, sft_scores)
+    yield stages.evaluate(run, "ppo", "ppo", ppo, "first", first)
+
+    ppo_train = stages.candidates(run, "ppo", ppo, "train")
+    ppo_scores = stages.scores(run, "first", first, "ppo", "train", ppo_train)
+    for arm in e.arms:
+        second = stages.grown_reranker(run, arm, first, sft_train, ppo_train, ppo_scores)
+        yield stages.evaluate(run, arm, "ppo", ppo, arm, second)
+        if arm in e.ppo_arms:
+            # From the SFT model again, not from the first policy: PPO is the adversary, not the product.
+            arm_scores = stages.scores(run, arm, second, "sft", "train", sft_train)
+            policy = stages.ppo_policy(run, f"ppo2-{arm}", sft, second, arm_scores)
+            yield stages.evaluate(run, f"{arm}+ppo", f"ppo2-{arm}", policy, arm, second)

@@ -1,0 +1,322 @@
+"""The loop's stages for one seed. Each reads files of the run directory and writes its own, once (see `rundir`).
+
+seedN/problems                            train, dev and test problems, and the SFT corpus
+seedN/tokenizer
+seedN/policies/NAME                       sft; ppo; ppo2-ARM: checkpoint and metrics
+seedN/candidates/POLICY-SPLIT             sampled and executed
+seedN/rerankers/NAME                      first; ARM: pairs, checkpoint and metrics
+seedN/scores/RERANKER/POLICY-SPLIT        a reranker's score of each candidate
+"""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
+
+from rerankjax.candidates.candidate import Candidate, read_candidates, write_candidates
+from rerankjax.candidates.generate import generate
+from rerankjax.loop import checkpoint, trainers
+from rerankjax.loop.execution import execute
+from rerankjax.loop.experiment import ConfigError, Experiment, TrainingConfig
+from rerankjax.loop.progress import progress
+from rerankjax.loop.rundir import write_stage
+from rerankjax.model.decoder import Params, init_decoder
+from rerankjax.model.sharding import replicated
+from rerankjax.pairs.mining import Pair, grow, pair_up, split, write_pairs
+from rerankjax.policy.ppo import Reward
+from rerankjax.problems.corpus import make_corpus
+from rerankjax.problems.family import make_family
+from rerankjax.problems.problem import Problem, Solution, read_problems, read_solutions, write_problems, write_solutions
+from rerankjax.prompts.tokenizer import load_tokenizer, train_tokenizer
+from rerankjax.reranker.score import encode_completions, score_texts
+from rerankjax.table.evaluation import Evaluation
+from rerankjax.table.selection import choose_lambda
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedRun:
+    """One seed's run: where its files are, and what every stage needs."""
+
+    experiment: Experiment
+    seed: int
+    root: Path
+    mesh: Mesh
+    problems: dict[str, tuple[Problem, ...]]  # by split
+    tokenizer: PreTrainedTokenizerBase
+
+    def key(self, stage: str) -> jax.Array:
+        """A key for one stage, from the seed and the stage's name: what runs before it changes nothing."""
+        return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(stage.encode()))
+
+    @property
+    def decoder_like(self) -> Params:
+        shapes = jax.eval_shape(functools.partial(init_decoder, self.experiment.model), jax.random.key(0))
+        return checkpoint.abstract(shapes, replicated(self.mesh))
+
+    @property
+    def reranker_like(self) -> Params:
+        shapes = jax.eval_shape(lambda p: trainers.start_reranker(p, 0), self.decoder_like)
+        return checkpoint.abstract(shapes, replicated(self.mesh))
+
+
+def open_seed(e: Experiment, seed: int, root: Path, mesh: Mesh) -> SeedRun:
+    """The problems and the tokenizer, made or read.
+
+    Raises:
+        ConfigError: a prompt or a corpus solution is longer than the config allows.
+    """
+
+    def make_problems(directory: Path) -> None:
+        sizes = e.problems
+        family = make_family(seed, sizes.train, sizes.dev, sizes.test)
+        for split_name in ("train", "dev", "test"):
+            write_problems(directory / f"{split_name}.jsonl", getattr(family, split_name))
+        corpus = make_corpus(seed, family, sizes.corpus, fault_probability=sizes.fault_probability)
+        write_solutions(directory / "corpus.jsonl", corpus)
+
+    path = write_stage(root / "problems", make_problems)
+    problems = {name: read_problems(path / f"{name}.jsonl") for name in ("train", "dev", "test")}
+
+    def make_tokenizer(directory: Path) -> None:
+        texts = [p.prompt for p in problems["train"]] + [s.completion for s in read_corpus(root)]
+        tokenizer = train_tokenizer(texts, e.model.vocab_size)
+        lengths = {
+            "max_prompt_length": max(len(ids) for ids in tokenizer([p.prompt for p in _all(problems)])["input_ids"]),
+            "sampling.max_completion_length": max(
+                len(ids) for ids in encode_completions(tokenizer, [s.completion for s in read_corpus(root)])
+            ),
+        }
+        for field, longest in lengths.items():
+            allowed = e.max_prompt_length if field == "max_prompt_length" else e.sampling.max_completion_length
+            if longest > allowed:
+                raise ConfigError(f"config.{field} = {allowed}: the longest text has {longest} tokens; raise it to that")
+        tokenizer.save_pretrained(directory)
+
+    tokenizer = load_tokenizer(write_stage(root / "tokenizer", make_tokenizer))
+    return SeedRun(e, seed, root, mesh, problems, tokenizer)
+
+
+def _all(problems: dict[str, tuple[Problem, ...]]) -> list[Problem]:
+    return [p for split_name in problems.values() for p in split_name]
+
+
+def read_corpus(root: Path) -> tuple[Solution, ...]:
+    return read_solutions(root / "problems" / "corpus.jsonl")
+
+
+def sft_policy(run: SeedRun) -> Params:
+    """Stage A: the SFT model's parameters."""
+
+    def fill(directory: Path) -> None:
+        corpus = read_corpus(run.root)
+        train = run.problems["train"]
+        params = trainers.train_sft(run.experiment, train, corpus, run.tokenizer, run.seed, run.mesh, directory)
+        checkpoint.save(directory / "checkpoint", params)
+
+    path = write_stage(run.root / "policies" / "sft", fill)
+    return checkpoint.restore(path / "checkpoint", run.decoder_like)
+
+
+def candidates(run: SeedRun, policy: str, params: Params, split_name: str) -> list[Candidate]:
+    """Stage D: the policy's samples of a split, executed. `train`, `dev` and `test` have their own numbers of samples."""
+    e = run.experiment
+    problems = run.problems[split_name]
+    samples = getattr(e.candidates, split_name)
+
+    def fill(directory: Path) -> None:
+        key = run.key(f"candidates/{policy}-{split_name}")
+        title = f"{policy}: sample and execute {split_name}"
+        with progress(title, samples * len(problems), "programs") as advance:
+            executed = execute(e.sandbox, problems, _sample(run, params, problems, samples, key), advance)
+        write_candidates(directory / "candidates.parquet", executed)
+
+    path = write_stage(run.root / "candidates" / f"{policy}-{split_name}", fill)
+    return read_candidates(path / "candidates.parquet")
+
+
+def _sample(run: SeedRun, params: Params, problems: Sequence[Problem], samples: int, key: jax.Array):  # noqa: ANN202
+    e = run.experiment
+    return generate(
+        e.model,
+        e.sampling,
+        params,
+        problems,
+        run.tokenizer,
+        key=key,
+        samples=samples,
+        prompt_length=e.max_prompt_length,
+        batch_size=e.candidates.batch_size,
+        mesh=run.mesh,
+    )
+
+
+def scores(
+    run: SeedRun, reranker: str, params: Params, policy: str, split_name: str, of: Sequence[Candidate]
+) -> np.ndarray:
+    """A reranker's scores of a policy's candidates, float32 [candidates]."""
+    e = run.experiment
+    prompt_of = {p.name: p.prompt for p in run.problems[split_name]}
+
+    def fill(directory: Path) -> None:
+        scored = score_texts(
+            e.model,
+            e.reranker.pooling,
+            params,
+            run.tokenizer,
+            [prompt_of[c.problem] for c in of],
+            [c.completion for c in of],
+            prompt_length=e.max_prompt_length,
+            batch_size=e.candidates.batch_size * 4,
+            mesh=run.mesh,
+        )
+        np.save(directory / "scores.npy", scored)
+
+    path = write_stage(run.root / "scores" / reranker / f"{policy}-{split_name}", fill)
+    return np.load(path / "scores.npy")
+
+
+def first_reranker(run: SeedRun, sft: Params, sampled: Sequence[Candidate]) -> Params:
+    """Stage B: the reranker, from the SFT model's trunk, on pairs of the SFT model's own samples."""
+    e = run.experiment
+
+    def pairs() -> list[Pair]:
+        return pair_up(split(_short(run, sampled)), e.mining.pairs, [run.seed, 1])
+
+    start = trainers.start_reranker(sft, run.seed)
+    return _reranker(run, "first", start, e.reranker_training, pairs, [run.seed, 2])
+
+
+def grown_reranker(
+    run: SeedRun,
+    arm: str,
+    first: Params,
+    sft_sampled: Sequence[Candidate],
+    ppo_sampled: Sequence[Candidate],
+    ppo_scores: np.ndarray,
+) -> Params:
+    """Stages E and B: the first reranker trained on, with the dataset grown as `arm` says."""
+    e = run.experiment
+
+    def pairs() -> list[Pair]:
+        fits = [c in set(_short(run, ppo_sampled)) for c in ppo_sampled]
+        return grow(
+            arm,
+            split(_short(run, sft_sampled)),
+            [c for c, ok in zip(ppo_sampled, fits, strict=True) if ok],
+            ppo_scores[fits],
+            count=e.mining.grown_pairs,
+            new_share=e.mining.new_share,
+            hard_share=e.mining.hard_share,
+            seed=[run.seed, 3],
+        )
+
+    return _reranker(run, arm, first, e.retraining, pairs, [run.seed, 4])
+
+
+def _short(run: SeedRun, sampled: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates that fit a training row: one that the length limit cut has no room for an end-of-text token."""
+    ids = encode_completions(run.tokenizer, [c.completion for c in sampled])
+    return [
+        c
+        for c, row in zip(sampled, ids, strict=True)
+        if len(row) <= run.experiment.sampling.max_completion_length
+    ]
+
+
+def _reranker(
+    run: SeedRun,
+    name: str,
+    start: Params,
+    training: TrainingConfig,
+    make_pairs: Callable[[], list[Pair]],
+    seed: Sequence[int],
+) -> Params:
+    def fill(directory: Path) -> None:
+        pairs = make_pairs()
+        write_pairs(directory / "pairs.jsonl", pairs)
+        params = trainers.train_reranker(
+            run.experiment,
+            training,
+            start,
+            pairs,
+            run.problems["train"],
+            run.tokenizer,
+            seed,
+            run.mesh,
+            directory,
+            f"reranker: {name}",
+        )
+        checkpoint.save(directory / "checkpoint", params)
+
+    path = write_stage(run.root / "rerankers" / name, fill)
+    return checkpoint.restore(path / "checkpoint", run.reranker_like)
+
+
+def ppo_policy(run: SeedRun, name: str, sft: Params, reranker: Params, reference_scores: np.ndarray) -> Params:
+    """Stage C: PPO from the SFT model against a reranker, whose scores of the SFT model's samples set the scale."""
+    e = run.experiment
+    reward = Reward(reranker, jnp.float32(reference_scores.mean()), jnp.float32(reference_scores.std()))
+    dev = run.problems["dev"]
+
+    def dev_pass_rate(params: Params) -> float:
+        # The same key every time: policies are compared on common random numbers.
+        key = run.key("early stopping")
+        executed = execute(e.sandbox, dev, _sample(run, params, dev, e.early_stopping.samples, key))
+        return float(np.mean([c.passed for c in executed]))
+
+    def fill(directory: Path) -> None:
+        params = trainers.train_ppo(
+            e,
+            sft,
+            reward,
+            run.problems["train"],
+            run.tokenizer,
+            [run.seed, 5],
+            run.key(f"ppo/{name}"),
+            run.mesh,
+            dev_pass_rate,
+            directory,
+            f"PPO: {name}",
+        )
+        checkpoint.save(directory / "checkpoint", params)
+
+    path = write_stage(run.root / "policies" / name, fill)
+    return checkpoint.restore(path / "checkpoint", run.decoder_like)
+
+
+def evaluate(run: SeedRun, arm: str, policy: str, policy_params: Params, reranker: str, params: Params) -> Evaluation:
+    """The policy's test samples, executed and scored, with lambda chosen on the dev split."""
+    dev = candidates(run, policy, policy_params, "dev")
+    dev_grid = _grid(dev, run.experiment.candidates.dev)
+    dev_scores = scores(run, reranker, params, policy, "dev", dev).reshape(dev_grid["passed"].shape)
+    lam = choose_lambda(dev_grid["passed"], dev_scores, dev_grid["log_probabilities"], run.experiment.lambdas)
+    test = candidates(run, policy, policy_params, "test")
+    grid = _grid(test, run.experiment.candidates.test)
+    n = run.experiment.candidates.test
+    return Evaluation(
+        seed=run.seed,
+        arm=arm,
+        policy=policy,
+        reranker=reranker,
+        problems=tuple(c.problem for c in test[::n]),
+        programs=tuple(tuple(c.completion for c in test[i : i + n]) for i in range(0, len(test), n)),
+        scores=scores(run, reranker, params, policy, "test", test).reshape(grid["passed"].shape),
+        lam=lam,
+        **grid,
+    )
+
+
+def _grid(sampled: Sequence[Candidate], n: int) -> dict[str, np.ndarray]:
+    """Candidates, which stand problem by problem, as arrays [problems, n]."""
+    return {
+        "passed": np.array([c.passed for c in sampled]).reshape(-1, n),
+        "log_probabilities": np.array([c.log_probability for c in sampled]).reshape(-1, n),
+        "lengths": np.array([c.length for c in sampled]).reshape(-1, n),
+    }
