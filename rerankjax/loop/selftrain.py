@@ -1,8 +1,6 @@
 """The paper's loop, two iterations: SFT, reranker, PPO, then the reranker again on what PPO found, and PPO again."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +13,9 @@ from rerankjax import sandbox
 from rerankjax.loop import stages
 from rerankjax.loop.experiment import Experiment, resolve
 from rerankjax.loop.rundir import open_run
+from rerankjax.loop.summary import conclude
 from rerankjax.model.sharding import data_mesh
-from rerankjax.table import results
 from rerankjax.table.evaluation import Evaluation
-from rerankjax.table.render import print_results
-from rerankjax.table.summary import summarise
 
 
 def selftrain(config: ConfigDict, workdir: str) -> None:
@@ -35,10 +31,7 @@ def selftrain(config: ConfigDict, workdir: str) -> None:
     with open_run(workdir, resolved) as root:
         mesh = data_mesh()
         evaluations = [found for seed in e.seeds for found in run_seed(e, seed, root / f"seed{seed}", mesh)]
-        digest = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]
-        summary = summarise(evaluations, digest)
-        results.save(summary, root / "results.json")
-        print_results(summary)
+        conclude(root, resolved, evaluations)
 
 
 def run_seed(e: Experiment, seed: int, root: Path, mesh: Mesh) -> Iterator[Evaluation]:

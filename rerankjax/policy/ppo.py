@@ -277,6 +277,7 @@ def make_ppo_step(
             state, update_metrics = update(state, rollout, index)
             updates.append(update_metrics)
         mean = {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
-        return state, next_coef, metrics | mean | {"first_ratio_deviation": updates[0]["ratio_deviation"]}
+        ends = {f"{which}_ratio_deviation": updates[i]["ratio_deviation"] for which, i in (("first", 0), ("last", -1))}
+        return state, next_coef, metrics | mean | ends
 
     return step

@@ -1,0 +1,82 @@
+"""The end of a run: its results, its table and its report, made anew from what the stages left."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rerankjax.candidates.candidate import read_candidates
+from rerankjax.loop.metrics import read_metrics
+from rerankjax.loop.rundir import stage_seconds
+from rerankjax.problems.jsonl import write_text
+from rerankjax.problems.problem import read_problems
+from rerankjax.table import results
+from rerankjax.table.evaluation import Evaluation
+from rerankjax.table.plots import Curve
+from rerankjax.table.render import markdown, print_results
+from rerankjax.table.report import HardNegative, Run, report
+from rerankjax.table.summary import summarise
+
+PACKAGES = ("rerankjax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+NEGATIVES = 12  # in the report's gallery
+
+
+def conclude(root: Path, resolved: dict[str, Any], evaluations: Sequence[Evaluation]) -> None:
+    """Writes results.json, table.md and report.html into the run's directory `root`, and prints the table."""
+    config = json.dumps(resolved, indent=2)
+    summary = summarise(evaluations, hashlib.sha256(config.encode()).hexdigest()[:12])
+    results.save(summary, root / "results.json")
+    write_text(root / "table.md", markdown(summary))
+    seeds = [(seed, root / f"seed{seed}") for seed in resolved["seeds"]]
+    run = Run(
+        command=shlex.join(["python", *sys.argv]),
+        config=config,
+        durations={
+            str(path.parent.relative_to(root)): stage_seconds(path.parent)
+            for path in sorted(root.glob("seed*/**/stage.json"), key=lambda p: p.stat().st_mtime)
+        },
+        versions={"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+        host=_processor(),
+    )
+    ppo = [curve for seed, path in seeds for curve in _curves(seed, path, "policies/ppo*")]
+    losses = [curve for seed, path in seeds for kind in ("policies/sft", "rerankers/*") for curve in _curves(seed, path, kind)]
+    negatives = sorted((n for seed, path in seeds for n in _negatives(seed, path)), key=lambda n: -n.score)
+    write_text(root / "report.html", report(summary, evaluations, run, ppo, losses, negatives[:NEGATIVES]))
+    print_results(summary)
+    print(f"report: {root / 'report.html'}")
+
+
+def _curves(seed: int, root: Path, pattern: str) -> list[Curve]:
+    return [Curve(path.name, seed, read_metrics(path)) for path in sorted(root.glob(pattern))]
+
+
+def _negatives(seed: int, root: Path) -> list[HardNegative]:
+    """The failing training samples of the first PPO policy that its reranker scored highest, one a problem."""
+    sampled = read_candidates(root / "candidates" / "ppo-train" / "candidates.parquet")
+    scores = np.load(root / "scores" / "first" / "ppo-train" / "scores.npy")
+    prompts = {p.name: p.prompt for p in read_problems(root / "problems" / "train.jsonl")}
+    found: dict[str, HardNegative] = {}
+    for i in np.argsort(-scores, kind="stable"):
+        c = sampled[i]
+        if not c.passed and c.problem not in found:
+            prompt = prompts[c.problem]
+            found[c.problem] = HardNegative(seed, c.problem, prompt, c.completion, float(scores[i]), c.detail)
+        if len(found) == NEGATIVES:
+            break
+    return list(found.values())
+
+
+def _processor() -> str:
+    """The processor's name as Linux tells it, and its number of cores."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{name}, {os.cpu_count()} cores"

@@ -1,0 +1,120 @@
+"""The decoder: what it must not see, what must not matter, and the numbers of its parts."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rerankjax.model.decoder import attend, hidden_states, init_decoder, rotate, to_logits
+from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean
+from rerankjax.model.training import OptimizerConfig, apply_gradients, init_state, make_optimizer
+
+
+def logits_of(config, params, tokens, mask):
+    return to_logits(config, params, hidden_states(config, params, jnp.asarray(tokens), jnp.asarray(mask)))
+
+
+@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+def model(request, tiny):
+    config = dataclasses.replace(tiny, tie_word_embeddings=request.param)
+    return config, init_decoder(config, jax.random.key(0))
+
+
+def test_a_token_sees_no_later_token(model):
+    config, params = model
+    tokens = np.arange(10)[None] + 3
+    changed = tokens.copy()
+    changed[0, 6:] = 1
+    mask = np.ones_like(tokens, bool)
+    before, after = (logits_of(config, params, t, mask) for t in (tokens, changed))
+    np.testing.assert_array_equal(before[:, :6], after[:, :6])
+    assert not np.allclose(before[:, 6:], after[:, 6:])
+
+
+def test_padding_on_either_side_changes_nothing(model):
+    config, params = model
+    row = np.array([5, 9, 2, 7])
+    alone = logits_of(config, params, row[None], np.ones((1, 4), bool))
+    tokens = np.full((1, 11), 1)
+    mask = np.zeros((1, 11), bool)
+    tokens[0, 3:7], mask[0, 3:7] = row, True
+    padded = logits_of(config, params, tokens, mask)[:, 3:7]
+    np.testing.assert_allclose(padded, alone, atol=1e-6)
+
+
+def test_untied_embeddings_have_a_head_of_their_own(tiny):
+    untied = init_decoder(dataclasses.replace(tiny, tie_word_embeddings=False), jax.random.key(0))
+    assert untied.keys() - init_decoder(tiny, jax.random.key(0)).keys() == {"lm_head"}
+
+
+def test_rotation_turns_a_pair_by_its_position():
+    x = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)
+    turned = rotate(x, jnp.array([[3]]), 10_000.0)[0, 0, 0]
+    np.testing.assert_allclose(turned, [np.cos(3), np.sin(3)], atol=1e-6)
+
+
+def test_rotation_makes_attention_depend_on_distance_alone():
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
+
+    def dot(i, j):
+        return float(jnp.vdot(rotate(q, jnp.array([[i]]), 100.0), rotate(k, jnp.array([[j]]), 100.0)))
+
+    assert dot(5, 2) == pytest.approx(dot(25, 22), abs=1e-4)
+    assert dot(5, 2) != pytest.approx(dot(5, 3), abs=1e-2)
+
+
+def test_grouped_heads_equal_repeated_keys_and_values():
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, h, 5, 8)) for i, h in enumerate((4, 2, 2)))
+    mask = jnp.tril(jnp.ones((2, 5, 5), bool))
+    repeated = attend(q, jnp.repeat(k, 2, axis=1), jnp.repeat(v, 2, axis=1), mask)
+    np.testing.assert_allclose(attend(q, k, v, mask), repeated, atol=1e-6)
+
+
+def test_completion_log_probs_are_the_log_softmax_before_each_token(tiny):
+    params = init_decoder(tiny, jax.random.key(0))
+    tokens = jnp.arange(12)[None] + 3
+    mask = jnp.ones((1, 12), bool).at[0, 10:].set(False)
+    log_probs, _ = completion_log_probs(tiny, params, Rows(tokens, mask), prompt_length=5, temperature=0.7)
+    scaled = jax.nn.log_softmax(logits_of(tiny, params, tokens, mask) / 0.7)
+    expected = [scaled[0, i - 1, tokens[0, i]] for i in range(5, 10)]
+    np.testing.assert_allclose(log_probs[0, :5], expected, atol=1e-5)
+    assert (log_probs[0, 5:] == 0).all()
+
+
+def test_masked_mean_of_nothing_is_zero():
+    assert masked_mean(jnp.array([3.0, 5.0]), jnp.array([False, True])) == 5
+    assert masked_mean(jnp.array([jnp.inf, 5.0]), jnp.array([False, False])) == 0
+
+
+@pytest.mark.parametrize(("gradient", "expected"), [(1e-6, 0.090909), (1e-2, 0.9990)])
+def test_first_adam_step_with_epsilon_1e_5(gradient, expected):
+    config = OptimizerConfig(1e-3, steps=1_000_000, schedule="linear", eps=1e-5)
+    optimizer = make_optimizer(config)
+    state = init_state({"w": jnp.zeros(1)}, optimizer)
+    moved = apply_gradients(state, {"w": jnp.array([gradient])}, optimizer).params["w"][0]
+    assert -moved / 1e-3 == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_learning_rate_warms_up_to_its_peak_and_ends_near_zero(schedule):
+    optimizer = make_optimizer(OptimizerConfig(1.0, steps=20, warmup_steps=4, schedule=schedule, max_grad_norm=1e9))
+    state = init_state({"w": jnp.zeros(1)}, optimizer)
+    sizes = []
+    for _ in range(20):
+        new = apply_gradients(state, {"w": jnp.ones(1)}, optimizer)
+        sizes.append(float(state.params["w"][0] - new.params["w"][0]))
+        state = new
+    np.testing.assert_allclose(sizes[:5], [0.2, 0.4, 0.6, 0.8, 1.0], rtol=1e-3)
+    assert max(sizes) == pytest.approx(1.0, rel=1e-3)
+    assert 0 < sizes[-1] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"num_key_value_heads": 3}, "num_key_value_heads = 3"), ({"head_dim": 7}, "head_dim = 7")],
+)
+def test_impossible_shapes_are_refused(tiny, change, said):
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(tiny, **change)

@@ -1,0 +1,234 @@
+"""PPO: worked numbers, and a test for each known fault of public implementations (see README, "Sources")."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rerankjax.candidates.sampling import SamplingConfig
+from rerankjax.model.decoder import init_decoder
+from rerankjax.model.likelihood import Rows
+from rerankjax.model.sharding import data_mesh, replicated
+from rerankjax.model.training import init_state, make_optimizer
+from rerankjax.policy.advantages import adapt_kl_coef, gae, token_rewards, whiten
+from rerankjax.policy.ppo import (
+    PPOConfig,
+    Reward,
+    Rollout,
+    init_policy,
+    make_ppo_step,
+    normalised_scores,
+    policy_loss,
+    ppo_loss,
+    value_loss,
+)
+from rerankjax.reranker.bradley_terry import init_reranker
+
+P, C, B = 6, 8, 8
+PPO = PPOConfig(iterations=2, batch_size=B, learning_rate=1e-3, epochs=2, minibatches=2, kl_coef=0.1)
+ALL = jnp.ones((1, 3), bool)
+
+
+def test_gae_of_worked_numbers():
+    advantages, returns = gae(jnp.array([[0.0, 0, 1]]), jnp.array([[0.5, 0.4, 0.3]]), ALL, 1.0, 0.95)
+    np.testing.assert_allclose(advantages[0], [0.43675, 0.565, 0.7], atol=1e-6)
+    np.testing.assert_allclose(returns[0], [0.93675, 0.965, 1.0], atol=1e-6)
+    np.testing.assert_allclose(whiten(advantages, ALL)[0], [-1.214143, -0.020934, 1.235077], atol=1e-5)
+
+
+def test_gae_ends_with_the_row_whatever_stands_behind_it():
+    padded = jnp.array([[True, True, True, False, False]])
+    rewards, values = jnp.array([[0.0, 0, 1, 9, 9]]), jnp.array([[0.5, 0.4, 0.3, 9, 9]])
+    advantages, returns = gae(rewards, values, padded, 1.0, 0.95)
+    np.testing.assert_allclose(advantages[0], [0.43675, 0.565, 0.7, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(returns[0], [0.93675, 0.965, 1.0, 0, 0], atol=1e-6)
+
+
+def test_gae_discounts_by_gamma_and_lambda():
+    # delta = [0 + .5 * .4 - .5, 1 - .4]; A_0 = delta_0 + .5 * .5 * delta_1.
+    advantages, _ = gae(jnp.array([[0.0, 1]]), jnp.array([[0.5, 0.4]]), jnp.ones((1, 2), bool), 0.5, 0.5)
+    np.testing.assert_allclose(advantages[0], [-0.3 + 0.25 * 0.6, 0.6], atol=1e-6)
+
+
+def test_whitening_spans_the_whole_batch_and_skips_padding():
+    x = jnp.array([[1.0, 2, 100], [3, 4, 100]])
+    mask = jnp.array([[True, True, False]] * 2)
+    np.testing.assert_allclose(whiten(x, mask)[:, :2], (np.array([[1, 2], [3, 4]]) - 2.5) / np.sqrt(1.25), atol=1e-5)
+    assert (whiten(x, mask)[:, 2] == 0).all()
+    kept = whiten(x, mask, keep_mean=True)[:, :2]
+    assert float(kept.mean()) == pytest.approx(2.5, abs=1e-5)
+
+
+def test_whitening_is_not_done_per_device():
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32) + np.arange(8, dtype=np.float32)[:, None]
+    mask = np.ones((8, 3), bool)
+    shard = jax.sharding.NamedSharding(data_mesh(), jax.sharding.PartitionSpec("data"))
+    split = jax.jit(whiten)(jax.device_put(x, shard), jax.device_put(mask, shard))
+    assert len(split.sharding.device_set) > 1
+    np.testing.assert_allclose(split, (x - x.mean()) / x.std(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("kl", "expected"), [(7.2, 0.151536), (50.0, 0.151536), (4.8, 0.148464), (0.0, 0.148464)])
+def test_adaptive_kl_clips_its_error(kl, expected):
+    assert float(adapt_kl_coef(jnp.float32(0.15), jnp.float32(kl), 6.0, 10_000.0, 512)) == pytest.approx(expected, 1e-5)
+
+
+def test_score_is_added_at_the_last_real_token_and_kl_at_each():
+    mask = jnp.array([[True, True, False], [True, True, True]])
+    log_ratios = jnp.array([[0.5, -1.0, 7.0], [0.0, 0.0, 2.0]])
+    rewards = token_rewards(jnp.array([3.0, -2.0]), log_ratios, mask, jnp.float32(0.1))
+    np.testing.assert_allclose(rewards, [[-0.05, 3.1, 0], [0, 0, -2.2]], atol=1e-6)
+
+
+def test_integer_scores_are_not_truncated():
+    rewards = token_rewards(jnp.array([1]), jnp.array([[5]]), jnp.ones((1, 1), bool), jnp.float32(0.1))
+    assert rewards.dtype == jnp.float32
+    assert float(rewards[0, 0]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("advantage", "expected"), [(1.0, -1.2), (-1.0, 1.5)])
+def test_policy_loss_of_ratio_one_and_a_half(advantage, expected):
+    assert float(policy_loss(jnp.log(1.5), jnp.float32(advantage), 0.2)) == pytest.approx(expected, 1e-5)
+
+
+def test_value_loss_takes_the_larger_error():
+    # The value moved .5 past the old one, .4 from the return: its own error is the larger, half of .16.
+    assert float(value_loss(1.0, 0.5, jnp.float32(0.6), 0.2)) == pytest.approx(0.08, 1e-5)
+    # Moved toward the return but held back: the clipped error is the larger.
+    assert float(value_loss(1.0, 0.5, jnp.float32(1.0), 0.2)) == pytest.approx(0.5 * 0.3**2, 1e-5)
+
+
+def test_scores_are_normalised_clipped_and_replaced_where_the_text_was_cut():
+    reward = Reward(None, jnp.float32(2.0), jnp.float32(0.5))
+    finished = jnp.array([True, True, False])
+    out = normalised_scores(PPO, jnp.array([3.0, 90.0, 3.0]), reward, finished)
+    np.testing.assert_allclose(out, [2.0, 5.0, -1.0])
+
+
+@pytest.fixture
+def setting(tiny):
+    """A policy, its reference and a reranker, far enough from uniform to matter."""
+    trunk = jax.tree.map(lambda a: a * 2, init_decoder(tiny, jax.random.key(0)))
+    reward = Reward(init_reranker(trunk, jax.random.key(1)), jnp.float32(0), jnp.float32(1))
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(2, 97, (B, P)).astype(np.int32)
+    mask = np.arange(P) >= rng.integers(0, P - 2, B)[:, None]
+    stops = np.array([[0] * 97, [1] * 97], np.int32)
+    return trunk, reward, prompts, mask, np.arange(B, dtype=np.uint32), stops
+
+
+def iterate(tiny, setting, ppo=PPO, temperature=1.0, iterations=1, devices=2):
+    trunk, reward, prompts, mask, ids, stops = setting
+    mesh = jax.sharding.Mesh(jax.devices()[:devices], "data")
+    step = make_ppo_step(tiny, "mean", SamplingConfig(temperature, 1.0, C), ppo, P, 1, 0, mesh)
+    optimizer = make_optimizer(ppo.optimizer)
+    start = jax.jit(lambda p: init_state(jax.tree.map(jnp.copy, p), optimizer), out_shardings=replicated(mesh))
+    state, kl_coef, history = start(init_policy(trunk)), jnp.float32(ppo.kl_coef), []
+    for i in range(iterations):
+        key = jax.random.fold_in(jax.random.key(0), i)
+        state, kl_coef, metrics = step(state, trunk, reward, prompts, mask, ids, key, kl_coef, stops)
+        history.append(jax.device_get(metrics))
+    return state, history
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_first_ratio_is_exactly_one_and_later_ones_are_not(tiny, setting, temperature):
+    """Holds only if sampling, old log-probabilities and update share parameters, masks, positions and temperature."""
+    _, history = iterate(tiny, setting, temperature=temperature, iterations=2)
+    for metrics in history:
+        assert metrics["first_ratio_deviation"] == 0.0
+        assert metrics["last_ratio_deviation"] > 0.0
+
+
+def test_policy_starts_without_divergence_from_the_reference(tiny, setting):
+    _, history = iterate(tiny, setting, temperature=0.7, iterations=2)
+    assert abs(history[0]["kl"]) < 1e-5
+    assert abs(history[1]["kl"]) > 1e-4
+
+
+def rollout_of(tiny, trunk, seed=0):
+    rng = np.random.default_rng(seed)
+    mask = jnp.asarray(np.concatenate([np.ones((B, P), bool), np.arange(C) < rng.integers(2, C, B)[:, None]], 1))
+    tokens = jnp.asarray(rng.integers(2, 97, (B, P + C)), jnp.int32)
+    old = jnp.where(mask[:, P:], jnp.asarray(rng.normal(-3, 1, (B, C)), jnp.float32), 0)
+    values, advantages, returns = (jnp.asarray(rng.normal(size=(B, C)), jnp.float32) for _ in range(3))
+    return Rollout(Rows(tokens, mask), old, values, advantages, returns)
+
+
+def test_clips_bind_against_the_old_policy(tiny, setting):
+    """Old log-probabilities are the rollout's: were they computed anew in each update, no clip would ever bind."""
+    policy = init_policy(setting[0])
+    rollout = rollout_of(tiny, setting[0])
+    _, metrics = ppo_loss(tiny, PPO, policy, rollout, P, 1.0)
+    assert metrics["clip_fraction"] > 0.5
+
+
+def test_the_update_is_blind_to_padding(tiny, setting):
+    policy = init_policy(setting[0])
+    rollout = rollout_of(tiny, setting[0])
+    pad = ~rollout.rows.mask
+    noisy = rollout._replace(
+        rows=Rows(jnp.where(pad, 5, rollout.rows.tokens), rollout.rows.mask),
+        advantages=jnp.where(pad[:, P:], 100.0, rollout.advantages),
+        returns=jnp.where(pad[:, P:], 100.0, rollout.returns),
+    )
+    first, second = (ppo_loss(tiny, PPO, policy, r, P, 1.0)[0] for r in (rollout, noisy))
+    np.testing.assert_allclose(first, second, rtol=1e-6)
+
+
+def test_temperature_divides_the_logits_of_the_update(tiny, setting):
+    policy = init_policy(setting[0])
+    rollout = rollout_of(tiny, setting[0])
+    first, second = (ppo_loss(tiny, PPO, policy, rollout, P, t)[0] for t in (1.0, 0.7))
+    assert abs(float(first - second)) > 1e-3
+
+
+def test_every_epoch_and_iteration_has_an_order_of_its_own(tiny, setting, monkeypatch):
+    seen = []
+    shuffle = jax.random.permutation
+
+    def spy(key, n):
+        order = shuffle(key, n)
+        jax.debug.callback(lambda o: seen.append(tuple(map(int, o))), order)
+        return order
+
+    monkeypatch.setattr(jax.random, "permutation", spy)
+    make_ppo_step.cache_clear()
+    iterate(tiny, setting, iterations=2)
+    make_ppo_step.cache_clear()
+    assert len(seen) == 4  # two epochs in each of two iterations
+    assert len(set(seen)) == 4
+    assert all(sorted(order) == list(range(B)) for order in seen)
+
+
+def test_a_high_penalty_keeps_the_policy_near_the_reference(tiny, setting):
+    steps = dataclasses.replace(PPO, iterations=12, learning_rate=3e-3)
+    loose, tight = (
+        iterate(tiny, setting, dataclasses.replace(steps, kl_coef=beta), iterations=12)[1][-1]["kl"]
+        for beta in (0.0, 5.0)
+    )
+    assert tight < 0.5 * loose
+
+
+def test_ppo_raises_the_score(tiny, setting):
+    steps = dataclasses.replace(PPO, iterations=20, learning_rate=3e-3, kl_coef=0.0)
+    _, history = iterate(tiny, setting, steps, iterations=20)
+    scores = [m["score"] for m in history]
+    assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 0.2
+
+
+def test_sharded_iteration_equals_single_device(tiny, setting):
+    """Losses and what decides them; parameters differ more, because Adam magnifies gradients near zero."""
+    with jax.default_matmul_precision("highest"):
+        (_, split), (_, whole) = (iterate(tiny, setting, iterations=2, devices=n) for n in (2, 1))
+    for a, b in zip(split, whole, strict=True):
+        for name in ("loss", "policy_loss", "value_loss", "kl", "score", "length"):
+            np.testing.assert_allclose(a[name], b[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("bad", [{"minibatches": 3}, {"kl_coef": -0.1}, {"epochs": 0}])
+def test_impossible_settings_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        dataclasses.replace(PPO, **bad)

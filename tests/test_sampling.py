@@ -1,0 +1,177 @@
+"""Sampling: the right distribution, from a key that is a sample's own."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rerankjax.candidates.sampling import SamplingConfig, choose, make_sampler, nucleus, sample_keys
+from rerankjax.candidates.stop import stop_table, truncate
+from rerankjax.model.decoder import hidden_states, init_decoder, to_logits
+from rerankjax.model.likelihood import Rows, completion_log_probs
+from rerankjax.model.sharding import data_mesh
+
+EOS, PAD, P, C = 1, 0, 6, 8
+NO_STOPS = np.zeros((2, 97), np.int32) + np.array([[0], [1]], np.int32)
+
+
+@pytest.fixture
+def params(tiny):
+    # Far from uniform, so that a wrong distribution shows.
+    return jax.tree.map(lambda a: a * 2, init_decoder(tiny, jax.random.key(0)))
+
+
+def draw(tiny, params, ids, *, temperature=1.0, top_p=1.0, samples=2, key=7, stops=NO_STOPS):
+    rng = np.random.default_rng(0)
+    every = rng.integers(2, 97, (64, P)).astype(np.int32)
+    lengths = rng.integers(2, P + 1, 64)
+    mask = np.arange(P) >= P - lengths[:, None]
+    sampler = make_sampler(tiny, SamplingConfig(temperature, top_p, C), samples, EOS, PAD, data_mesh())
+    ids = np.asarray(ids)
+    out = sampler(params, every[ids], mask[ids], jax.random.key(key), ids.astype(np.uint32), stops)
+    return jax.device_get(out), every[ids], mask[ids]
+
+
+def test_a_sample_does_not_depend_on_its_batch(tiny, params):
+    together, *_ = draw(tiny, params, range(8))
+    for batch in ([3, 40], [50, 3, 12, 13], [9, 8, 7, 6, 5, 4, 3, 2]):
+        apart, *_ = draw(tiny, params, batch)
+        at = batch.index(3)
+        np.testing.assert_array_equal(apart.tokens[2 * at : 2 * at + 2], together.tokens[6:8])
+
+
+def test_samples_of_a_prompt_differ_and_follow_the_key(tiny, params):
+    out, *_ = draw(tiny, params, range(8), samples=4)
+    again, *_ = draw(tiny, params, range(8), samples=4)
+    other, *_ = draw(tiny, params, range(8), samples=4, key=8)
+    np.testing.assert_array_equal(out.tokens, again.tokens)
+    assert (out.tokens != other.tokens).any()
+    assert len({tuple(row) for row in out.tokens[:4]}) > 1
+
+
+def test_more_samples_keep_the_first_ones(tiny, params):
+    two, *_ = draw(tiny, params, range(4), samples=2)
+    four, *_ = draw(tiny, params, range(4), samples=4)
+    np.testing.assert_array_equal(two.tokens.reshape(4, 2, C), four.tokens.reshape(4, 4, C)[:, :2])
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_log_probabilities_are_those_of_a_whole_forward_pass(tiny, params, temperature):
+    out, prompts, mask = draw(tiny, params, range(8), temperature=temperature)
+    rows = Rows(
+        jnp.concatenate([np.repeat(prompts, 2, 0), out.tokens], 1), jnp.concatenate([np.repeat(mask, 2, 0), out.mask], 1)
+    )
+    for got, at in ((out.log_probs, temperature), (out.raw_log_probs, 1.0)):
+        expected, _ = completion_log_probs(tiny, params, rows, P, at)
+        np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def test_greedy_takes_the_most_likely_token_of_a_whole_forward_pass(tiny, params):
+    out, prompts, mask = draw(tiny, params, range(4), temperature=0.0, samples=1)
+    tokens, seen = prompts, mask
+    for t in range(C):
+        logits = to_logits(tiny, params, hidden_states(tiny, params, jnp.asarray(tokens), jnp.asarray(seen)))
+        best = np.where(out.mask[:, t], np.argmax(logits[:, -1], -1), PAD)
+        np.testing.assert_array_equal(out.tokens[:, t], best)
+        tokens = np.concatenate([tokens, out.tokens[:, t : t + 1]], 1)
+        seen = np.concatenate([seen, out.mask[:, t : t + 1]], 1)
+
+
+def test_nothing_follows_the_end_of_text(tiny, params):
+    # An end-of-text token that is likely everywhere.
+    out, *_ = draw(tiny, params, range(32), samples=8)
+    ended = out.tokens == EOS
+    assert ended.any()
+    lengths = out.mask.sum(1)
+    np.testing.assert_array_equal(out.mask, np.arange(C) < lengths[:, None])
+    assert (out.tokens[~out.mask] == PAD).all()
+    np.testing.assert_array_equal(out.finished, ended.any(1))
+    assert all(row[n - 1] == EOS for row, n in zip(out.tokens[out.finished], lengths[out.finished], strict=True))
+    assert (lengths[~out.finished] == C).all()
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely():
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
+    uniform = (jnp.arange(10_000) + 0.5) / 10_000
+    token, log_prob, _ = choose(jnp.tile(logits, (10_000, 1)), uniform, 1.0, 1.0)
+    np.testing.assert_allclose(np.bincount(token) / 10_000, [0.5, 0.3, 0.15, 0.05], atol=1e-3)
+    np.testing.assert_allclose(log_prob, logits[token], atol=1e-6)
+    # 0.5 and 0.3 reach 0.7 together; they are then drawn in proportion.
+    token, log_prob, raw = choose(jnp.tile(logits, (10_000, 1)), uniform, 1.0, 0.7)
+    np.testing.assert_allclose(np.bincount(token) / 10_000, [0.625, 0.375], atol=1e-3)
+    np.testing.assert_allclose(log_prob[0], np.log(0.625), atol=1e-6)
+    np.testing.assert_allclose(raw, logits[token], atol=1e-6)
+    # Temperature 1/2 squares the probabilities.
+    token, *_ = choose(jnp.tile(logits, (10_000, 1)), uniform, 0.5, 1.0)
+    squared = np.array([0.25, 0.09, 0.0225, 0.0025])
+    np.testing.assert_allclose(np.bincount(token) / 10_000, squared / squared.sum(), atol=1e-3)
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
+def test_the_nucleus_is_what_sorting_finds(top_p):
+    probs = np.random.default_rng(0).dirichlet(np.full(200, 0.1), 20).astype(np.float32)
+    for row, kept in zip(probs, np.asarray(nucleus(jnp.asarray(probs), top_p)), strict=True):
+        descending = np.sort(row)[::-1]
+        smallest = descending[np.searchsorted(np.cumsum(descending), top_p)]
+        np.testing.assert_array_equal(kept, row >= smallest)
+
+
+def test_a_uniform_just_below_one_draws_a_possible_token():
+    logits = jnp.log(jnp.array([[0.6, 0.4, 1e-30, 1e-38]]))
+    token, log_prob, _ = choose(logits, jnp.array([np.nextafter(np.float32(1), np.float32(0))]), 1.0, 0.9)
+    assert int(token[0]) == 1
+    assert np.isfinite(log_prob).all()
+
+
+TEXTS = ["", "", "a", "\n", "d", "ef", "\nd", "de", "f x", "\n\n", "#"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ends"),
+    [
+        ([2, 3, 4, 5], 3),  # "a" "\n" "d" "ef": whole only with the last
+        ([6, 5], 1),
+        ([3, 3, 7, 8], 3),  # "\n" "\n" "de" "f x": the second line end begins it, and it ends inside a token
+        ([3, 4, 4], None),
+        ([9, 10], 1),  # "\n\n" "#"
+        ([2, 10], None),
+    ],
+)
+def test_stop_strings_are_met_however_tokens_cut_them(tokens, ends):
+    table = stop_table(TEXTS, ["\ndef", "\n#"])
+    states, state = [], 0
+    for token in tokens:
+        state = table[state, token]
+        states.append(state == len(table) - 1)
+    assert (states.index(True) if True in states else None) == ends
+    text = "".join(TEXTS[t] for t in tokens)
+    assert (truncate(text, ["\ndef", "\n#"]) != text) == (ends is not None)
+
+
+def test_sampling_stops_at_a_stop_string(tiny, params):
+    free, *_ = draw(tiny, params, range(8))
+    texts = [chr(33 + i) for i in range(97)]
+    word = texts[free.tokens[0, 2]] + texts[free.tokens[0, 3]]
+    out, *_ = draw(tiny, params, range(8), stops=stop_table(texts, [word]))
+    assert out.mask[0].sum() == 4
+    assert out.finished[0]
+    np.testing.assert_array_equal(out.tokens[0, :4], free.tokens[0, :4])
+
+
+def test_no_stop_string_never_stops():
+    assert (stop_table(TEXTS, [])[0] == 0).all()
+    with pytest.raises(ValueError, match="empty string"):
+        stop_table(TEXTS, [""])
+
+
+def test_keys_are_each_samples_own():
+    keys = jax.random.key_data(sample_keys(jax.random.key(0), jnp.arange(5, dtype=jnp.uint32), 3))
+    assert len({tuple(k) for k in np.asarray(keys)}) == 15
+
+
+@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"max_completion_length": 0}])
+def test_impossible_settings_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        dataclasses.replace(SamplingConfig(1.0, 1.0, 8), **bad)
