@@ -85,20 +85,20 @@ def _command() -> list[str]:
 class Box:
     """Starts on the first `ask`, and anew on the first after `close`. One thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._cancelled = False
 
-    def ask(self, body: dict[str, Any], limits: Limits, *, keep_output: bool = False) -> dict[str, Any]:
+    def ask(self, body: dict[str, Any]) -> dict[str, Any]:
         """Run one program: the reply of inside/server.py to `body`. Raises BoxDiedError, with the box closed."""
         try:
             if self._process is None:
                 self._start()
-            self._socket.settimeout(limits.wall_seconds + REPLY_GRACE_SECONDS)
+            self._socket.settimeout(self.limits.wall_seconds + REPLY_GRACE_SECONDS)
             data = json.dumps(body).encode()
-            header = json.dumps({**vars(limits), "body_bytes": len(data), "keep_output": keep_output}).encode()
-            self._socket.sendall(len(header).to_bytes(4, "big") + header + data)
+            self._socket.sendall(len(data).to_bytes(4, "big") + data)
             return json.loads(self._read(int.from_bytes(self._read(4), "big")))
         except (OSError, EOFError) as error:
             self.close()
@@ -107,7 +107,7 @@ class Box:
             raise BoxDiedError(f"{error or 'it ended'}; it said: {said[-2000:] or 'nothing'}") from None
 
     def _start(self) -> None:
-        command = [*_command(), seccomp.bpf().hex()]
+        command = [*_command(), json.dumps(vars(self.limits)), seccomp.bpf().hex()]
         self._socket, theirs = socket.socketpair()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the box)
         with theirs, self._lock:

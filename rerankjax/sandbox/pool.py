@@ -49,10 +49,10 @@ def check() -> None:
     """
     if sys.platform != "linux":
         raise SandboxError(f"sandbox: needs Linux (namespaces, seccomp), and this is {sys.platform}")
-    box = Box()
+    box = Box(Limits(processes=4))
     try:
-        body = {"source": PROBE, "tests": "", "stdin": "", "exit_is_end": False}
-        reply = box.ask(body, Limits(processes=4))
+        body = {"source": PROBE, "tests": "", "stdin": "", "exit_is_end": False, "keep_output": False}
+        reply = box.ask(body)
     except BoxDiedError as error:
         raise SandboxError(
             f"sandbox: no box starts here: {error}\nIt needs bubblewrap with unprivileged user namespaces. In a "
@@ -89,7 +89,7 @@ def run(
 
 
 def _run(programs: Iterator[Program], workers: int, limits: Limits, control: bool) -> Iterator[Result]:
-    boxes = [Box() for _ in range(workers)]
+    boxes = [Box(limits) for _ in range(workers)]
     free: queue.SimpleQueue[Box] = queue.SimpleQueue()
     for box in boxes:
         free.put(box)
@@ -100,7 +100,7 @@ def _run(programs: Iterator[Program], workers: int, limits: Limits, control: boo
         try:
             for attempt in (1, 2):
                 try:
-                    verdict, reply = JUDGES[program.language](box, program, limits, control=control)
+                    verdict, reply = JUDGES[program.language](box, program, control=control)
                 except BoxDiedError as error:
                     reply = {"stderr": f"sandbox: died {attempt} times under this program: {error}"}
                     verdict = Verdict.SANDBOX_ERROR

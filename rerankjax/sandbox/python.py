@@ -11,15 +11,16 @@ from rerankjax.sandbox.verdict import Limits, Program, Verdict
 CAUGHT = "sandbox: the program passes even when a test is made wrong, so its pass proves nothing"
 
 
-def judge(box: Box, program: Program, limits: Limits, *, control: bool) -> tuple[Verdict, dict[str, Any]]:
+def judge(box: Box, program: Program, *, control: bool) -> tuple[Verdict, dict[str, Any]]:
     """The verdict on a Python program and the box's reply it rests on. Raises BoxDiedError."""
     keep = program.expected_output is not None
-    body = {"source": program.source, "tests": program.tests, "stdin": program.stdin, "exit_is_end": keep}
-    reply = box.ask(body, limits, keep_output=keep)
-    verdict = _verdict(reply, limits)
+    body: dict[str, Any] = {"source": program.source, "tests": program.tests, "stdin": program.stdin}
+    body |= {"exit_is_end": keep, "keep_output": keep}
+    reply = box.ask(body)
+    verdict = _verdict(reply, box.limits)
     if verdict is Verdict.PASSED and control and not keep:
         wrong = _wrong_tests(program)
-        if _verdict(box.ask({**body, "tests": wrong}, limits), limits) is Verdict.PASSED:
+        if _verdict(box.ask({**body, "tests": wrong}), box.limits) is Verdict.PASSED:
             return Verdict.FAILED, {**reply, "stderr": CAUGHT}
     return verdict, reply
 
