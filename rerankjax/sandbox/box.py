@@ -6,6 +6,7 @@ import os
 import pathlib
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -101,26 +102,19 @@ class Box:
             self._socket.sendall(len(data).to_bytes(4, "big") + data)
             return json.loads(self._read(int.from_bytes(self._read(4), "big")))
         except (OSError, EOFError) as error:
-            self.close()
-            self._errors.seek(0)  # bubblewrap and the server write here, programs cannot
-            said = self._errors.read().decode(errors="replace").strip()
-            raise BoxDiedError(f"{error or 'it ended'}; it said: {said[-2000:] or 'nothing'}") from None
+            said = self.close()
+            raise BoxDiedError(f"{error or 'it ended'}; it said: {said or 'nothing'}") from None
 
     def _start(self) -> None:
         command = [*_command(), json.dumps(vars(self.limits)), seccomp.bpf().hex()]
-        self._socket, theirs = socket.socketpair()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the box)
-        with theirs, self._lock:
+        with self._lock:
             if self._cancelled:
                 raise EOFError("cancelled")
-            self._process = subprocess.Popen(
-                command,
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                stderr=self._errors.fileno(),
-                start_new_session=True,
-                cwd="/",
-            )
+            self._socket, theirs = socket.socketpair()
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
+            with theirs:  # held here too, it would keep the box's end from being seen
+                ends: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": self._errors}
+                self._process = subprocess.Popen(command, **ends, start_new_session=True, cwd="/")
 
     def _read(self, count: int) -> bytes:
         parts = []
@@ -137,12 +131,16 @@ class Box:
         with self._lock:
             self._cancelled = True
             if self._process is not None:
-                self._process.kill()
+                os.killpg(self._process.pid, signal.SIGKILL)
 
-    def close(self) -> None:
-        """End the box and everything in it."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-            self._socket.close()
+    def close(self) -> str:
+        """End the box and everything in it; returns the last that bubblewrap or the server said (programs cannot)."""
+        if self._process is None:
+            return ""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+        self._socket.close()
+        with self._errors:
+            self._errors.seek(0)
+            return self._errors.read()[-2000:].decode(errors="replace").strip()

@@ -16,6 +16,7 @@ from rerankjax.sandbox.verdict import Limits, Program, Result, SandboxError, Ver
 
 JUDGES = {"py": python.judge}
 EMPTY = {"exit_code": None, "signal": None, "stdout": "", "stderr": "", "wall_seconds": 0.0, "cpu_seconds": 0.0}
+TAIL_CHARACTERS = 4096
 REMEMBERED = 4096  # distinct programs whose results are kept for their repetitions
 
 
@@ -28,6 +29,12 @@ assert status["NoNewPrivs"] == "1", "it may gain privileges"
 assert all(int(status[kind], 16) == 0 for kind in ("CapPrm", "CapEff", "CapBnd", "CapAmb")), "it has capabilities"
 assert os.getpid() == 1, "it has no PID namespace"
 assert [line.split(":")[0].strip() for line in list(open("/proc/net/dev"))[2:]] == ["lo"], "it has a network"
+try:
+    os.memfd_create("probe")
+except PermissionError:
+    pass
+else:
+    raise AssertionError("the seccomp filter lets through what it must not")
 children = 0
 try:
     while children < 8:
@@ -51,7 +58,7 @@ def check() -> None:
         raise SandboxError(f"sandbox: needs Linux (namespaces, seccomp), and this is {sys.platform}")
     box = Box(Limits(processes=4))
     try:
-        body = {"source": PROBE, "tests": "", "stdin": "", "exit_is_end": False, "keep_output": False}
+        body = {"source": PROBE, "tests": "", "stdin": "", "keep_output": False}
         reply = box.ask(body)
     except BoxDiedError as error:
         raise SandboxError(
@@ -108,7 +115,8 @@ def _run(programs: Iterator[Program], workers: int, limits: Limits, control: boo
                         break
                 else:
                     break
-            return {"verdict": verdict} | {key: reply.get(key, empty) for key, empty in EMPTY.items()}
+            fields: dict[str, Any] = {key: reply.get(key, empty) for key, empty in EMPTY.items()}
+            return fields | {"verdict": verdict, "stdout": fields["stdout"][-TAIL_CHARACTERS:]}
         finally:
             free.put(box)
 

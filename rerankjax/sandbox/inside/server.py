@@ -69,9 +69,7 @@ def child(
     sys.argv[:] = ["program.py"]
     sys.setrecursionlimit(sys.getrecursionlimit() + 4)  # for the frames below the program's first
     os.write(3, READY_KEEP_OUTPUT if body["keep_output"] else READY)
-    code = program.run(
-        body["source"], body["tests"], body["exit_is_end"], lambda kind: write_all(3, nonce + kind.encode())
-    )
+    code = program.run(body["source"], body["tests"], lambda kind: write_all(3, nonce + kind.encode()))
     os._exit(code)
 
 
@@ -109,22 +107,29 @@ def await_ready(status: int, pid: int) -> bool:
     raise SystemExit(f"a child was not confined: {ended}, {os.read(status, 999).decode(errors='replace')}")
 
 
-def watch(pid: int, pipes: tuple[int, ...], limits: Limits, keep: int) -> tuple[str, list[bytearray]]:
-    """Wait until `pid` ends or must be ended. Returns why it was killed (or ""), and what came through the pipes."""
+def watch(pid: int, requests: int, pipes: tuple[int, ...], limits: Limits, keep: int) -> tuple[str, list[bytearray]]:
+    """Wait until `pid` ends or must be ended. Returns why it was killed (or ""), and what came through the pipes.
+
+    Raises EndedError, which ends the box, when the host goes away meanwhile.
+    """
     held = [bytearray() for _ in pipes]
     into = dict(zip(pipes, held, strict=True))
     poller = select.poll()
     ended = os.pidfd_open(pid)
     for fd in (*pipes, ended):
         poller.register(fd, select.POLLIN)
+    poller.register(requests, 0)  # for POLLHUP alone
     killed, written, start = "", 0, time.monotonic()
     look = start + WATCH_SECONDS
     alive = True
     while alive:
         events = poller.poll(max(0.0, look - time.monotonic()) * 1000)
-        alive = all(fd != ended for fd, _ in events)
+        ready = [fd for fd, _ in events]
+        if requests in ready:
+            raise EndedError
+        alive = ended not in ready
         # Once the first process has ended so has all it started, and what the pipes hold is all there will be.
-        for fd in [fd for fd, _ in events] if alive else list(into):
+        for fd in ready if alive else list(into):
             while data := read_now(fd):
                 into[fd] += data
                 written += len(data)
@@ -178,7 +183,7 @@ def serve_one(
     for fd in ours:
         os.set_blocking(fd, False)
     keep = int(limits["output_bytes"]) if keep_output else TAIL_BYTES
-    killed, (stdout, stderr, status) = watch(pid, ours, limits, keep)
+    killed, (stdout, stderr, status) = watch(pid, requests, ours, limits, keep)
     for fd in ours:
         os.close(fd)
     _, ended, rusage = os.wait4(pid, 0)
