@@ -59,7 +59,7 @@ def child(
     if body["stdin"]:
         stdin = os.open("/tmp/.stdin", os.O_RDWR | os.O_CREAT, 0o600)
         os.unlink("/tmp/.stdin")
-        write_all(stdin, body["stdin"].encode())
+        write_all(stdin, body["stdin"].encode(errors="replace"))
         os.lseek(stdin, 0, os.SEEK_SET)
         os.dup2(stdin, 0)
     for fd, target in ((stdout, 1), (stderr, 2), (status, 3)):
