@@ -14,6 +14,7 @@ python=${2:-python3}
 
 missing=()
 command -v bwrap >/dev/null || missing+=(bubblewrap)
+/sbin/ldconfig -p | grep libseccomp.so.2 >/dev/null || missing+=(libseccomp2)
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

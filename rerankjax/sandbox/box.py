@@ -6,6 +6,7 @@ import os
 import pathlib
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -85,42 +86,35 @@ def _command() -> list[str]:
 class Box:
     """Starts on the first `ask`, and anew on the first after `close`. One thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._cancelled = False
 
-    def ask(self, body: dict[str, Any], limits: Limits, *, keep_output: bool = False) -> dict[str, Any]:
+    def ask(self, body: dict[str, Any]) -> dict[str, Any]:
         """Run one program: the reply of inside/server.py to `body`. Raises BoxDiedError, with the box closed."""
         try:
             if self._process is None:
                 self._start()
-            self._socket.settimeout(limits.wall_seconds + REPLY_GRACE_SECONDS)
+            self._socket.settimeout(self.limits.wall_seconds + REPLY_GRACE_SECONDS)
             data = json.dumps(body).encode()
-            header = json.dumps({**vars(limits), "body_bytes": len(data), "keep_output": keep_output}).encode()
-            self._socket.sendall(len(header).to_bytes(4, "big") + header + data)
+            self._socket.sendall(len(data).to_bytes(4, "big") + data)
             return json.loads(self._read(int.from_bytes(self._read(4), "big")))
         except (OSError, EOFError) as error:
-            self.close()
-            self._errors.seek(0)  # bubblewrap and the server write here, programs cannot
-            said = self._errors.read().decode(errors="replace").strip()
-            raise BoxDiedError(f"{error or 'it ended'}; it said: {said[-2000:] or 'nothing'}") from None
+            said = self.close()
+            raise BoxDiedError(f"{error or 'it ended'}; it said: {said or 'nothing'}") from None
 
     def _start(self) -> None:
-        command = [*_command(), seccomp.bpf().hex()]
-        self._socket, theirs = socket.socketpair()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the box)
-        with theirs, self._lock:
+        command = [*_command(), json.dumps(vars(self.limits)), seccomp.bpf().hex()]
+        with self._lock:
             if self._cancelled:
                 raise EOFError("cancelled")
-            self._process = subprocess.Popen(
-                command,
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                stderr=self._errors.fileno(),
-                start_new_session=True,
-                cwd="/",
-            )
+            self._socket, theirs = socket.socketpair()
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
+            with theirs:  # held here too, it would keep the box's end from being seen
+                ends: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": self._errors}
+                self._process = subprocess.Popen(command, **ends, start_new_session=True, cwd="/")
 
     def _read(self, count: int) -> bytes:
         parts = []
@@ -137,12 +131,16 @@ class Box:
         with self._lock:
             self._cancelled = True
             if self._process is not None:
-                self._process.kill()
+                os.killpg(self._process.pid, signal.SIGKILL)
 
-    def close(self) -> None:
-        """End the box and everything in it."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-            self._socket.close()
+    def close(self) -> str:
+        """End the box and everything in it; returns the last that bubblewrap or the server said (programs cannot)."""
+        if self._process is None:
+            return ""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+        self._socket.close()
+        with self._errors:
+            self._errors.seek(0)
+            return self._errors.read()[-2000:].decode(errors="replace").strip()

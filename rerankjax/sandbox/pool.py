@@ -16,6 +16,7 @@ from rerankjax.sandbox.verdict import Limits, Program, Result, SandboxError, Ver
 
 JUDGES = {"py": python.judge}
 EMPTY = {"exit_code": None, "signal": None, "stdout": "", "stderr": "", "wall_seconds": 0.0, "cpu_seconds": 0.0}
+TAIL_CHARACTERS = 4096
 REMEMBERED = 4096  # distinct programs whose results are kept for their repetitions
 
 
@@ -28,6 +29,12 @@ assert status["NoNewPrivs"] == "1", "it may gain privileges"
 assert all(int(status[kind], 16) == 0 for kind in ("CapPrm", "CapEff", "CapBnd", "CapAmb")), "it has capabilities"
 assert os.getpid() == 1, "it has no PID namespace"
 assert [line.split(":")[0].strip() for line in list(open("/proc/net/dev"))[2:]] == ["lo"], "it has a network"
+try:
+    os.memfd_create("probe")
+except PermissionError:
+    pass
+else:
+    raise AssertionError("the seccomp filter lets through what it must not")
 children = 0
 try:
     while children < 8:
@@ -49,10 +56,10 @@ def check() -> None:
     """
     if sys.platform != "linux":
         raise SandboxError(f"sandbox: needs Linux (namespaces, seccomp), and this is {sys.platform}")
-    box = Box()
+    box = Box(Limits(processes=4))
     try:
-        body = {"source": PROBE, "tests": "", "stdin": "", "exit_is_end": False}
-        reply = box.ask(body, Limits(processes=4))
+        body = {"source": PROBE, "tests": "", "stdin": "", "keep_output": False}
+        reply = box.ask(body)
     except BoxDiedError as error:
         raise SandboxError(
             f"sandbox: no box starts here: {error}\nIt needs bubblewrap with unprivileged user namespaces. In a "
@@ -89,7 +96,7 @@ def run(
 
 
 def _run(programs: Iterator[Program], workers: int, limits: Limits, control: bool) -> Iterator[Result]:
-    boxes = [Box() for _ in range(workers)]
+    boxes = [Box(limits) for _ in range(workers)]
     free: queue.SimpleQueue[Box] = queue.SimpleQueue()
     for box in boxes:
         free.put(box)
@@ -100,7 +107,7 @@ def _run(programs: Iterator[Program], workers: int, limits: Limits, control: boo
         try:
             for attempt in (1, 2):
                 try:
-                    verdict, reply = JUDGES[program.language](box, program, limits, control=control)
+                    verdict, reply = JUDGES[program.language](box, program, control=control)
                 except BoxDiedError as error:
                     reply = {"stderr": f"sandbox: died {attempt} times under this program: {error}"}
                     verdict = Verdict.SANDBOX_ERROR
@@ -108,7 +115,8 @@ def _run(programs: Iterator[Program], workers: int, limits: Limits, control: boo
                         break
                 else:
                     break
-            return {"verdict": verdict} | {key: reply.get(key, empty) for key, empty in EMPTY.items()}
+            fields: dict[str, Any] = {key: reply.get(key, empty) for key, empty in EMPTY.items()}
+            return fields | {"verdict": verdict, "stdout": fields["stdout"][-TAIL_CHARACTERS:]}
         finally:
             free.put(box)
 

@@ -6,35 +6,40 @@ import hashlib
 from typing import Any
 
 from rerankjax.sandbox.box import Box
-from rerankjax.sandbox.verdict import Limits, Program, Verdict
+from rerankjax.sandbox.output import matches
+from rerankjax.sandbox.verdict import Program, Verdict
 
 CAUGHT = "sandbox: the program passes even when a test is made wrong, so its pass proves nothing"
 
 
-def judge(box: Box, program: Program, limits: Limits, *, control: bool) -> tuple[Verdict, dict[str, Any]]:
+def judge(box: Box, program: Program, *, control: bool) -> tuple[Verdict, dict[str, Any]]:
     """The verdict on a Python program and the box's reply it rests on. Raises BoxDiedError."""
-    keep = program.expected_output is not None
-    body = {"source": program.source, "tests": program.tests, "stdin": program.stdin, "exit_is_end": keep}
-    reply = box.ask(body, limits, keep_output=keep)
-    verdict = _verdict(reply, limits)
-    if verdict is Verdict.PASSED and control and not keep:
-        wrong = _wrong_tests(program)
-        if _verdict(box.ask({**body, "tests": wrong}, limits), limits) is Verdict.PASSED:
+    by_output = program.expected_output is not None
+    body: dict[str, Any] = {"source": program.source, "tests": program.tests, "stdin": program.stdin}
+    body["keep_output"] = by_output
+    reply = box.ask(body)
+    verdict = _verdict(reply, box.limits.cpu_seconds)
+    if by_output and reply["exit_code"] == 0 and verdict in (Verdict.PASSED, Verdict.FAILED):
+        right = matches(reply["stdout"], program.expected_output or "")
+        return (Verdict.PASSED if right else Verdict.FAILED), reply
+    if verdict is Verdict.PASSED and control:
+        wrong = box.ask({**body, "tests": _wrong_tests(program)})
+        if _verdict(wrong, box.limits.cpu_seconds) is Verdict.PASSED:
             return Verdict.FAILED, {**reply, "stderr": CAUGHT}
     return verdict, reply
 
 
-def _verdict(reply: dict[str, Any], limits: Limits) -> Verdict:
+def _verdict(reply: dict[str, Any], cpu_seconds: float) -> Verdict:
     if reply["killed"]:
         return Verdict(reply["killed"])
-    if reply["cpu_seconds"] > limits.cpu_seconds:
+    if reply["cpu_seconds"] > cpu_seconds:
         return Verdict.TIMEOUT
     said = reply["said"]
-    if said == "passed":
-        return Verdict.PASSED if reply["exit_code"] == 0 else Verdict.RUNTIME_ERROR
+    if said == "passed" and reply["exit_code"] == 0:
+        return Verdict.PASSED
     if said in ("failed", "compile error", "memory limit"):
         return Verdict(said)
-    # Ended by exit or by a signal: an exit code of 0 claims a pass that no test bears out.
+    # Ended by itself or by a signal: an exit code of 0 claims a pass that no test bears out.
     return Verdict.FAILED if reply["exit_code"] == 0 else Verdict.RUNTIME_ERROR
 
 

@@ -64,7 +64,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of the program at position `index` of the input. `stdout` and `stderr` are the last 4 KiB of each."""
+    """What became of the program at position `index` of the input. Of its output, the last 4,096 characters."""
 
     index: int
     verdict: Verdict

@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable
 
 
-def run(source: str, tests: str, exit_is_end: bool, report: Callable[[str], None]) -> int:
+def run(source: str, tests: str, report: Callable[[str], None]) -> int:
     """Run `source`, then `tests`, in one fresh __main__. Reports how that ended and returns the exit code.
 
     Apart from each other they cannot run together: a source that ends inside a string swallows no test.
@@ -31,7 +31,6 @@ def run(source: str, tests: str, exit_is_end: bool, report: Callable[[str], None
         if isinstance(error.code, str):
             print(error.code, file=sys.stderr)
         sys.stdout.flush()
-        report("passed" if exit_is_end and not exit_code else "exit")
         return exit_code & 0xFF
     except BaseException as error:
         error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this frame

@@ -1,15 +1,18 @@
 """Runs inside the box: a warm interpreter that forks a confined child for each program and watches over it.
 
-Over one socket (its standard input and output) comes, for each program: 4 bytes of length and a JSON header for this
-server, then a body that only the child reads, so that no later child can find it in memory. Back goes: 4 bytes of
-length and a JSON reply. A child that fails before it was confined ends the server: the host then starts another.
+Over one socket (its standard input and output) comes, for each program, 4 bytes of length and a JSON body. Only the
+child reads it, so that no later child can find it in memory; the child is forked and confined while the host is still
+busy. Back goes 4 bytes of length and a JSON reply. A child that fails before it was confined ends the server: the host
+then starts another.
 """
 
+import contextlib
+import ctypes
 import gc
 import json
 import os
-import resource
 import select
+import signal
 import sys
 import time
 
@@ -17,13 +20,14 @@ from rerankjax.sandbox.inside import confine, program
 
 WATCH_SECONDS = 0.1
 TAIL_BYTES = 4096
-READY = b"!"
-# Imported before the fork, since programs import little else.
+READY, READY_KEEP_OUTPUT = b"!", b"+"
+# Imported before the fork, since programs import little else. Each page that a fork touches is a fault: what runs code
+# at every fork (threading, random) costs all programs more than it saves the few.
 WARM = (
     "abc array bisect cmath collections collections.abc copy dataclasses datetime decimal enum fractions functools "
-    "hashlib heapq itertools math operator queue random re statistics string sys textwrap time typing unicodedata"
+    "hashlib heapq itertools math operator re string sys textwrap time typing unicodedata"
 )
-Header = dict[str, float]
+Limits = dict[str, float]
 
 
 def read_exactly(fd: int, count: int) -> bytes:
@@ -42,30 +46,35 @@ def write_all(fd: int, data: bytes) -> None:
         data = data[os.write(fd, data) :]
 
 
-def child(requests: int, outputs: list[int], header: Header, filter_bpf: bytes, nonce: bytes) -> None:
-    """Confine this process, then be the program. Does not return."""
-    body = json.loads(read_exactly(requests, int(header["body_bytes"])))
+def child(
+    requests: int, outputs: tuple[int, ...], limits: Limits, filter_bpf: ctypes.Array[ctypes.c_char], nonce: bytes
+) -> None:
+    """Confine this process, then wait for a program and be it. Does not return."""
     stdout, stderr, status = outputs
-    confine.confine(header, filter_bpf)
-    stdin = os.open("/tmp/.stdin", os.O_RDWR | os.O_CREAT, 0o600)
-    os.unlink("/tmp/.stdin")
-    write_all(stdin, body["stdin"].encode())
-    os.lseek(stdin, 0, os.SEEK_SET)
-    for fd, target in ((stdin, 0), (stdout, 1), (stderr, 2), (status, 3)):
+    confine.confine(limits, filter_bpf)
+    try:
+        body = json.loads(read_exactly(requests, int.from_bytes(read_exactly(requests, 4), "big")))
+    except EOFError:
+        os._exit(0)
+    if body["stdin"]:
+        stdin = os.open("/tmp/.stdin", os.O_RDWR | os.O_CREAT, 0o600)
+        os.unlink("/tmp/.stdin")
+        write_all(stdin, body["stdin"].encode(errors="replace"))
+        os.lseek(stdin, 0, os.SEEK_SET)
+        os.dup2(stdin, 0)
+    for fd, target in ((stdout, 1), (stderr, 2), (status, 3)):
         os.dup2(fd, target, inheritable=target != 3)
     os.closerange(4, 1 << 16)
-    os.write(3, READY)
     sys.path[0] = "/tmp"
     sys.argv[:] = ["program.py"]
     sys.setrecursionlimit(sys.getrecursionlimit() + 4)  # for the frames below the program's first
-    code = program.run(
-        body["source"], body["tests"], body["exit_is_end"], lambda kind: write_all(3, nonce + kind.encode())
-    )
+    os.write(3, READY_KEEP_OUTPUT if body["keep_output"] else READY)
+    code = program.run(body["source"], body["tests"], lambda kind: write_all(3, nonce + kind.encode()))
     os._exit(code)
 
 
-def usage(first: int) -> tuple[int, float]:
-    """Bytes of memory and CPU seconds of all processes but this server and the box's init (`first` is not yet reaped).
+def usage() -> tuple[int, float]:
+    """Bytes of memory and CPU seconds of all processes but this server and the box's init.
 
     Memory is the proportional set size: pages shared with the warm interpreter count once, not once a process.
     """
@@ -83,86 +92,109 @@ def usage(first: int) -> tuple[int, float]:
     return memory, ticks / os.sysconf("SC_CLK_TCK")
 
 
-def watch(pid: int, pipes: list[int], header: Header) -> tuple[str, list[bytearray], bytes]:
-    """Wait until `pid` ends or must be ended. Returns why it was killed (or ""), its output, and its status."""
-    stdout, stderr, status = bytearray(), bytearray(), bytearray()
-    into = dict(zip(pipes, (stdout, stderr, status), strict=True))
-    keep = int(header["output_bytes"] if header["keep_output"] else TAIL_BYTES)
+class EndedError(Exception):
+    """The host has closed the socket."""
+
+
+def await_ready(status: int, pid: int) -> bool:
+    """Whether the child, which has just begun on a program, asks for all its output to be kept."""
+    ready = os.read(status, 1)
+    if ready in (READY, READY_KEEP_OUTPUT):
+        return ready == READY_KEEP_OUTPUT
+    _, ended = os.waitpid(pid, 0)
+    if ready == b"" and ended == 0:
+        raise EndedError
+    raise SystemExit(f"a child was not confined: {ended}, {os.read(status, 999).decode(errors='replace')}")
+
+
+def watch(pid: int, requests: int, pipes: tuple[int, ...], limits: Limits, keep: int) -> tuple[str, list[bytearray]]:
+    """Wait until `pid` ends or must be ended. Returns why it was killed (or ""), and what came through the pipes.
+
+    Raises EndedError, which ends the box, when the host goes away meanwhile.
+    """
+    held = [bytearray() for _ in pipes]
+    into = dict(zip(pipes, held, strict=True))
     poller = select.poll()
     ended = os.pidfd_open(pid)
     for fd in (*pipes, ended):
         poller.register(fd, select.POLLIN)
+    poller.register(requests, 0)  # for POLLHUP alone
     killed, written, start = "", 0, time.monotonic()
     look = start + WATCH_SECONDS
     alive = True
     while alive:
         events = poller.poll(max(0.0, look - time.monotonic()) * 1000)
-        alive = all(fd != ended for fd, _ in events)
+        ready = [fd for fd, _ in events]
+        if requests in ready:
+            raise EndedError
+        alive = ended not in ready
         # Once the first process has ended so has all it started, and what the pipes hold is all there will be.
-        for fd in [fd for fd, _ in events if fd != ended] if alive else list(into):
-            while True:
-                try:
-                    data = os.read(fd, 1 << 16)
-                except BlockingIOError:
-                    break
-                if not data:
-                    poller.unregister(fd)
-                    del into[fd]
-                    break
+        for fd in ready if alive else list(into):
+            while data := read_now(fd):
                 into[fd] += data
                 written += len(data)
-                if into[fd] is status:
-                    del status[256:]
-                elif len(into[fd]) > 2 * keep:
-                    del into[fd][:-keep]
+                del into[fd][: max(0, len(into[fd]) - keep) if len(into[fd]) > 2 * keep else 0]
                 if alive:
                     break
+            if data == b"":
+                poller.unregister(fd)
+                del into[fd]
         now = time.monotonic()
-        if not killed and written > header["output_bytes"]:
+        if not killed and written > limits["output_bytes"]:
             killed = "output limit"
         if not killed and alive and now >= look:
-            memory, cpu = usage(pid)
-            if memory > header["memory_bytes"]:
+            memory, cpu = usage()
+            if memory > limits["memory_bytes"]:
                 killed = "memory limit"
-            elif cpu > header["cpu_seconds"] or now - start > header["wall_seconds"]:
+            elif cpu > limits["cpu_seconds"] or now - start > limits["wall_seconds"]:
                 killed = "timeout"
             look = time.monotonic() + WATCH_SECONDS
         if killed and alive:
-            os.kill(pid, 9)
+            os.kill(pid, signal.SIGKILL)
     os.close(ended)
-    return killed, [stdout[-keep:], stderr[-TAIL_BYTES:]], bytes(status)
+    return killed, held
 
 
-def serve_one(requests: int, replies: int, header: Header, filter_bpf: bytes, own_namespace: int) -> None:
-    start = time.monotonic()
+def read_now(fd: int) -> bytes | None:
+    """What a pipe holds: b"" at its end, None where it holds nothing now."""
+    try:
+        return os.read(fd, 1 << 16)
+    except BlockingIOError:
+        return None
+
+
+def serve_one(
+    requests: int, replies: int, limits: Limits, filter_bpf: ctypes.Array[ctypes.c_char], own_namespace: int
+) -> None:
     nonce = os.urandom(16)
     ours, theirs = zip(*(os.pipe() for _ in range(3)), strict=True)
     pid = confine.fork_in_new_pid_namespace(own_namespace)
     if not pid:
         try:
-            child(requests, list(theirs), header, filter_bpf, nonce)
+            child(requests, theirs, limits, filter_bpf, nonce)
         except BaseException as error:
-            os.write(theirs[2], repr(error).encode()[:200])
+            os.write(theirs[2], b"?" + repr(error).encode()[:999])
         finally:
             os._exit(70)
     for fd in theirs:
         os.close(fd)
+    keep_output = await_ready(ours[2], pid)
+    start = time.monotonic()
     for fd in ours:
         os.set_blocking(fd, False)
-    killed, (stdout, stderr), status = watch(pid, list(ours), header)
+    keep = int(limits["output_bytes"]) if keep_output else TAIL_BYTES
+    killed, (stdout, stderr, status) = watch(pid, requests, ours, limits, keep)
     for fd in ours:
         os.close(fd)
     _, ended, rusage = os.wait4(pid, 0)
-    if not status.startswith(READY):
-        raise SystemExit(f"a child was not confined: {status.decode(errors='replace') or ended}")
     code = os.waitstatus_to_exitcode(ended)
     reply = {
         "killed": killed,
-        "said": status[17:].decode(errors="replace") if status[1:17] == nonce else "",
+        "said": status[16:].decode(errors="replace") if status[:16] == nonce else "",
         "exit_code": code if code >= 0 else None,
         "signal": -code if code < 0 else None,
-        "stdout": stdout.decode(errors="replace"),
-        "stderr": stderr.decode(errors="replace"),
+        "stdout": stdout[-keep:].decode(errors="replace"),
+        "stderr": stderr[-TAIL_BYTES:].decode(errors="replace"),
         "wall_seconds": time.monotonic() - start,
         "cpu_seconds": rusage.ru_utime + rusage.ru_stime,
     }
@@ -171,7 +203,8 @@ def serve_one(requests: int, replies: int, header: Header, filter_bpf: bytes, ow
 
 
 def main() -> None:
-    filter_bpf = bytes.fromhex(sys.argv[1])
+    limits, rules = json.loads(sys.argv[1]), bytes.fromhex(sys.argv[2])
+    filter_bpf = ctypes.create_string_buffer(rules, len(rules))
     requests, replies = os.dup(0), os.dup(1)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
@@ -183,17 +216,13 @@ def main() -> None:
     site.setquit()
     site.setcopyright()
     site.sethelper()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    confine.lock_server()
+    confine.lock_server(limits)
     own_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
     gc.collect()
     gc.freeze()
-    while True:
-        try:
-            size = int.from_bytes(read_exactly(requests, 4), "big")
-        except EOFError:
-            return
-        serve_one(requests, replies, json.loads(read_exactly(requests, size)), filter_bpf, own_namespace)
+    with contextlib.suppress(EndedError):
+        while True:
+            serve_one(requests, replies, limits, filter_bpf, own_namespace)
 
 
 if __name__ == "__main__":
