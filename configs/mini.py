@@ -30,14 +30,14 @@ def get_config(arg: str = "demo") -> ConfigDict:
                 "tie_word_embeddings": True,
             },
             "sampling": {"temperature": 1.0, "top_p": 1.0, "max_completion_length": 24},
-            "sft": {"batch_size": 128, "optimizer": {"learning_rate": 3e-3, "steps": 250, "warmup_steps": 20}},
+            "sft": {"batch_size": 128, "optimizer": {"learning_rate": 3e-3, "steps": 500, "warmup_steps": 20}},
             "candidates": {"train": 6, "dev": 16, "test": 16, "batch_size": 64},
             "reranker": {"pooling": "mean", "lm_coef": 0.5},
             "reranker_training": {"batch_size": 64, "optimizer": {"learning_rate": 1e-3, "steps": 180}},
-            "retraining": {"batch_size": 64, "optimizer": {"learning_rate": 1e-3, "steps": 60}},
-            "mining": {"pairs": 6000, "grown_pairs": 3840, "new_share": 0.5, "hard_share": 0.5},
+            "retraining": {"batch_size": 64, "optimizer": {"learning_rate": 1e-3, "steps": 120}},
+            "mining": {"pairs": 6000, "grown_pairs": 7680, "new_share": 0.5, "hard_share": 0.5},
             "ppo": {
-                "iterations": 30,
+                "iterations": 20,
                 "batch_size": 256,
                 "learning_rate": 4e-4,
                 "epochs": 2,
@@ -55,4 +55,18 @@ def get_config(arg: str = "demo") -> ConfigDict:
     if arg == "full":
         config.seeds = (0, 1, 2)
         config.ppo_arms = config.arms
+    if arg == "smoke":
+        # A handful of problems learned by heart: enough passes and failures for every stage to have work.
+        config.problems.update({"train": 8, "dev": 4, "test": 4, "corpus": 64})
+        config.model.update({"vocab_size": 400, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2})
+        config.max_prompt_length = 80
+        config.sampling.max_completion_length = 64
+        config.model.max_position_embeddings = 160
+        config.sft.update({"batch_size": 32, "optimizer": {"learning_rate": 5e-3, "steps": 100, "warmup_steps": 5}})
+        config.candidates.update({"train": 8, "dev": 4, "test": 4, "batch_size": 4})
+        config.mining.update({"pairs": 32, "grown_pairs": 32})
+        config.reranker_training.update({"batch_size": 8, "optimizer": {"learning_rate": 1e-3, "steps": 6}})
+        config.retraining.update({"batch_size": 8, "optimizer": {"learning_rate": 1e-3, "steps": 4}})
+        config.ppo.update({"iterations": 2, "batch_size": 8})
+        config.early_stopping.update({"every": 1, "samples": 2})
     return config

@@ -10,6 +10,7 @@ seedN/scores/RERANKER/POLICY-SPLIT        a reranker's score of each candidate
 
 import dataclasses
 import functools
+import itertools
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -187,7 +188,7 @@ def first_reranker(run: SeedRun, sft: Params, sampled: Sequence[Candidate]) -> P
     e = run.experiment
 
     def pairs() -> list[Pair]:
-        return pair_up(split(_short(run, sampled)), e.mining.pairs, [run.seed, 1])
+        return pair_up(split(itertools.compress(sampled, _fits(run, sampled))), e.mining.pairs, [run.seed, 1])
 
     start = trainers.start_reranker(sft, run.seed)
     return _reranker(run, "first", start, e.reranker_training, pairs, [run.seed, 2])
@@ -205,12 +206,12 @@ def grown_reranker(
     e = run.experiment
 
     def pairs() -> list[Pair]:
-        fits = [c in set(_short(run, ppo_sampled)) for c in ppo_sampled]
+        new = _fits(run, ppo_sampled)
         return grow(
             arm,
-            split(_short(run, sft_sampled)),
-            [c for c, ok in zip(ppo_sampled, fits, strict=True) if ok],
-            ppo_scores[fits],
+            split(itertools.compress(sft_sampled, _fits(run, sft_sampled))),
+            list(itertools.compress(ppo_sampled, new)),
+            ppo_scores[new],
             count=e.mining.grown_pairs,
             new_share=e.mining.new_share,
             hard_share=e.mining.hard_share,
@@ -220,14 +221,10 @@ def grown_reranker(
     return _reranker(run, arm, first, e.retraining, pairs, [run.seed, 4])
 
 
-def _short(run: SeedRun, sampled: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates that fit a training row: one that the length limit cut has no room for an end-of-text token."""
+def _fits(run: SeedRun, sampled: Sequence[Candidate]) -> np.ndarray:
+    """Which candidates fit a training row, bool: one cut by the length limit has no room for an end-of-text token."""
     ids = encode_completions(run.tokenizer, [c.completion for c in sampled])
-    return [
-        c
-        for c, row in zip(sampled, ids, strict=True)
-        if len(row) <= run.experiment.sampling.max_completion_length
-    ]
+    return np.array([len(row) <= run.experiment.sampling.max_completion_length for row in ids])
 
 
 def _reranker(

@@ -1,8 +1,10 @@
 """Python: what the box is asked for a program, and what its answer means."""
 
 import ast
+import contextlib
 import functools
 import hashlib
+import threading
 from typing import Any
 
 from rerankjax.sandbox.box import Box
@@ -10,6 +12,8 @@ from rerankjax.sandbox.output import matches
 from rerankjax.sandbox.verdict import Program, Verdict
 
 CAUGHT = "sandbox: the program passes even when a test is made wrong, so its pass proves nothing"
+
+_PARSING = threading.Lock()
 
 
 def judge(box: Box, program: Program, *, control: bool) -> tuple[Verdict, dict[str, Any]]:
@@ -59,11 +63,20 @@ def _wrong_tests(program: Program) -> str:
     return (tests[:start] + wrong.encode() + tests[end:]).decode()
 
 
+def _parse(tests: str) -> ast.Module:
+    """ast.parse, which CPython 3.11 lets fail at random while another thread parses (python/cpython#106905)."""
+    with _PARSING:
+        for _ in range(10):
+            with contextlib.suppress(SystemError):
+                return ast.parse(tests)
+        return ast.parse(tests)
+
+
 @functools.lru_cache(maxsize=256)
 def _edits(tests: str) -> list[tuple[int, int, str]]:
     """(start, end, wrong text), in bytes of UTF-8, for each assertion that runs whenever all tests pass."""
     try:
-        tree = ast.parse(tests)
+        tree = _parse(tests)
         starts = [0]
         for line in tests.encode().splitlines(keepends=True):
             starts.append(starts[-1] + len(line))

@@ -1,0 +1,144 @@
+"""The reranker: Bradley-Terry's numbers, pooling, and a head that is never made anew."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rerankjax.loop import checkpoint
+from rerankjax.model.decoder import init_decoder
+from rerankjax.model.likelihood import Rows
+from rerankjax.model.sharding import data_mesh, replicated
+from rerankjax.model.training import OptimizerConfig, init_state, make_optimizer
+from rerankjax.prompts.tokenizer import train_tokenizer
+from rerankjax.reranker.bradley_terry import (
+    POOLINGS,
+    RerankerConfig,
+    bradley_terry,
+    init_reranker,
+    make_reranker_step,
+    reranker_loss,
+    score_rows,
+)
+from rerankjax.reranker.score import score_texts
+
+P, C = 6, 8
+
+
+@pytest.fixture
+def reranker(tiny):
+    return init_reranker(init_decoder(tiny, jax.random.key(0)), jax.random.key(1))
+
+
+def rows_of(seed, batch=4, width=C, extra=0):
+    """Rows of the same tokens whatever `width`, which adds padding on the right, and `extra`, on the left."""
+    rng = np.random.default_rng(seed)
+    tokens = np.zeros((batch, extra + P + width), np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    for i in range(batch):
+        p, c = rng.integers(1, P + 1), rng.integers(1, C + 1)
+        at = slice(extra + P - p, extra + P + c)
+        tokens[i, at], mask[i, at] = rng.integers(2, 97, p + c), True
+    return Rows(jnp.asarray(tokens), jnp.asarray(mask))
+
+
+@pytest.mark.parametrize(("margin", "expected"), [(0.0, 0.693147), (2.0, 0.126928), (-200.0, 200.0)])
+def test_bradley_terry_of_a_margin(margin, expected):
+    assert float(bradley_terry(jnp.float32(margin), jnp.float32(0))) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_score_does_not_depend_on_the_padding_beside_it(tiny, reranker, pooling):
+    plain = score_rows(tiny, pooling, reranker, rows_of(0), P)
+    wider = score_rows(tiny, pooling, reranker, rows_of(0, width=C + 9), P)
+    shifted = score_rows(tiny, pooling, reranker, rows_of(0, extra=5), P + 5)
+    np.testing.assert_allclose(plain, wider, atol=1e-6)
+    np.testing.assert_allclose(plain, shifted, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_score_depends_on_every_real_token(tiny, reranker, pooling):
+    rows = rows_of(0, batch=1)
+    plain = float(score_rows(tiny, pooling, reranker, rows, P)[0])
+    for i in np.flatnonzero(rows.mask[0]):
+        changed = Rows(rows.tokens.at[0, i].set(1), rows.mask)
+        assert float(score_rows(tiny, pooling, reranker, changed, P)[0]) != plain
+
+
+def test_last_pools_the_last_real_token_not_the_last_that_is_no_padding_id(tiny, reranker):
+    """A real token that has the padding's id counts: masks decide, not ids."""
+    rows = rows_of(0, batch=1)
+    end = int(np.flatnonzero(rows.mask[0])[-1])
+    with_pad_id = Rows(rows.tokens.at[0, end].set(0), rows.mask)
+    cut = Rows(rows.tokens, rows.mask.at[0, end].set(False))
+    scores = [float(score_rows(tiny, "last", reranker, r, P)[0]) for r in (with_pad_id, cut)]
+    assert scores[0] != pytest.approx(scores[1], abs=1e-6)
+
+
+def test_the_loss_is_the_mean_over_pairs_plus_the_weighted_lm_loss(tiny, reranker):
+    better, worse = rows_of(0), rows_of(1)
+    config = RerankerConfig("mean", 0.0)
+    scores = [score_rows(tiny, "mean", reranker, rows, P) for rows in (better, worse)]
+    margin = np.asarray(scores[0] - scores[1])
+    expected = np.mean(np.log1p(np.exp(-margin)))
+    loss, metrics = reranker_loss(tiny, config, reranker, better, worse, P)
+    assert float(loss) == pytest.approx(expected, abs=1e-6)
+    assert float(metrics["accuracy"]) == pytest.approx(np.mean(margin > 0))
+    both, metrics = reranker_loss(tiny, dataclasses.replace(config, lm_coef=0.5), reranker, better, worse, P)
+    assert float(both) == pytest.approx(expected + 0.5 * float(metrics["lm_loss"]), abs=1e-6)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_training_learns_which_of_two_tokens_is_better(tiny, reranker, pooling):
+    config = RerankerConfig(pooling, 0.0)
+    optimizer = OptimizerConfig(3e-3, steps=30)
+    mesh = data_mesh()
+    step = make_reranker_step(tiny, config, optimizer, P, mesh)
+    start = jax.jit(lambda p: init_state(p, make_optimizer(optimizer)), out_shardings=replicated(mesh))
+    state = start(jax.tree.map(jnp.copy, reranker))
+    for i in range(30):
+        rows = rows_of(i, batch=16)
+        better, worse = (Rows(rows.tokens.at[:, P].set(token), rows.mask) for token in (40, 50))
+        state, metrics = step(state, better, worse)
+    assert metrics["accuracy"] == 1.0
+    assert metrics["pair_loss"] < 0.3
+
+
+def test_the_head_survives_saving(tiny, reranker, tmp_path):
+    checkpoint.save(tmp_path / "reranker", reranker)
+    restored = checkpoint.restore(tmp_path / "reranker", checkpoint.abstract(reranker, replicated(data_mesh())))
+    jax.tree.map(np.testing.assert_array_equal, restored, reranker)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["def f(x):\n    return x", "12"], 97 + 256)
+
+
+def test_texts_are_scored_once_and_in_their_place(tiny, tokenizer):
+    tiny = dataclasses.replace(tiny, vocab_size=len(tokenizer))
+    params = init_reranker(init_decoder(tiny, jax.random.key(0)), jax.random.key(1))
+    prompts, completions = ["a", "b", "a", "a"], ["return 1", "return 1", "x", "return 1"]
+    done = []
+
+    def score(order, **more):
+        arguments = [[texts[i] for i in order] for texts in (prompts, completions)]
+        return score_texts(
+            tiny, "mean", params, tokenizer, *arguments, prompt_length=4, batch_size=2, mesh=data_mesh(), **more
+        )
+
+    scores = score([0, 1, 2, 3], advance=done.append)
+    assert sum(done) == 3  # the last is the first again
+    assert scores[0] == scores[3]
+    assert len({float(s) for s in scores}) == 3
+    np.testing.assert_allclose(score([2, 0]), scores[[2, 0]], atol=1e-6)
+    with pytest.raises(ValueError, match="completion 0 has .* tokens"):
+        score_texts(tiny, "mean", params, tokenizer, ["a"], ["x1" * 80], prompt_length=4, batch_size=2, mesh=data_mesh())
+
+
+@pytest.mark.parametrize(("pooling", "lm_coef", "said"), [("first", 0.0, 'pooling = "first"'), ("mean", -1.0, "lm_coef")])
+def test_impossible_settings_are_refused(pooling, lm_coef, said):
+    with pytest.raises(ValueError, match=said):
+        RerankerConfig(pooling, lm_coef)
