@@ -26,6 +26,7 @@ class Candidate:
 def write_candidates(path: Path, candidates: Iterable[Candidate]) -> None:
     import datasets  # slow to import, and a bare accelerator machine may lack it
 
+    datasets.disable_progress_bars()  # the caller shows its own
     datasets.Dataset.from_list([dataclasses.asdict(c) for c in candidates]).to_parquet(path)
 
 

@@ -18,13 +18,17 @@ from typing import Any
 from rerankjax.problems.jsonl import write_text
 
 
+class RunDirectoryError(Exception):
+    """The run directory cannot be gone on with; the message says what to do."""
+
+
 @contextmanager
 def open_run(workdir: Path | str, config: Mapping[str, Any]) -> Iterator[Path]:
     """Holds the run directory for this process, so that its stages all come from `config`; yields its path.
 
     config: nested mappings of JSON values, resolved. The first start saves it as config.json.
-    Raises ValueError that shows the difference if the directory was started with another config, and
-    RuntimeError if another process holds it. The kernel lets go when the process ends, by SIGKILL too.
+    Raises RunDirectoryError if another process holds it, or if it was started with another config: then the message
+    shows the difference. The kernel lets go when the process ends, by SIGKILL too.
     """
     root = Path(workdir)
     root.mkdir(parents=True, exist_ok=True)
@@ -33,7 +37,7 @@ def open_run(workdir: Path | str, config: Mapping[str, Any]) -> Iterator[Path]:
             # lockf, not flock: a forked sandbox worker that outlives this process must not go on holding the run.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RuntimeError(
+            raise RunDirectoryError(
                 f"{root}: another process is at work on this run; wait for it or give another --workdir."
             ) from error
         _settle_config(root, config)
@@ -54,7 +58,7 @@ def _settle_config(root: Path, config: Mapping[str, Any]) -> None:
         if was.get(field) != now.get(field)
     ]
     if changes:
-        raise ValueError(
+        raise RunDirectoryError(
             f"{root} was started with another config (field: saved -> given):\n"
             + "\n".join(changes)
             + f"\nGive another --workdir, or remove {root} to start it anew."
