@@ -11,7 +11,7 @@ from rerankjax.problems.problem import Solution
 def make_corpus(
     seed: int, family: Family, size: int, *, fault_probability: float = 0.6, slip_probability: float = 0.1
 ) -> tuple[Solution, ...]:
-    """`size` solutions to the train problems in turn, about 43% of them right.
+    """`size` solutions to the train problems in turn, about 44% of them right.
 
     fault_probability: how often a kind that has a fault is written with it. Above a half, so that a model's most
     likely program is wrong and a reranker has something to add; far enough below 1 that one of 16 samples is right
