@@ -1,17 +1,17 @@
 """The made-up family is what it claims to be, and its files say what is wrong with them."""
 
-import dataclasses
 import hashlib
 import json
 import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from rerankjax.problems.corpus import make_corpus
+from rerankjax.problems.corpus import make_corpus, slips
 from rerankjax.problems.family import Call, Family, completion, composition, make_family, run, with_faults
 from rerankjax.problems.kinds import FINALS, STEPS
 from rerankjax.problems.problem import (
@@ -86,7 +86,7 @@ def test_problems_are_the_same_on_every_machine() -> None:
     # A changed digest means that old runs and their figures no longer speak of the same problems.
     made = make_family(seed=0, train=50, dev=10, test=10)
     text = repr((made.train, made.dev, made.test, make_corpus(0, made, 100)))
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "2a0d3ee810143aaa"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "cdb077ec56dfa2ed"
 
 
 def test_every_reference_solution_passes_its_tests(family: Family) -> None:
@@ -130,25 +130,18 @@ def test_text_and_reference_agree_on_every_kind() -> None:
 
 
 def test_most_slips_that_are_no_fault_are_caught_too(family: Family) -> None:
-    """A step left out, a constant off by one: what a small model writes beside the faults it was taught."""
-    slips = caught = 0
+    made = caught = 0
     for problem in family.test:
-        reference = family.references[problem.name]
-        slipped = [reference[:i] + reference[i + 1 :] for i in range(len(reference) - 1)]
-        for i, call in enumerate(reference):
-            if call.kind.takes_constant:
-                slipped.append(
-                    (*reference[:i], dataclasses.replace(call, constant=call.constant + 1), *reference[i + 1 :])
-                )
-        for calls in slipped:
-            slips += 1
+        for calls in slips(family.references[problem.name]):
+            made += 1
             caught += not passes(problem, completion(calls))
-    assert caught / slips > 0.75  # measured: 0.83; what is left out may be a step that does nothing there
+    # Measured: 0.74. On 600 inputs a problem, 0.22 of the slips change nothing (a sum does not mind the order).
+    assert caught / made > 0.68
 
 
 def test_corpus_is_right_as_often_as_it_says(family: Family) -> None:
     corpus = make_corpus(seed=0, family=family, size=8000)
-    assert abs(sum(s.correct is True for s in corpus) / len(corpus) - 0.43) < 0.02
+    assert abs(sum(s.correct is True for s in corpus) / len(corpus) - 0.44) < 0.02
     assert {s.problem for s in corpus} == {p.name for p in family.train}
 
 
@@ -160,13 +153,25 @@ def test_corpus_labels_are_what_execution_says(family: Family) -> None:
 
 def test_there_is_headroom(family: Family) -> None:
     """By the author's own habits: one sample seldom right, one of 16 nearly always."""
-    right = [0.35 ** sum(c.kind.fault is not None for c in family.references[p.name]) for p in family.test]
-    assert 0.36 < sum(right) / len(right) < 0.48
-    assert sum(1 - (1 - p) ** 16 for p in right) / len(right) > 0.93
+    right = [0.4 ** sum(c.kind.fault is not None for c in family.references[p.name]) for p in family.test]
+    assert 0.42 < sum(right) / len(right) < 0.54
+    assert sum(1 - (1 - p) ** 16 for p in right) / len(right) > 0.96
+
+
+def test_kinds_are_about_equally_common(family: Family) -> None:
+    counts = Counter(name for p in family.train for name in composition(family.references[p.name])[:-1])
+    assert set(counts) == {step.name for step in STEPS}
+    assert min(counts.values()) > 0.4 * sum(counts.values()) / len(STEPS)
+
+
+def test_no_right_code_is_a_fault_elsewhere() -> None:
+    kinds = STEPS + FINALS
+    assert not {k.code for k in kinds} & {k.fault.code for k in kinds if k.fault}
+    assert len({k.code for k in kinds}) == len({text for k in kinds for text in k.english}) / 2 == 46
 
 
 def test_faultless_author_is_always_right(family: Family) -> None:
-    assert all(s.correct for s in make_corpus(seed=0, family=family, size=500, fault_probability=0))
+    assert all(s.correct for s in make_corpus(seed=0, family=family, size=500, fault_probability=0, slip_probability=0))
 
 
 def test_impossible_requests_say_what_to_change() -> None:

@@ -8,6 +8,7 @@ putting known steps together anew.
 import hashlib
 import itertools
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -110,6 +111,8 @@ def make_family(
         rng = random.Random(f"rerankjax lists {seed} {split}")
         problems[split] = []
         seen: set[tuple[tuple[str, int], ...]] = set()
+        made: Counter[str] = Counter()
+        weights = [1.0] * len(steps)
         attempts_left = 2000 + 400 * count
         while len(problems[split]) < count:
             if (attempts_left := attempts_left - 1) < 0:
@@ -117,7 +120,7 @@ def make_family(
                     f"{split}: found {len(problems[split])} of {count} problems; ask for fewer, or give more lengths, "
                     "steps, finals or constants."
                 )
-            kinds = [*rng.choices(steps, k=rng.choice(lengths)), rng.choice(finals)]
+            kinds = [*rng.choices(steps, weights, k=rng.choice(lengths)), rng.choice(finals)]
             reference = tuple(Call(kind, rng.choice(constants) if kind.takes_constant else 0) for kind in kinds)
             key = tuple((call.kind.name, call.constant) for call in reference)
             if (
@@ -128,6 +131,9 @@ def make_family(
             ):
                 continue
             seen.add(key)
+            # Kinds whose problems are often refused are drawn more often, so that all become about equally common.
+            made.update(composition(reference))
+            weights = [1 / (1 + made[step.name]) ** 2 for step in steps]
             problem = _problem(f"lists_{split}_{len(problems[split]):05d}", reference, chosen, rng)
             problems[split].append(problem)
             references[problem.name], inputs[problem.name] = reference, chosen
