@@ -16,8 +16,8 @@ def get_config(arg: str = "demo") -> ConfigDict:
     config = ConfigDict(
         {
             "seeds": (0,),
-            "problems": {"train": 2500, "dev": 200, "test": 400, "corpus": 16000, "fault_probability": 0.65},
-            "max_prompt_length": 32,
+            "problems": {"train": 2500, "dev": 200, "test": 400, "corpus": 16000, "fault_probability": 0.6, "slip_probability": 0.1},
+            "max_prompt_length": 28,
             "model": {
                 "vocab_size": 1536,
                 "hidden_size": 96,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rerankjax.loop.rundir import complete, open_run, stage_seconds, write_stage
+from rerankjax.loop.rundir import RunDirectoryError, complete, open_run, stage_seconds, write_stage
 
 ROOT = Path(__file__).parents[1]
 CONFIG = {"seeds": [0], "ppo": {"kl_coef": 0.15, "epochs": 2}, "name": "mini"}
@@ -106,7 +106,7 @@ def test_changed_config_shows_the_difference_and_the_remedy(tmp_path: Path) -> N
     with open_run(tmp_path, CONFIG):
         saved = (tmp_path / "config.json").read_bytes()
     changed = {"seeds": [0, 1], "ppo": {"kl_coef": 0.1, "epochs": 2}, "tag": "x"}
-    with pytest.raises(ValueError, match="another config") as error, open_run(tmp_path, changed):
+    with pytest.raises(RunDirectoryError, match="another config") as error, open_run(tmp_path, changed):
         pass
     assert str(error.value).splitlines() == [
         f"{tmp_path} was started with another config (field: saved -> given):",
@@ -138,7 +138,7 @@ def test_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> No
     assert process.stdout is not None
     child = int(process.stdout.readline())
     try:
-        with pytest.raises(RuntimeError, match="another process is at work on this run"), open_run(tmp_path, {}):
+        with pytest.raises(RunDirectoryError, match="another process is at work on this run"), open_run(tmp_path, {}):
             pass
         kill(process)
         os.kill(child, 0)  # still alive

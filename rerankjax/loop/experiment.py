@@ -24,13 +24,14 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ProblemsConfig:
-    """The made-up family: problems a split, solutions in the SFT corpus, and how often a kind is written wrong."""
+    """The made-up family: problems a split, solutions in the SFT corpus, and how often those are wrong (`make_corpus`)."""
 
     train: int
     dev: int
     test: int
     corpus: int
     fault_probability: float
+    slip_probability: float
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,7 +79,13 @@ def open_seed(e: Experiment, seed: int, root: Path, mesh: Mesh) -> SeedRun:
         family = make_family(seed, sizes.train, sizes.dev, sizes.test)
         for split_name in ("train", "dev", "test"):
             write_problems(directory / f"{split_name}.jsonl", getattr(family, split_name))
-        corpus = make_corpus(seed, family, sizes.corpus, fault_probability=sizes.fault_probability)
+        corpus = make_corpus(
+            seed,
+            family,
+            sizes.corpus,
+            fault_probability=sizes.fault_probability,
+            slip_probability=sizes.slip_probability,
+        )
         write_solutions(directory / "corpus.jsonl", corpus)
 
     path = write_stage(root / "problems", make_problems)
