@@ -1,8 +1,8 @@
 """The paper's loop in miniature: a 0.4M-parameter Llama writes small Python list programs, from scratch, on two cores.
 
-    python experiments/selftrain.py --config=configs/mini.py --workdir=runs/mini          # one seed
-    python experiments/selftrain.py --config=configs/mini.py:full --workdir=runs/full     # three seeds, all arms
-    python experiments/selftrain.py --config=configs/mini.py:smoke --workdir=runs/smoke   # seconds: does it run?
+python experiments/selftrain.py --config=configs/mini.py --workdir=runs/mini          # one seed
+python experiments/selftrain.py --config=configs/mini.py:full --workdir=runs/full     # three seeds, all arms
+python experiments/selftrain.py --config=configs/mini.py:smoke --workdir=runs/smoke   # seconds: does it run?
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,14 @@ def get_config(arg: str = "demo") -> ConfigDict:
     config = ConfigDict(
         {
             "seeds": (0,),
-            "problems": {"train": 2500, "dev": 200, "test": 400, "corpus": 16000, "fault_probability": 0.6, "slip_probability": 0.1},
+            "problems": {
+                "train": 2500,
+                "dev": 200,
+                "test": 400,
+                "corpus": 16000,
+                "fault_probability": 0.6,
+                "slip_probability": 0.1,
+            },
             "max_prompt_length": 28,
             "model": {
                 "vocab_size": 1536,

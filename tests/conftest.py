@@ -8,7 +8,7 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
-from rerankjax.model.config import ModelConfig
+from rerankjax.model.config import ModelConfig  # noqa: E402
 
 
 @pytest.fixture

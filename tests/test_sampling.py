@@ -61,7 +61,8 @@ def test_more_samples_keep_the_first_ones(tiny, params):
 def test_log_probabilities_are_those_of_a_whole_forward_pass(tiny, params, temperature):
     out, prompts, mask = draw(tiny, params, range(8), temperature=temperature)
     rows = Rows(
-        jnp.concatenate([np.repeat(prompts, 2, 0), out.tokens], 1), jnp.concatenate([np.repeat(mask, 2, 0), out.mask], 1)
+        jnp.concatenate([np.repeat(prompts, 2, 0), out.tokens], 1),
+        jnp.concatenate([np.repeat(mask, 2, 0), out.mask], 1),
     )
     for got, at in ((out.log_probs, temperature), (out.raw_log_probs, 1.0)):
         expected, _ = completion_log_probs(tiny, params, rows, P, at)

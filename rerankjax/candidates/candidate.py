@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One sample of one problem. `verdict` and `detail` (the tail of what a failing run printed) come from the sandbox."""
+    """One sample of one problem. The sandbox gives `verdict`, and `detail`: the last words of a failing run."""
 
     problem: str
     sample: int

@@ -52,7 +52,7 @@ def generate(
     for start in range(0, len(problems), batch_size):
         batch = problems[start : start + batch_size]
         # The last batch is filled with repeats, so that every batch has one shape and compiles once.
-        filled = np.resize(np.arange(start, start + len(batch)), batch_size)
+        filled = [start + i % len(batch) for i in range(batch_size)]
         prompts, mask = pad_prompts([encoded[i] for i in filled], prompt_length, tokenizer.pad_token_id)
         drawn = draw(params, prompts, mask, key, problem_ids([problems[i] for i in filled]), table)
         if waiting is not None:

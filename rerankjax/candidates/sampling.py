@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rerankjax.model.config import ModelConfig
-from rerankjax.model.decoder import Params, decode_step, prefill, unstack_layers
+from rerankjax.model.decoder import Params, decode_step, prefill, unstack
 from rerankjax.model.likelihood import select_log_probs
 from rerankjax.model.sharding import by_row, replicated
 
@@ -40,10 +40,10 @@ class Samples(NamedTuple):
     mask: Bool[Array, "B C"]
     log_probs: Float[Array, "B C"]  # under the distribution sampled from: tempered, truncated to top-p
     raw_log_probs: Float[Array, "B C"]  # under the model at temperature 1
-    finished: Bool[Array, "B"]  # false where the length limit cut it
+    finished: Bool[Array, " B"]  # false where the length limit cut it
 
 
-def sample_keys(key: Key[Array, ""], problems: Int[Array, "B"], samples: int) -> Key[Array, "B*samples"]:
+def sample_keys(key: Key[Array, ""], problems: Int[Array, " B"], samples: int) -> Key[Array, " B*samples"]:
     """A key for each (problem, sample), whatever else is in the batch. `problems` are ids that do not change."""
     of_problem = jax.vmap(jax.random.fold_in, (None, 0))(key, problems)
     of_sample = jax.vmap(lambda k: jax.vmap(jax.random.fold_in, (None, 0))(k, jnp.arange(samples)))
@@ -70,8 +70,8 @@ def nucleus(probs: Float[Array, "B V"], top_p: float) -> Bool[Array, "B V"]:
 
 
 def choose(
-    logits: Float[Array, "B V"], uniform: Float[Array, "B"], temperature: float, top_p: float
-) -> tuple[Int[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
+    logits: Float[Array, "B V"], uniform: Float[Array, " B"], temperature: float, top_p: float
+) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
     """A token by inversion of the cumulative distribution at `uniform`, its log-probability, and its raw one."""
     logits = logits.astype(jnp.float32)
     if temperature == 0:
@@ -95,7 +95,7 @@ def sample(
     params: Params,
     prompts: Int[Array, "B P"],
     prompt_mask: Bool[Array, "B P"],
-    keys: Key[Array, "B*n"],
+    keys: Key[Array, " B*n"],
     stops: Int[Array, "states V"],
     eos: int,
     pad: int,
@@ -109,13 +109,11 @@ def sample(
     n = rows // prompts.shape[0]
     logits, caches = prefill(config, params, prompts, prompt_mask, C)
     logits, prompt_mask, caches = jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), (logits, prompt_mask, caches))
-    layers = unstack_layers(config, params)
+    layers = unstack(config, params["layers"])
     length = jnp.sum(prompt_mask, axis=1)
     met = stops.shape[0] - 1
 
-    def draw(
-        t: Array, logits: Array, matched: Array, done: Array, out: Samples
-    ) -> tuple[Array, Array, Array, Samples]:
+    def draw(t: Array, logits: Array, matched: Array, done: Array, out: Samples) -> tuple[Array, Array, Array, Samples]:
         uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t)))(keys)
         token, log_prob, raw = choose(logits, uniform, sampling.temperature, sampling.top_p)
         token = jnp.where(done, pad, token)
@@ -158,9 +156,7 @@ def make_sampler(
 ) -> Callable[..., Samples]:
     """The jitted sampler: (parameters, prompts, mask, key, problem ids, stop table) -> `samples` a prompt."""
 
-    def draw(
-        params: Params, prompts: Array, mask: Array, key: Array, problems: Array, stops: Array
-    ) -> Samples:
+    def draw(params: Params, prompts: Array, mask: Array, key: Array, problems: Array, stops: Array) -> Samples:
         return sample(config, sampling, params, prompts, mask, sample_keys(key, problems, samples), stops, eos, pad)
 
     everywhere, rows = replicated(mesh), by_row(mesh)

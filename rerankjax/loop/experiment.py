@@ -24,7 +24,7 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ProblemsConfig:
-    """The made-up family: problems a split, solutions in the SFT corpus, and how often those are wrong (`make_corpus`)."""
+    """The made-up family: problems a split, solutions in the SFT corpus, and how often those are wrong."""
 
     train: int
     dev: int
@@ -189,7 +189,9 @@ def _check(e: Experiment, devices: int) -> None:
         f"an iteration takes each prompt once, and problems.train = {e.problems.train}; lower it",
     )
     require(e.sampling.top_p == 1.0, "sampling.top_p", e.sampling.top_p, "PPO learns from whole distributions; use 1.0")
-    require(e.sampling.temperature > 0, "sampling.temperature", e.sampling.temperature, "greedy cannot explore; raise it")
+    require(
+        e.sampling.temperature > 0, "sampling.temperature", e.sampling.temperature, "greedy never explores; raise it"
+    )
     for name in ("new_share", "hard_share"):
         value = getattr(e.mining, name)
         require(0 < value <= 1, f"mining.{name}", value, "a share lies in (0, 1]")

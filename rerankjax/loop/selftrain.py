@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rerankjax import sandbox
-
 from rerankjax.loop import stages
 from rerankjax.loop.experiment import Experiment, resolve
 from rerankjax.loop.rundir import open_run
@@ -22,13 +21,15 @@ def selftrain(config: ConfigDict, workdir: str) -> None:
     """The whole run in `workdir`, from where it was, to its table and report.
 
     Raises:
-        ConfigError: the config cannot run. SandboxError: programs cannot be contained here. ValueError: `workdir` holds
-        a run of another config. All before any work.
+        ConfigError: the config cannot run. SandboxError: programs cannot be contained here. RunDirectoryError: `workdir`
+        is in use, or holds a run of another config. All before any work.
     """
     e = resolve(config, jax.device_count())
     sandbox.check()
     resolved = dataclasses.asdict(e)
     with open_run(workdir, resolved) as root:
+        # A run that goes on does not compile again what it compiled before.
+        jax.config.update("jax_compilation_cache_dir", str(root.absolute() / "compiled"))
         mesh = data_mesh()
         evaluations = [found for seed in e.seeds for found in run_seed(e, seed, root / f"seed{seed}", mesh)]
         conclude(root, resolved, evaluations)

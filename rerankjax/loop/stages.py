@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -103,7 +103,9 @@ def open_seed(e: Experiment, seed: int, root: Path, mesh: Mesh) -> SeedRun:
         for field, longest in lengths.items():
             allowed = e.max_prompt_length if field == "max_prompt_length" else e.sampling.max_completion_length
             if longest > allowed:
-                raise ConfigError(f"config.{field} = {allowed}: the longest text has {longest} tokens; raise it to that")
+                raise ConfigError(
+                    f"config.{field} = {allowed}: the longest text has {longest} tokens; raise it to that"
+                )
         tokenizer.save_pretrained(directory)
 
     tokenizer = load_tokenizer(write_stage(root / "tokenizer", make_tokenizer))
@@ -132,7 +134,7 @@ def sft_policy(run: SeedRun) -> Params:
 
 
 def candidates(run: SeedRun, policy: str, params: Params, split_name: str) -> list[Candidate]:
-    """Stage D: the policy's samples of a split, executed. `train`, `dev` and `test` have their own numbers of samples."""
+    """Stage D: the policy's samples of a split, executed; `config.candidates` says how many a problem."""
     e = run.experiment
     problems = run.problems[split_name]
     samples = getattr(e.candidates, split_name)
@@ -148,7 +150,7 @@ def candidates(run: SeedRun, policy: str, params: Params, split_name: str) -> li
     return read_candidates(path / "candidates.parquet")
 
 
-def _sample(run: SeedRun, params: Params, problems: Sequence[Problem], samples: int, key: jax.Array):  # noqa: ANN202
+def _sample(run: SeedRun, params: Params, problems: Sequence[Problem], samples: int, key: jax.Array):
     e = run.experiment
     return generate(
         e.model,

@@ -47,7 +47,8 @@ def conclude(root: Path, resolved: dict[str, Any], evaluations: Sequence[Evaluat
         host=_processor(),
     )
     ppo = [curve for seed, path in seeds for curve in _curves(seed, path, "policies/ppo*")]
-    losses = [curve for seed, path in seeds for kind in ("policies/sft", "rerankers/*") for curve in _curves(seed, path, kind)]
+    trained = [(seed, path, pattern) for seed, path in seeds for pattern in ("policies/sft", "rerankers/*")]
+    losses = [curve for seed, path, pattern in trained for curve in _curves(seed, path, pattern)]
     negatives = sorted((n for seed, path in seeds for n in _negatives(seed, path)), key=lambda n: -n.score)
     write_text(root / "report.html", report(summary, evaluations, run, ppo, losses, negatives[:NEGATIVES]))
     print_results(summary)
@@ -78,5 +79,6 @@ def _processor() -> str:
     """The processor's name as Linux tells it, and its number of cores."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor()
     return f"{name}, {os.cpu_count()} cores"

@@ -1,4 +1,4 @@
-"""Host loops around the jitted updates: batches in, metrics out a step late, so that the device never waits for them."""
+"""Host loops around the jitted updates: batches in, metrics out a step late, so that the device never waits."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -71,7 +71,8 @@ def train_reranker(
         (Rows(better[0][i], better[1][i]), Rows(worse[0][i], worse[1][i]))
         for i in shuffled_batches(len(pairs), training.batch_size, training.optimizer.steps, seed)
     )
-    return _fit(update, _start(params, training.optimizer, mesh), batches, training.optimizer.steps, title, directory).params
+    state = _start(params, training.optimizer, mesh)
+    return _fit(update, state, batches, training.optimizer.steps, title, directory).params
 
 
 def start_reranker(trunk: Params, seed: int) -> Params:
@@ -162,4 +163,4 @@ def _fit(
 def _record(write: WriteMetrics, advance: Advance, step: int, metrics: dict[str, jax.Array]) -> None:
     figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
     write(step, **figures)
-    advance(**figures)
+    advance(1, **figures)

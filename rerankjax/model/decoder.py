@@ -5,6 +5,7 @@ N layers, V vocabulary. The layers' parameters are stacked on a leading axis of 
 does not grow with depth; `decode_step` walks them one by one, because a scan would copy the whole cache every token.
 """
 
+import operator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -68,7 +69,7 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer. With a cache, this call's keys and values are written into it at `start` and attended with the rest."""
+    """One layer. With a cache, keys and values are written into it at `start`, and attended with the rest."""
 
     config: ModelConfig
 
@@ -160,21 +161,20 @@ def prefill(
     """The logits that follow left-padded prompts, and a cache for each layer with room for `new_tokens` more."""
     hidden, stacked = Decoder(config).apply({"params": params}, tokens, mask)
     roomy = jax.tree.map(lambda a: jnp.pad(a, ((0, 0),) * 3 + ((0, new_tokens), (0, 0))), stacked)
-    caches = tuple(jax.tree.map(lambda a: a[i], roomy) for i in range(config.num_hidden_layers))
-    return to_logits(config, params, hidden[:, -1:])[:, 0], caches
+    return to_logits(config, params, hidden[:, -1:])[:, 0], unstack(config, roomy)
 
 
 def decode_step(
     config: ModelConfig,
     params: Params,
     layers: tuple[Params, ...],
-    tokens: Int[Array, "B"],
-    positions: Int[Array, "B"],
+    tokens: Int[Array, " B"],
+    positions: Int[Array, " B"],
     seen: Bool[Array, "B S"],
     caches: tuple[Cache, ...],
     slot: Int[Array, ""],
 ) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
-    """One token more for each row: written into the caches at `slot`, attending to the cached keys that `seen` marks."""
+    """One token more for each row: written into the caches at `slot`, attending to the cached keys `seen` marks."""
     x = Decoder(config).apply({"params": params}, tokens[:, None], method=lambda m, t: m.embed_tokens(t))
     new = []
     for layer, cache in zip(layers, caches, strict=True):
@@ -184,6 +184,6 @@ def decode_step(
     return to_logits(config, params, x)[:, 0], tuple(new)
 
 
-def unstack_layers(config: ModelConfig, params: Params) -> tuple[Params, ...]:
-    """The layers' parameters one by one, for `decode_step`."""
-    return tuple(jax.tree.map(lambda a: a[i], params["layers"]) for i in range(config.num_hidden_layers))
+def unstack(config: ModelConfig, stacked: Any) -> tuple[Any, ...]:
+    """What the scan over layers holds stacked, layer by layer, for `decode_step`."""
+    return tuple(jax.tree.map(operator.itemgetter(i), stacked) for i in range(config.num_hidden_layers))

@@ -8,7 +8,7 @@ from rerankjax.model.likelihood import masked_mean
 
 
 def token_rewards(
-    scores: Float[Array, "B"], log_ratios: Float[Array, "B C"], mask: Bool[Array, "B C"], kl_coef: Float[Array, ""]
+    scores: Float[Array, " B"], log_ratios: Float[Array, "B C"], mask: Bool[Array, "B C"], kl_coef: Float[Array, ""]
 ) -> Float[Array, "B C"]:
     """-kl_coef * log(policy / reference) at each token, and the score at the last real one (arXiv 1909.08593).
 

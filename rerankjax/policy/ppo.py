@@ -8,7 +8,7 @@ log-probabilities, values, advantages) is computed once, by the policy that samp
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ class Experience(NamedTuple):
     """Sampled rows and what others think of them."""
 
     rows: Rows
-    scores: Float[Array, "B"]  # normalised, as rewarded
+    scores: Float[Array, " B"]  # normalised, as rewarded
     reference_log_probs: Float[Array, "B C"]
 
 
@@ -83,6 +83,9 @@ class Rollout(NamedTuple):
     old_values: Float[Array, "B C"]
     advantages: Float[Array, "B C"]
     returns: Float[Array, "B C"]
+
+
+Taken = TypeVar("Taken", Rows, Rollout)
 
 
 class Reward(NamedTuple):
@@ -108,15 +111,13 @@ def policy_outputs(
 
 
 def normalised_scores(
-    ppo: PPOConfig, scores: Float[Array, "B"], reward: Reward, finished: Bool[Array, "B"]
-) -> Float[Array, "B"]:
+    ppo: PPOConfig, scores: Float[Array, " B"], reward: Reward, finished: Bool[Array, " B"]
+) -> Float[Array, " B"]:
     scaled = jnp.clip((scores - reward.mean) / reward.std, -ppo.score_clip, ppo.score_clip)
     return jnp.where(finished, scaled, ppo.missing_eos_penalty)
 
 
-def policy_loss(
-    log_ratio: Float[Array, "B C"], advantages: Float[Array, "B C"], clip: float
-) -> Float[Array, "B C"]:
+def policy_loss(log_ratio: Float[Array, "B C"], advantages: Float[Array, "B C"], clip: float) -> Float[Array, "B C"]:
     """-min(ratio * A, clip(ratio) * A) (arXiv 1707.06347, equation 7)."""
     ratio = jnp.exp(log_ratio)
     return jnp.maximum(-advantages * ratio, -advantages * jnp.clip(ratio, 1 - clip, 1 + clip))
@@ -162,7 +163,7 @@ def collect(
     reward: Reward,
     prompts: Int[Array, "B P"],
     prompt_mask: Bool[Array, "B P"],
-    keys: Key[Array, "B"],
+    keys: Key[Array, " B"],
     stops: Int[Array, "states V"],
     eos: int,
     pad: int,
@@ -221,23 +222,23 @@ def make_ppo_step(
     optimizer = make_optimizer(ppo.optimizer)
     everywhere, by_rows = replicated(mesh), by_row(mesh)
 
-    def take(rows: Rows | Rollout, index: Int[Array, "M"]) -> Rows | Rollout:
+    def take(rows: Taken, index: Int[Array, " M"]) -> Taken:
         return jax.lax.with_sharding_constraint(jax.tree.map(lambda a: a[index], rows), by_rows)
 
     @functools.partial(jax.jit, out_shardings=by_rows)
     def gather(
         policy: Params, reference: Params, reward: Reward, prompts: Array, mask: Array, keys: Array, stops: Array
     ) -> Experience:
-        return collect(
-            config, pooling, sampling, ppo, policy, reference, reward, prompts, mask, keys, stops, eos, pad
-        )[0]
+        return collect(config, pooling, sampling, ppo, policy, reference, reward, prompts, mask, keys, stops, eos, pad)[
+            0
+        ]
 
     @functools.partial(jax.jit, out_shardings=by_rows)
-    def outputs(policy: Params, rows: Rows, index: Int[Array, "M"]) -> tuple[Array, Array]:
+    def outputs(policy: Params, rows: Rows, index: Int[Array, " M"]) -> tuple[Array, Array]:
         return policy_outputs(config, policy, take(rows, index), prompt_length, sampling.temperature)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=everywhere)
-    def update(state: TrainState, rollout: Rollout, index: Int[Array, "M"]) -> tuple[TrainState, dict[str, Array]]:
+    def update(state: TrainState, rollout: Rollout, index: Int[Array, " M"]) -> tuple[TrainState, dict[str, Array]]:
         batch = take(rollout, index)
 
         def loss_of(params: Params) -> tuple[Array, dict[str, Array]]:

@@ -36,9 +36,7 @@ def pad_rows(
     return np.concatenate([p, c], axis=1), np.concatenate([p_mask, c_mask], axis=1)
 
 
-def _pad(
-    rows: Sequence[Sequence[int]], length: int, pad: int, left: bool, what: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _pad(rows: Sequence[Sequence[int]], length: int, pad: int, left: bool, what: str) -> tuple[np.ndarray, np.ndarray]:
     tokens = np.full((len(rows), length), pad, np.int32)
     mask = np.zeros((len(rows), length), bool)
     for i, row in enumerate(rows):

@@ -46,8 +46,8 @@ def init_reranker(trunk: Params, key: Array) -> Params:
 
 
 def pool_scores(
-    pooling: str, head: Float[Array, "D"], hidden: Float[Array, "B L D"], mask: Bool[Array, "B L"], prompt_length: int
-) -> Float[Array, "B"]:
+    pooling: str, head: Float[Array, " D"], hidden: Float[Array, "B L D"], mask: Bool[Array, "B L"], prompt_length: int
+) -> Float[Array, " B"]:
     per_token = hidden.astype(jnp.float32) @ head
     if pooling == "mean":
         return masked_mean(per_token[:, prompt_length:], mask[:, prompt_length:], axis=1)
@@ -55,15 +55,13 @@ def pool_scores(
     return jnp.take_along_axis(per_token, last[:, None], axis=1)[:, 0]
 
 
-def score_rows(
-    config: ModelConfig, pooling: str, params: Params, rows: Rows, prompt_length: int
-) -> Float[Array, "B"]:
+def score_rows(config: ModelConfig, pooling: str, params: Params, rows: Rows, prompt_length: int) -> Float[Array, " B"]:
     """r(x, y) of each row."""
     hidden = hidden_states(config, params["decoder"], rows.tokens, rows.mask)
     return pool_scores(pooling, params["score"], hidden, rows.mask, prompt_length)
 
 
-def bradley_terry(better: Float[Array, "B"], worse: Float[Array, "B"]) -> Float[Array, "B"]:
+def bradley_terry(better: Float[Array, " B"], worse: Float[Array, " B"]) -> Float[Array, " B"]:
     """-log sigmoid(better - worse), without overflow."""
     return jax.nn.softplus(worse - better)
 
@@ -102,7 +100,7 @@ def make_reranker_step(
 @functools.cache
 def make_scorer(
     config: ModelConfig, pooling: str, prompt_length: int, mesh: Mesh
-) -> Callable[[Params, Rows], Float[Array, "B"]]:
+) -> Callable[[Params, Rows], Float[Array, " B"]]:
     """The jitted forward pass: (parameters, rows) -> scores."""
     return jax.jit(
         lambda params, rows: score_rows(config, pooling, params, rows, prompt_length),

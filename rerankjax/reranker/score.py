@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
@@ -65,7 +66,7 @@ def score_texts(
             width,
             tokenizer.pad_token_id,
         )
-        out = scorer(params, Rows(*rows))
+        out = scorer(params, Rows(*map(jnp.asarray, rows)))
         if late is not None:
             _settle(scores, *late)
         late = batch, out

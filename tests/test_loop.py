@@ -1,0 +1,128 @@
+"""The whole loop, small: it ends in a report, and kills do not change what it ends in."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pyarrow.parquet
+import pytest
+
+ROOT = Path(__file__).parents[1]
+KILLS = 10
+
+
+def start(workdir, *overrides):
+    command = [sys.executable, "experiments/selftrain.py", "--config=configs/mini.py:smoke", f"--workdir={workdir}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [*command, *overrides], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was left alone: its directory, and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    return workdir, finish(start(workdir))
+
+
+def artifacts(workdir):
+    """Everything a run ends in that must not depend on how it got there: figures, arrays, samples, verdicts, pairs."""
+    found = {"results.json": json.loads((workdir / "results.json").read_text())}
+    for path in sorted(workdir.glob("seed*/*/*/checkpoint")):
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore(path)
+        for key, array in jax.tree_util.tree_leaves_with_path(tree):
+            found[f"{path.relative_to(workdir)}{jax.tree_util.keystr(key)}"] = np.asarray(array).tobytes()
+    for path in sorted(workdir.glob("seed*/candidates/*/candidates.parquet")):
+        columns = pyarrow.parquet.read_table(path).to_pydict()
+        found |= {f"{path.relative_to(workdir)}:{name}": column for name, column in columns.items()}
+    for pattern in ("seed*/rerankers/*/pairs.jsonl", "seed*/*/*/metrics.jsonl", "seed*/scores/*/*/scores.npy"):
+        found |= {str(path.relative_to(workdir)): path.read_bytes() for path in sorted(workdir.glob(pattern))}
+    return found
+
+
+def test_a_run_ends_in_a_table_and_a_report_with_every_arm(whole):
+    workdir, output = whole
+    for said in ("SFT, reranker 1", "self-training", "Share of held-out problems solved", "report.html"):
+        assert said in output
+    page = (workdir / "report.html").read_text()
+    assert "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")  # self-contained: nothing to fetch
+    arms = {row["arm"] for row in json.loads((workdir / "results.json").read_text())["arms"]}
+    assert arms == {"sft", "ppo", "control", "random", "hard", "self_training", "self_training+ppo"}
+
+
+def test_first_ratios_of_the_whole_run_are_exactly_one(whole):
+    rows = [json.loads(line) for p in whole[0].glob("seed*/policies/ppo*/metrics.jsonl") for line in p.open()]
+    deviations = [row["first_ratio_deviation"] for row in rows if "first_ratio_deviation" in row]
+    assert len(deviations) == 4  # two iterations of two policies
+    assert deviations == [0.0] * 4
+
+
+def test_kills_at_random_moments_change_nothing(whole, tmp_path):
+    """SIGKILL, ten times: the run ends in the figures and the checkpoint bytes of the one that was left alone."""
+    expected = artifacts(whole[0])
+    moments = random.Random()
+    kills = runs = 0
+    while kills < KILLS:  # a run that ends between two kills is compared, and the next one begins
+        runs += 1
+        workdir = tmp_path / f"run{runs}"
+        while True:
+            process = start(workdir)
+            try:
+                output, _ = process.communicate(timeout=moments.uniform(3, 15) if kills < KILLS else 600)
+                break
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.communicate()
+                kills += 1
+        assert process.returncode == 0, output[-4000:]
+        got = artifacts(workdir)
+        assert expected.keys() == got.keys()
+        assert [name for name in expected if expected[name] != got[name]] == []
+
+
+def test_a_finished_run_starts_again_in_no_time_and_says_the_same(whole):
+    workdir, output = whole
+    before = {p: p.stat().st_mtime_ns for p in workdir.glob("seed*/**/stage.json")}
+    again = finish(start(workdir))
+    assert {p: p.stat().st_mtime_ns for p in workdir.glob("seed*/**/stage.json")} == before
+    assert again.split("Share of held-out")[1] == output.split("Share of held-out")[1]
+
+
+def test_another_config_in_the_directory_is_refused_with_the_difference(whole):
+    process = start(whole[0], "--config.ppo.kl_coef=0.2")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "ppo.kl_coef: 0.15 -> 0.2" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("--config.ppo.kl_coeff=0.2", "kl_coeff"),
+        ("--config.ppo.kl_coef=-0.2", "config.ppo.kl_coef = -0.2 is negative: use 0 or more"),
+        ("--config.max_prompt_length=4000", "config.model.max_position_embeddings = 160"),
+    ],
+)
+def test_a_bad_field_is_refused_before_any_work(tmp_path, override, said):
+    process = start(tmp_path / "run", override)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert said in output
+    assert not list(tmp_path.glob("run/seed*"))
