@@ -21,8 +21,9 @@ def selftrain(config: ConfigDict, workdir: str) -> None:
     """The whole run in `workdir`, from where it was, to its table and report.
 
     Raises:
-        ConfigError: the config cannot run. SandboxError: programs cannot be contained here. RunDirectoryError: `workdir`
-        is in use, or holds a run of another config. All before any work.
+        ConfigError: the config cannot run.
+        SandboxError: programs cannot be contained here.
+        RunDirectoryError: `workdir` is in use, or holds a run of another config. All before any work.
     """
     e = resolve(config, jax.device_count())
     sandbox.check()

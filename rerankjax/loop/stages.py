@@ -150,7 +150,9 @@ def candidates(run: SeedRun, policy: str, params: Params, split_name: str) -> li
     return read_candidates(path / "candidates.parquet")
 
 
-def _sample(run: SeedRun, params: Params, problems: Sequence[Problem], samples: int, key: jax.Array):
+def _sample(
+    run: SeedRun, params: Params, problems: Sequence[Problem], samples: int, key: jax.Array
+) -> Iterator[list[Candidate]]:
     e = run.experiment
     return generate(
         e.model,
