@@ -17,7 +17,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
         {
             "seeds": (0,),
             "problems": {
-                "train": 2500,
+                "train": 4000,
                 "dev": 200,
                 "test": 400,
                 "corpus": 16000,
@@ -37,8 +37,8 @@ def get_config(arg: str = "demo") -> ConfigDict:
                 "tie_word_embeddings": True,
             },
             "sampling": {"temperature": 1.0, "top_p": 1.0, "max_completion_length": 24},
-            "sft": {"batch_size": 128, "optimizer": {"learning_rate": 3e-3, "steps": 400, "warmup_steps": 20}},
-            "candidates": {"train": 6, "dev": 16, "test": 16, "batch_size": 64},
+            "sft": {"batch_size": 128, "optimizer": {"learning_rate": 3e-3, "steps": 500, "warmup_steps": 20}},
+            "candidates": {"train": 4, "dev": 16, "test": 16, "batch_size": 64},
             "reranker": {"pooling": "mean", "lm_coef": 0.5},
             "reranker_training": {"batch_size": 64, "optimizer": {"learning_rate": 1e-3, "steps": 180}},
             "retraining": {"batch_size": 64, "optimizer": {"learning_rate": 1e-3, "steps": 80}},

@@ -14,7 +14,7 @@ from rerankjax.loop.selftrain import selftrain
 from rerankjax.sandbox import SandboxError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", "", "The run's directory: made, or gone on with.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory: made, or gone on with.", required=True)
 
 
 def main(argv: list[str]) -> None:
@@ -28,5 +28,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main)

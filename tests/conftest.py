@@ -1,10 +1,13 @@
 """What the tests share: two CPU devices, and a model small enough to check by hand."""
 
+import os
+
 import jax
 import pytest
 
-# Before the first use of a device. Programs with collectives must not be dispatched ahead on few cores: XLA's CPU
-# collectives wait for threads that the programs behind them hold.
+# Before the first use of a device. XLA runs each device's part of a program on a thread of a pool of as many as cores,
+# and a part that waits for another at a collective keeps its thread: two programs in flight can hold all of them.
+os.environ.setdefault("NPROC", "16")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 

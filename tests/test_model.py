@@ -1,6 +1,7 @@
 """The decoder: what it must not see, what must not matter, and the numbers of its parts."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,9 @@ from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean
 from rerankjax.model.training import OptimizerConfig, apply_gradients, init_state, make_optimizer
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def logits_of(config, params, tokens, mask):
-    return to_logits(config, params, hidden_states(config, params, jnp.asarray(tokens), jnp.asarray(mask)))
+    return to_logits(config, params, hidden_states(config, params, tokens, mask))
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
