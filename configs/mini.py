@@ -66,9 +66,9 @@ def get_config(arg: str = "demo") -> ConfigDict:
         # A handful of problems learned by heart: enough passes and failures for every stage to have work.
         config.problems.update({"train": 8, "dev": 4, "test": 4, "corpus": 64})
         config.model.update({"vocab_size": 400, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2})
-        config.max_prompt_length = 80
-        config.sampling.max_completion_length = 64
-        config.model.max_position_embeddings = 160
+        config.max_prompt_length = 128
+        config.sampling.max_completion_length = 96
+        config.model.max_position_embeddings = 256
         config.sft.update({"batch_size": 32, "optimizer": {"learning_rate": 5e-3, "steps": 100, "warmup_steps": 5}})
         config.candidates.update({"train": 8, "dev": 4, "test": 4, "batch_size": 4})
         config.mining.update({"pairs": 32, "grown_pairs": 32})

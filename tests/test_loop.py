@@ -117,7 +117,7 @@ def test_another_config_in_the_directory_is_refused_with_the_difference(whole):
     [
         ("--config.ppo.kl_coeff=0.2", "kl_coeff"),
         ("--config.ppo.kl_coef=-0.2", "config.ppo.kl_coef = -0.2 is negative: use 0 or more"),
-        ("--config.max_prompt_length=4000", "config.model.max_position_embeddings = 160"),
+        ("--config.max_prompt_length=4000", "config.model.max_position_embeddings = 256"),
     ],
 )
 def test_a_bad_field_is_refused_before_any_work(tmp_path, override, said):

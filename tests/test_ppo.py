@@ -205,7 +205,7 @@ def test_every_epoch_and_iteration_has_an_order_of_its_own(tiny, setting, monkey
 
 
 def test_the_penalty_alone_pulls_a_policy_back_to_its_reference(tiny, setting):
-    """From a policy that was moved away, and with a reranker that is indifferent, by the mean of the last iterations."""
+    """From a policy that was moved away, and with a reranker that is indifferent, by the last ones' mean."""
     trunk, reward, prompts, mask, _, stops = setting
     many = [np.tile(a, (64, 1)) for a in (prompts, mask)]
     leaves, tree = jax.tree.flatten(trunk)
