@@ -54,7 +54,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
             "early_stopping": {"every": 5, "samples": 4},
             "arms": ("control", "random", "hard", "self_training"),
             "ppo_arms": ("self_training",),
-            "lambdas": (0.0, 0.25, 0.5, 1.0, 2.0, 4.0),
+            "lambdas": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
             "sandbox": {"workers": 2, "cpu_seconds": 5.0, "wall_seconds": 60.0},
         },
         convert_dict=True,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from rerankjax.candidates.sampling import Samples, SamplingConfig, sample, sample_keys
+from rerankjax.candidates.sampling import SamplingConfig, sample, sample_keys
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
 from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean
@@ -167,14 +167,14 @@ def collect(
     stops: Int[Array, "states V"],
     eos: int,
     pad: int,
-) -> tuple[Experience, Samples]:
+) -> Experience:
     """One completion a prompt, scored by the reranker and weighed by the reference, at the sampling temperature."""
     P = prompts.shape[1]
     drawn = sample(config, sampling, policy["decoder"], prompts, prompt_mask, keys, stops, eos, pad)
     rows = Rows(jnp.concatenate([prompts, drawn.tokens], axis=1), jnp.concatenate([prompt_mask, drawn.mask], axis=1))
     reference_log_probs, _ = completion_log_probs(config, reference, rows, P, sampling.temperature)
     scores = normalised_scores(ppo, score_rows(config, pooling, reward.params, rows, P), reward, drawn.finished)
-    return Experience(rows, scores, reference_log_probs), drawn
+    return Experience(rows, scores, reference_log_probs)
 
 
 def prepare(
@@ -217,7 +217,7 @@ def make_ppo_step(
     -> (state, next KL coefficient, metrics). The state is donated; nothing leaves the device.
 
     The old log-probabilities are taken in minibatches of an update's shape: a batch of another shape may be summed in
-    another order.
+    another order. Minibatches are programs of their own, not a scan: XLA runs a loop's body on one CPU core.
     """
     optimizer = make_optimizer(ppo.optimizer)
     everywhere, by_rows = replicated(mesh), by_row(mesh)
@@ -229,9 +229,7 @@ def make_ppo_step(
     def gather(
         policy: Params, reference: Params, reward: Reward, prompts: Array, mask: Array, keys: Array, stops: Array
     ) -> Experience:
-        return collect(config, pooling, sampling, ppo, policy, reference, reward, prompts, mask, keys, stops, eos, pad)[
-            0
-        ]
+        return collect(config, pooling, sampling, ppo, policy, reference, reward, prompts, mask, keys, stops, eos, pad)
 
     @functools.partial(jax.jit, out_shardings=by_rows)
     def outputs(policy: Params, rows: Rows, index: Int[Array, " M"]) -> tuple[Array, Array]:
