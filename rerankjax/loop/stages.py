@@ -141,7 +141,7 @@ def candidates(run: SeedRun, policy: str, params: Params, split_name: str) -> li
 
     def fill(directory: Path) -> None:
         key = run.key(f"candidates/{policy}-{split_name}")
-        title = f"{policy}: sample and execute {split_name}"
+        title = f"seed {run.seed}: {policy}, sample and execute {split_name}"
         with progress(title, samples * len(problems), "programs") as advance:
             executed = execute(e.sandbox, problems, _sample(run, params, problems, samples, key), advance)
         write_candidates(directory / "candidates.parquet", executed)
@@ -258,7 +258,7 @@ def _reranker(
             seed,
             run.mesh,
             directory,
-            f"reranker: {name}",
+            f"seed {run.seed}: reranker {name}",
         )
         checkpoint.save(directory / "checkpoint", params)
 
@@ -290,7 +290,7 @@ def ppo_policy(run: SeedRun, name: str, sft: Params, reranker: Params, reference
             run.mesh,
             dev_pass_rate,
             directory,
-            f"PPO: {name}",
+            f"seed {run.seed}: PPO {name}",
         )
         checkpoint.save(directory / "checkpoint", params)
 
