@@ -46,7 +46,9 @@ def train_sft(
         (Rows(tokens[i], mask[i]),)
         for i in shuffled_batches(len(corpus), e.sft.batch_size, e.sft.optimizer.steps, [seed, 0])
     )
-    return _fit(update, _start(params, e.sft.optimizer, mesh), batches, e.sft.optimizer.steps, f"seed {seed}: SFT", directory).params
+    return _fit(
+        update, _start(params, e.sft.optimizer, mesh), batches, e.sft.optimizer.steps, f"seed {seed}: SFT", directory
+    ).params
 
 
 def train_reranker(
