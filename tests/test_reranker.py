@@ -133,10 +133,23 @@ def test_texts_are_scored_once_and_in_their_place(tiny, tokenizer):
     assert scores[0] == scores[3]
     assert len({float(s) for s in scores}) == 3
     np.testing.assert_allclose(score([2, 0]), scores[[2, 0]], atol=1e-6)
-    with pytest.raises(ValueError, match=r"completion 0 has \d+ tokens"):
-        score_texts(
-            tiny, "mean", params, tokenizer, ["a"], ["x1" * 80], prompt_length=4, batch_size=2, mesh=data_mesh()
+
+
+def test_a_completion_beyond_the_context_is_scored_by_what_fits(tiny, tokenizer):
+    tiny = dataclasses.replace(tiny, vocab_size=len(tokenizer))
+    params = init_reranker(init_decoder(tiny, jax.random.key(0)), jax.random.key(1))
+    fits = "x" * (tiny.max_position_embeddings - 4)
+
+    def score(prompts, completions):
+        return score_texts(
+            tiny, "mean", params, tokenizer, prompts, completions, prompt_length=4, batch_size=2, mesh=data_mesh()
         )
+
+    assert len(tokenizer.encode(fits)) == len(fits)
+    same = score(["a"] * 3, [fits, fits + "\ufffd" * 99, "y" + fits])
+    assert same[0] == same[1] != same[2]
+    with pytest.raises(ValueError, match="max_prompt_length = 4"):
+        score(["12" * 9], ["x"])
 
 
 @pytest.mark.parametrize(

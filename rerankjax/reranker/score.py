@@ -38,19 +38,17 @@ def score_texts(
 ) -> np.ndarray:
     """r(prompt, completion) of each of N pairs of texts, float32 [N]; `advance` hears how many are done.
 
+    A completion that the context has no room for is scored by what fits of it, and so without its end: whatever a
+    policy writes has a score. (A sample can be longer than it was: its text need not tokenize as it was sampled.)
+
     Raises:
-        ValueError: a prompt or a completion does not fit the model's context.
+        ValueError: a prompt is longer than `prompt_length`.
     """
     row_of = {text: i for i, text in enumerate(dict.fromkeys(zip(prompts, completions, strict=True)))}
     prompt_ids = tokenizer([p for p, _ in row_of], add_special_tokens=False)["input_ids"]
     completion_ids = encode_completions(tokenizer, [c for _, c in row_of])
     room = config.max_position_embeddings - prompt_length
-    for i, ids in enumerate(completion_ids):
-        if len(ids) > room:
-            raise ValueError(
-                f"completion {i} has {len(ids)} tokens, the context of {config.max_position_embeddings} leaves {room} "
-                f"beside a prompt of {prompt_length}: shorten it, or raise max_position_embeddings"
-            )
+    completion_ids = [ids[:room] for ids in completion_ids]
     scorer = make_scorer(config, pooling, prompt_length, mesh)
     scores = np.empty(len(row_of), np.float32)
     order = sorted(range(len(row_of)), key=lambda i: len(completion_ids[i]))
