@@ -13,7 +13,7 @@ demo: setup
 	$(VENV)/bin/python experiments/selftrain.py --config=configs/mini.py --workdir=$(WORKDIR)
 
 test: lint
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(VENV)/bin/ruff check .

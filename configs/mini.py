@@ -15,7 +15,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
         raise ValueError(f"configs/mini.py:{arg} is unknown: use one of {', '.join(VARIANTS)}")
     config = ConfigDict(
         {
-            "seeds": (0,),
+            "seeds": (0, 1, 2),
             "problems": {
                 "train": 4000,
                 "dev": 200,
@@ -53,16 +53,21 @@ def get_config(arg: str = "demo") -> ConfigDict:
             },
             "early_stopping": {"every": 5, "samples": 4},
             "arms": ("control", "random", "hard", "self_training"),
-            "ppo_arms": ("self_training",),
+            "ppo_arms": ("control", "random", "hard", "self_training"),
             "lambdas": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
             "sandbox": {"workers": 2, "cpu_seconds": 5.0, "wall_seconds": 60.0},
         },
         convert_dict=True,
     )
-    if arg == "full":
-        config.seeds = (0, 1, 2)
-        config.ppo_arms = config.arms
+    if arg == "demo":
+        # One seed and one second PPO, a little shorter: below ten minutes on a slow machine too.
+        config.seeds = (0,)
+        config.ppo_arms = ("self_training",)
+        config.problems.train = 3000
+        config.ppo.iterations = 15
     if arg == "smoke":
+        config.seeds = (0,)
+        config.ppo_arms = ("self_training",)
         # A handful of problems learned by heart: enough passes and failures for every stage to have work.
         config.problems.update({"train": 8, "dev": 4, "test": 4, "corpus": 64})
         config.model.update({"vocab_size": 400, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2})

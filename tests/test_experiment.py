@@ -46,7 +46,7 @@ def test_a_locked_config_refuses_fields_it_does_not_have():
         ("model.max_position_embeddings", 32, "config.model.max_position_embeddings = 32: .* raise it to 53"),
         ("sft.batch_size", 127, "config.sft.batch_size = 127: not a positive multiple of the 2 devices.* use 128"),
         ("ppo.minibatches", 256, r"config.ppo.batch_size / minibatches = 1: .* use 2"),
-        ("ppo.batch_size", 8192, "config.ppo.batch_size = 8192: .*problems.train = 4000"),
+        ("ppo.batch_size", 8192, "config.ppo.batch_size = 8192: .*problems.train = 3000"),
         ("sampling.top_p", 0.9, "config.sampling.top_p = 0.9: "),
         ("sampling.temperature", 0.0, "config.sampling.temperature = 0.0: "),
         ("candidates.test", 0, "config.candidates.test = 0: use 1 or more"),
