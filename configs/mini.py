@@ -2,7 +2,11 @@
 
 python experiments/selftrain.py --config=configs/mini.py --workdir=runs/mini          # one seed
 python experiments/selftrain.py --config=configs/mini.py:full --workdir=runs/full     # three seeds, all arms
-python experiments/selftrain.py --config=configs/mini.py:smoke --workdir=runs/smoke   # seconds: does it run?
+python experiments/selftrain.py --config=configs/mini.py:smoke --workdir=runs/smoke   # one minute: does it run?
+
+On two cores: below ten minutes for one seed, about 40 minutes for `full`. Expect SFT pass@1 of .36 to .40 and oracle@16
+of .88 to .95, a reranker AUC near .88, reranking and PPO to double SFT's pass@1, PPO to over-optimise its reranker, and
+retraining to repair part of that. The README has the table.
 """
 
 from ml_collections import ConfigDict
