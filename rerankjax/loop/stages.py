@@ -92,16 +92,18 @@ def open_seed(e: Experiment, seed: int, root: Path, mesh: Mesh) -> SeedRun:
     problems = {name: read_problems(path / f"{name}.jsonl") for name in ("train", "dev", "test")}
 
     def make_tokenizer(directory: Path) -> None:
-        texts = [p.prompt for p in problems["train"]] + [s.completion for s in read_corpus(root)]
-        tokenizer = train_tokenizer(texts, e.model.vocab_size)
-        lengths = {
-            "max_prompt_length": max(len(ids) for ids in tokenizer([p.prompt for p in _all(problems)])["input_ids"]),
-            "sampling.max_completion_length": max(
-                len(ids) for ids in encode_completions(tokenizer, [s.completion for s in read_corpus(root)])
+        completions = [s.completion for s in read_corpus(root)]
+        tokenizer = train_tokenizer([p.prompt for p in problems["train"]] + completions, e.model.vocab_size)
+        prompts = [p.prompt for of_split in problems.values() for p in of_split]
+        for field, allowed, rows in (
+            ("max_prompt_length", e.max_prompt_length, tokenizer(prompts)["input_ids"]),
+            (
+                "sampling.max_completion_length",
+                e.sampling.max_completion_length,
+                encode_completions(tokenizer, completions),
             ),
-        }
-        for field, longest in lengths.items():
-            allowed = e.max_prompt_length if field == "max_prompt_length" else e.sampling.max_completion_length
+        ):
+            longest = max(map(len, rows))
             if longest > allowed:
                 raise ConfigError(
                     f"config.{field} = {allowed}: the longest text has {longest} tokens; raise it to that"
@@ -110,10 +112,6 @@ def open_seed(e: Experiment, seed: int, root: Path, mesh: Mesh) -> SeedRun:
 
     tokenizer = load_tokenizer(write_stage(root / "tokenizer", make_tokenizer))
     return SeedRun(e, seed, root, mesh, problems, tokenizer)
-
-
-def _all(problems: dict[str, tuple[Problem, ...]]) -> list[Problem]:
-    return [p for split_name in problems.values() for p in split_name]
 
 
 def read_corpus(root: Path) -> tuple[Solution, ...]:

@@ -78,9 +78,9 @@ def grow(
 ) -> list[Pair]:
     """The second iteration's `count` pairs under `arm`, one of `ARMS`.
 
-    Of them `new_share` have a new negative, and in every arm but the control that is the only thing that differs:
-    "random" draws new negatives from all the policy's failures, "hard" from the `hard_share` of them that the reranker
-    scores highest. "self_training" also draws its positives from the policy's passing solutions.
+    The control's pairs are all of old solutions. In the other arms `new_share` of the pairs have a new negative:
+    "random" draws those from a random `hard_share` of the policy's failures, "hard" from the `hard_share` of them that
+    the reranker scores highest. "self_training" is "hard" with the policy's passing solutions among the positives.
     """
     if arm == "control":
         return pair_up(old, count, seed)
