@@ -1,13 +1,15 @@
 # make demo: set up and run the paper's loop on two cores. make test: set up, lint, check types, run the tests.
+# make languages: set up the toolchains of all eight languages that the sandbox runs, as `make test` does.
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/mini
 READY := $(VENV)/.ready
+LANGUAGES := $(VENV)/.languages
 
 # XLA takes and returns large buffers at every step: in huge pages they cost a tenth of the page faults (glibc >= 2.35).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test lint setup
+.PHONY: demo test lint setup languages
 
 demo: setup
 	$(VENV)/bin/python experiments/selftrain.py --config=configs/mini.py --workdir=$(WORKDIR)
@@ -16,13 +18,19 @@ test: lint
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/test_sandbox.py
 	$(VENV)/bin/python -m pytest tests/test_sandbox.py # by itself: it looks for anything that boxes left behind
 
-lint: setup
+lint: languages
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
 setup: $(READY)
 
+languages: $(LANGUAGES)
+
 $(READY): setup.sh pyproject.toml constraints.txt
 	./setup.sh $(VENV) $(PYTHON)
 	@touch $@
+
+$(LANGUAGES): setup.sh pyproject.toml constraints.txt $(wildcard rerankjax/sandbox/inside/*/*) rerankjax/sandbox/install.py
+	./setup.sh $(VENV) $(PYTHON) languages
+	@touch $@ $(READY)

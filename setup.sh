@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Everything a fresh Debian 12 machine needs to run and test the project: system packages, a virtual environment,
-# the pinned Python packages. Safe to run again: what is there already is left alone.
-# usage: setup.sh VENV [PYTHON]
+# Everything a fresh Debian 12 machine needs to run the project: system packages, a virtual environment, the pinned
+# Python packages. With "languages" also what its tests need and the toolchains of all eight languages that the sandbox
+# runs. Safe to run again: what is there already is left alone.
+# usage: setup.sh VENV [PYTHON [languages]]
 set -euo pipefail
 cd "$(dirname "$0")"
-venv=${1:?usage: setup.sh VENV [PYTHON]}
+venv=${1:?usage: setup.sh VENV [PYTHON [languages]]}
 python=${2:-python3}
+languages=${3:-}
 
 "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || {
   echo "setup: $("$python" --version 2>&1) is not supported: Python 3.11 to 3.13 is; name one with make PYTHON=..." >&2
@@ -16,6 +18,13 @@ missing=()
 command -v bwrap >/dev/null || missing+=(bubblewrap)
 /sbin/ldconfig -p | grep libseccomp.so.2 >/dev/null || missing+=(libseccomp2)
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+if [ "$languages" = languages ]; then
+  # Their names hold the versions, or Debian 12 does: mono 6.8, mold 1.10, javatuples 1.2.
+  for package in bc g++-12 mold php8.2-cli openjdk-17-jdk-headless libjavatuples-java mono-mcs mono-runtime \
+    libmono-system-core4.0-cil libmono-system-numerics4.0-cil; do
+    dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
+  done
+fi
 if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "setup: installing ${missing[*]}"
@@ -29,4 +38,6 @@ fi
 
 "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv==0.13.9
-"$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --constraint constraints.txt --editable '.[dev]'
+"$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --constraint constraints.txt \
+  --editable ".${languages:+[dev]}"
+[ -z "$languages" ] || "$venv/bin/python" -m rerankjax.sandbox.install

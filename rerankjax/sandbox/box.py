@@ -1,4 +1,4 @@
-"""A box: bubblewrap around one warm interpreter (inside/server.py) that runs one program at a time."""
+"""A box: bubblewrap around one warm interpreter (inside/server.py) that runs one program at a time, or one compiler."""
 
 import functools
 import json
@@ -13,20 +13,33 @@ import sys
 import sysconfig
 import tempfile
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
-from rerankjax.sandbox import seccomp
-from rerankjax.sandbox.verdict import Limits, SandboxError
+from rerankjax.sandbox import seccomp, toolchains
+from rerankjax.sandbox.verdict import Limits, SandboxError, Verdict
 
-INSIDE = pathlib.Path(__file__).parent / "inside"
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "TZ": "UTC", "PYTHONHASHSEED": "0"}
 # unshare, mount and setns for each program; drop what is left of them; read the memory use of what runs
 CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETPCAP", "CAP_SYS_PTRACE")
-REPLY_GRACE_SECONDS = 30.0  # beyond the program's own wall limit, before the box counts as dead
+REPLY_GRACE_SECONDS = 30.0  # beyond the program's own wall limits, before the box counts as dead
+STEPS = 3  # a program may be compiled, run, and run with a wrong test
+WATCH_SECONDS = 0.5
+IN_BOX = "/sandbox/rerankjax/sandbox/inside"
+CONFIGURATION = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/php", "/etc/mono", "/etc/java-17-openjdk")
 
 
 class BoxDiedError(Exception):
     """The box ended or no longer answers; the message has what it last said."""
+
+
+class LimitError(Exception):
+    """A compiler passed a limit, and its box is closed."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(str(verdict))
+        self.verdict = verdict
 
 
 def _tool(name: str, package: str) -> str:
@@ -41,14 +54,14 @@ def _shared() -> dict[str, str]:
     """What of this machine a program sees, read-only: where it appears -> where it is."""
     base = pathlib.Path(sys.base_prefix)
     python = os.path.realpath(sys.executable)
-    paths = ["/usr", "/etc/ld.so.cache", python]
+    paths = ["/usr", *CONFIGURATION, python, str(toolchains.MADE), toolchains.NODE]
     paths += [str(base / lib) for lib in ("lib", "lib64") if (base / lib).is_dir()]
     paths.append(sysconfig.get_path("stdlib"))
     outside_usr = [p for p in paths if os.path.exists(p) and (p == "/usr" or not p.startswith("/usr/"))]
-    return {path: path for path in outside_usr} | {"/sandbox/rerankjax/sandbox/inside": str(INSIDE)}
+    return {path: path for path in outside_usr} | {IN_BOX: str(toolchains.INSIDE)}
 
 
-def _command() -> list[str]:
+def _bubblewrap() -> list[str]:
     bwrap = _tool("bwrap", "bubblewrap")
     shared = _shared()
     outer: list[str] = []
@@ -79,34 +92,81 @@ def _command() -> list[str]:
             inner += ["--ro-bind", f"/{name}", f"/{name}"]
     inner += ["--proc", "/proc", "--dev", "/dev", "--dir", "/tmp", "--chdir", "/sandbox"]
     inner += ["--remount-ro", "/dev", "--remount-ro", "/", "--"]
+    return [*outer, *inner]
+
+
+# The compilers that stay warm. Each takes one source after the other and runs nothing of it.
+SERVICES: dict[str, Callable[[str], list[str]]] = {
+    "javac": lambda inside: [
+        *(toolchains.JAVA, *toolchains.JAVA_OPTIONS, "-Xmx512m", "-Xshare:auto"),
+        *("-cp", toolchains.JAVA_CLASSES, f"-Dprogram.classpath={toolchains.JAVATUPLES}", "Compiler"),
+    ],
+    "tsc": lambda inside: [
+        *(toolchains.NODE, "--max-old-space-size=640", f"{inside}/node/compiler.js", toolchains.TYPESCRIPT),
+    ],
+    "mcs": lambda inside: ["/usr/bin/env", "MONO_PATH=/usr/lib/mono/4.5", toolchains.MONO, toolchains.CSHARP_COMPILER],
+}
+PHP = [toolchains.PHP, "-d", "ffi.enable=true", "-d", "display_errors=stderr", "-d", "log_errors=0"]
+
+
+def _command(kind: str, limits: Limits, inside: str, contained: bool) -> list[str]:
     # -S: the standard library and nothing that happens to be installed, so that verdicts agree between machines.
-    return [*outer, *inner, os.path.realpath(sys.executable), "-B", "-s", "-S", "-m", "rerankjax.sandbox.inside.server"]
+    command = [os.path.realpath(sys.executable), "-B", "-s", "-S", "-m"]
+    if kind in SERVICES:
+        command += ["rerankjax.sandbox.inside.service"]
+        extra = SERVICES[kind](inside)
+    else:
+        command += ["rerankjax.sandbox.inside.server"]
+        extra = [*PHP, f"{inside}/php/zygote.php"] if kind == "php" else []
+    rules = seccomp.bpf().hex() if contained else ""
+    return [*(_bubblewrap() if contained else []), *command, json.dumps(vars(limits)), rules, json.dumps(extra)]
 
 
 class Box:
-    """Starts on the first `ask`, and anew on the first after `close`. One thread at a time."""
+    """Starts on the first question, and anew on the first after `close`. One thread at a time.
 
-    def __init__(self, limits: Limits) -> None:
+    kind: "programs" for what inside/server.py runs itself or in steps, "php", or one of SERVICES.
+    contained: False runs it with the rights of this very process. See `rerankjax.sandbox.run`.
+    """
+
+    def __init__(self, limits: Limits, kind: str = "programs", *, contained: bool = True) -> None:
         self.limits = limits
+        self.inside = IN_BOX if contained else str(toolchains.INSIDE)  # where a program finds this package's `inside`
+        self._kind = kind
+        self._contained = contained
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._cancelled = False
 
     def ask(self, body: dict[str, Any]) -> dict[str, Any]:
         """Run one program: the reply of inside/server.py to `body`. Raises BoxDiedError, with the box closed."""
+        deadline = STEPS * self.limits.wall_seconds + REPLY_GRACE_SECONDS
+        return json.loads(self._exchange(json.dumps(body).encode(), deadline))
+
+    def compile(self, source: bytes) -> dict[str, Any]:
+        """What a compiler that stays warm makes of `source`. Raises BoxDiedError or LimitError, with the box closed."""
+        return json.loads(self._exchange(source, self.limits.wall_seconds))
+
+    def _exchange(self, data: bytes, seconds: float) -> bytes:
         try:
             if self._process is None:
                 self._start()
-            self._socket.settimeout(self.limits.wall_seconds + REPLY_GRACE_SECONDS)
-            data = json.dumps(body).encode()
+            self._deadline = time.monotonic() + seconds
+            self._before: float | None = None
+            self._socket.settimeout(WATCH_SECONDS if self._kind in SERVICES else seconds)
             self._socket.sendall(len(data).to_bytes(4, "big") + data)
-            return json.loads(self._read(int.from_bytes(self._read(4), "big")))
+            return self._read(int.from_bytes(self._read(4), "big"))
+        except LimitError:
+            self.close()
+            raise
         except (OSError, EOFError) as error:
             said = self.close()
             raise BoxDiedError(f"{error or 'it ended'}; it said: {said or 'nothing'}") from None
 
     def _start(self) -> None:
-        command = [*_command(), json.dumps(vars(self.limits)), seccomp.bpf().hex()]
+        command = _command(self._kind, self.limits, self.inside, self._contained)
+        directory = "/" if self._contained else toolchains.INSIDE.parents[2]
+        environment = None if self._contained else ENVIRONMENT
         with self._lock:
             if self._cancelled:
                 raise EOFError("cancelled")
@@ -114,17 +174,36 @@ class Box:
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
             with theirs:  # held here too, it would keep the box's end from being seen
                 ends: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": self._errors}
-                self._process = subprocess.Popen(command, **ends, start_new_session=True, cwd="/")
+                self._process = subprocess.Popen(
+                    command, **ends, start_new_session=True, cwd=directory, env=environment
+                )
 
     def _read(self, count: int) -> bytes:
         parts = []
         while count:
-            part = self._socket.recv(min(count, 1 << 20))
+            try:
+                part = self._socket.recv(min(count, 1 << 20))
+            except TimeoutError:
+                self._check_limits()
+                continue
             if not part:
                 raise EOFError
             parts.append(part)
             count -= len(part)
         return b"".join(parts)
+
+    def _check_limits(self) -> None:
+        """Of a compiler, by all its processes; a program is watched from inside the box."""
+        if self._kind not in SERVICES:
+            raise TimeoutError("it did not answer in time")
+        assert self._process
+        memory, cpu = _usage(self._process.pid)
+        if self._before is None:  # CPU time of starting up, or a fraction of a second of this program's
+            self._before = cpu
+        if memory > self.limits.memory_bytes:
+            raise LimitError(Verdict.MEMORY_LIMIT)
+        if cpu - self._before > self.limits.cpu_seconds or time.monotonic() > self._deadline:
+            raise LimitError(Verdict.TIMEOUT)
 
     def cancel(self) -> None:
         """End the program that runs and start no other: the one call that another thread may make."""
@@ -144,3 +223,21 @@ class Box:
         with self._errors:
             self._errors.seek(0)
             return self._errors.read()[-2000:].decode(errors="replace").strip()
+
+
+def _usage(pid: int) -> tuple[int, float]:
+    """Bytes of resident memory and CPU seconds of `pid` and its descendants."""
+    memory, seconds = 0, 0.0
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        memory += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+        seconds += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as file:
+                for child in file.read().split():
+                    more = _usage(int(child))
+                    memory, seconds = memory + more[0], seconds + more[1]
+    except FileNotFoundError:  # it has just ended
+        pass
+    return memory, seconds

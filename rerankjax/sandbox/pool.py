@@ -7,16 +7,28 @@ import hashlib
 import os
 import queue
 import sys
+import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rerankjax.sandbox import python
+from rerankjax.sandbox import languages, python, toolchains
 from rerankjax.sandbox.box import Box, BoxDiedError
 from rerankjax.sandbox.verdict import Limits, Program, Result, SandboxError, Verdict
 
-JUDGES = {"py": python.judge}
+JUDGES = {
+    "py": python.judge,
+    "sh": languages.judge_sh,
+    "php": languages.judge_php,
+    "cpp": languages.judge_cpp,
+    "js": languages.judge_js,
+    "ts": languages.judge_ts,
+    "java": languages.judge_java,
+    "cs": languages.judge_cs,
+}
 EMPTY = {"exit_code": None, "signal": None, "stdout": "", "stderr": "", "wall_seconds": 0.0, "cpu_seconds": 0.0}
 TAIL_CHARACTERS = 4096
+UNCONTAINED = "rerankjax.sandbox: contained=False: PROGRAMS RUN WITH YOUR RIGHTS, ON YOUR FILES AND YOUR NETWORK"
 REMEMBERED = 4096  # distinct programs whose results are kept for their repetitions
 
 
@@ -73,54 +85,98 @@ def check() -> None:
         raise SandboxError(f"sandbox: a box starts but does not contain programs: {reply['stderr'] or reply}")
 
 
+class Worker:
+    """The boxes that judge one program at a time, each started when the first program needs it."""
+
+    def __init__(self, limits: Limits, *, control: bool, contained: bool) -> None:
+        self.closing = False
+        self._limits, self._control, self._contained = limits, control, contained
+        self._boxes: dict[str, Box] = {}
+        self._lock = threading.Lock()
+
+    def box(self, kind: str) -> Box:
+        with self._lock:
+            if kind not in self._boxes:
+                self._boxes[kind] = Box(self._limits, kind, contained=self._contained)
+                if self.closing:
+                    self._boxes[kind].cancel()
+            return self._boxes[kind]
+
+    def judge(self, program: Program) -> dict[str, Any]:
+        """The fields of the program's Result but its index."""
+        for attempt in (1, 2):
+            try:
+                verdict, reply = JUDGES[program.language](self.box, program, control=self._control)
+                break
+            except BoxDiedError as error:
+                reply = {"stderr": f"sandbox: died {attempt} times under this program: {error}"}
+                verdict = Verdict.SANDBOX_ERROR
+                if self.closing:
+                    break
+        fields: dict[str, Any] = {key: reply.get(key, empty) for key, empty in EMPTY.items()}
+        return fields | {"verdict": verdict, "stdout": fields["stdout"][-TAIL_CHARACTERS:]}
+
+    def cancel(self) -> None:
+        """End what runs and start nothing more: the one call that another thread may make."""
+        with self._lock:
+            self.closing = True
+            for box in self._boxes.values():
+                box.cancel()
+
+    def close(self) -> None:
+        for box in self._boxes.values():
+            box.close()
+
+
 def run(
-    programs: Iterable[Program], *, workers: int | None = None, limits: Limits | None = None, control: bool = True
+    programs: Iterable[Program],
+    *,
+    workers: int | None = None,
+    limits: Limits | None = None,
+    control: bool = True,
+    contained: bool = True,
 ) -> Iterator[Result]:
     """Run each program in a sandbox of its own; yields each one's result as it finishes, in no order.
 
     Args:
         programs: may be endless; at most four a worker are taken ahead of the results that were yielded.
         workers: programs at a time; by default one for each core this process may use.
-        limits: of each program; by default `Limits()`.
-        control: run what passed once more with a test made wrong, and let it fail where it passes that too.
+        limits: of each program, and of its compiler; by default `Limits()`.
+        control: let a pass count only where the program fails with a test made wrong.
+        contained: False runs programs with the rights of this process, for a kernel that refuses containment and
+            programs that can be trusted. Says so, loudly.
 
     A program that occurs again within a few thousand others runs once; each occurrence has its result. Where the
     sandbox itself dies the program runs once more, then its verdict is SANDBOX_ERROR. Closing the generator ends all
     that runs. Raises SandboxError, before any program runs, where programs cannot be contained (see `check`), and
-    ValueError for a language that is not known.
+    before the first of a language whose toolchain is not here; ValueError for a language that is not known.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"run: workers is {workers}; it must be at least 1, or None for one a core")
-    check()
-    return _run(iter(programs), workers or len(os.sched_getaffinity(0)), limits or Limits(), control)
+    if contained:
+        check()
+    else:
+        warnings.warn(UNCONTAINED, RuntimeWarning, stacklevel=2)
+        print(f"\n*** {UNCONTAINED} ***\n", file=sys.stderr, flush=True)
+    count = workers or len(os.sched_getaffinity(0))
+    return _run(
+        iter(programs), [Worker(limits or Limits(), control=control, contained=contained) for _ in range(count)]
+    )
 
 
-def _run(programs: Iterator[Program], workers: int, limits: Limits, control: bool) -> Iterator[Result]:
-    boxes = [Box(limits) for _ in range(workers)]
-    free: queue.SimpleQueue[Box] = queue.SimpleQueue()
-    for box in boxes:
-        free.put(box)
-    closing = False
+def _run(programs: Iterator[Program], workers: list[Worker]) -> Iterator[Result]:
+    free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    for worker in workers:
+        free.put(worker)
 
     def judged(program: Program) -> dict[str, Any]:
-        box = free.get()
+        worker = free.get()
         try:
-            for attempt in (1, 2):
-                try:
-                    verdict, reply = JUDGES[program.language](box, program, control=control)
-                except BoxDiedError as error:
-                    reply = {"stderr": f"sandbox: died {attempt} times under this program: {error}"}
-                    verdict = Verdict.SANDBOX_ERROR
-                    if closing:
-                        break
-                else:
-                    break
-            fields: dict[str, Any] = {key: reply.get(key, empty) for key, empty in EMPTY.items()}
-            return fields | {"verdict": verdict, "stdout": fields["stdout"][-TAIL_CHARACTERS:]}
+            return worker.judge(program)
         finally:
-            free.put(box)
+            free.put(worker)
 
-    executor = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="sandbox")
+    executor = concurrent.futures.ThreadPoolExecutor(len(workers), thread_name_prefix="sandbox")
     waiting: dict[concurrent.futures.Future[dict[str, Any]], tuple[bytes, list[int]]] = {}
     running: dict[bytes, list[int]] = {}
     done: collections.OrderedDict[bytes, dict[str, Any]] = collections.OrderedDict()
@@ -128,13 +184,15 @@ def _run(programs: Iterator[Program], workers: int, limits: Limits, control: boo
     try:
         more = True
         while more or waiting:
-            while more and sum(len(indices) for _, indices in waiting.values()) < 4 * workers:
+            while more and sum(len(indices) for _, indices in waiting.values()) < 4 * len(workers):
                 index, program = next(numbered, (-1, None))
                 if program is None:
                     more = False
                     break
-                if program.language not in JUDGES:
-                    raise ValueError(f"program {index}: language is {program.language!r}; known: {', '.join(JUDGES)}")
+                try:
+                    toolchains.check(program.language)
+                except ValueError as error:
+                    raise ValueError(f"program {index}: {error}") from None
                 key = hashlib.sha256(repr(program).encode(errors="surrogatepass")).digest()
                 if key in done:
                     yield Result(index=index, **done[key])
@@ -155,11 +213,10 @@ def _run(programs: Iterator[Program], workers: int, limits: Limits, control: boo
                 for index in indices:
                     yield Result(index=index, **outcome)
     finally:
-        closing = True
         for future in waiting:
             future.cancel()
-        for box in boxes:
-            box.cancel()
+        for worker in workers:
+            worker.cancel()
         executor.shutdown(wait=True)
-        for box in boxes:
-            box.close()
+        for worker in workers:
+            worker.close()

@@ -5,19 +5,20 @@ import contextlib
 import functools
 import hashlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from rerankjax.sandbox.box import Box
+from rerankjax.sandbox.control import CAUGHT
 from rerankjax.sandbox.output import matches
 from rerankjax.sandbox.verdict import Program, Verdict
-
-CAUGHT = "sandbox: the program passes even when a test is made wrong, so its pass proves nothing"
 
 _PARSING = threading.Lock()
 
 
-def judge(box: Box, program: Program, *, control: bool) -> tuple[Verdict, dict[str, Any]]:
+def judge(boxes: Callable[[str], Box], program: Program, *, control: bool) -> tuple[Verdict, dict[str, Any]]:
     """The verdict on a Python program and the box's reply it rests on. Raises BoxDiedError."""
+    box = boxes("programs")
     by_output = program.expected_output is not None
     body: dict[str, Any] = {"source": program.source, "tests": program.tests, "stdin": program.stdin}
     body["keep_output"] = by_output

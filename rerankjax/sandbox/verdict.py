@@ -9,7 +9,7 @@ class SandboxError(Exception):
 
 
 class Verdict(enum.StrEnum):
-    """What a program did. Only PASSED is a pass; only SANDBOX_ERROR says nothing about the program."""
+    """What a program did. Only PASSED is a pass; UNSUPPORTED and SANDBOX_ERROR say nothing about the program."""
 
     PASSED = "passed"
     FAILED = "failed"  # a test failed, or the program ended (even with exit code 0) before its last test
@@ -18,6 +18,7 @@ class Verdict(enum.StrEnum):
     TIMEOUT = "timeout"
     MEMORY_LIMIT = "memory limit"
     OUTPUT_LIMIT = "output limit"
+    UNSUPPORTED = "unsupported"  # does not compile, and uses C# that is newer than the compiler here
     SANDBOX_ERROR = "sandbox error"
 
 

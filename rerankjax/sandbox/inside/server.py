@@ -4,23 +4,33 @@ Over one socket (its standard input and output) comes, for each program, 4 bytes
 child reads it, so that no later child can find it in memory; the child is forked and confined while the host is still
 busy. Back goes 4 bytes of length and a JSON reply. A child that fails before it was confined ends the server: the host
 then starts another.
+
+The child is a Python program itself, or runs the steps of another one (steps.py). In a box for PHP it is a fork of a
+warm PHP instead (php/zygote.php), which speaks the same way.
 """
 
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import json
 import os
+import resource
 import select
 import signal
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 
-from rerankjax.sandbox.inside import confine, program
+from rerankjax.sandbox.inside import confine, program, steps
 
 WATCH_SECONDS = 0.1
 TAIL_BYTES = 4096
-READY, READY_KEEP_OUTPUT = b"!", b"+"
+# What a child says when it has its program: whether all its output is kept, and whether it comes in steps.
+READY = {b"!": (False, False), b"+": (True, False), b"s": (False, True), b"S": (True, True)}
+HOST_GONE = b"."
 # Imported before the fork, since programs import little else. Each page that a fork touches is a fault: what runs code
 # at every fork (threading, random) costs all programs more than it saves the few.
 WARM = (
@@ -28,6 +38,7 @@ WARM = (
     "hashlib heapq itertools math operator re string sys textwrap time typing unicodedata"
 )
 Limits = dict[str, float]
+OWN_PROCESSES = {1, os.getpid()}  # of the box
 
 
 def read_exactly(fd: int, count: int) -> bytes:
@@ -47,164 +58,245 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def child(
-    requests: int, outputs: tuple[int, ...], limits: Limits, filter_bpf: ctypes.Array[ctypes.c_char], nonce: bytes
+    requests: int,
+    outputs: tuple[int, ...],
+    limits: Limits,
+    filter_bpf: ctypes.Array[ctypes.c_char] | None,
+    nonce: bytes,
 ) -> None:
     """Confine this process, then wait for a program and be it. Does not return."""
-    stdout, stderr, status = outputs
     confine.confine(limits, filter_bpf)
+    # Opened anew: what a program sets on its end of a pipe (node: not to block) must not be the next one's.
+    stdout, stderr, status = outputs = tuple(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY) for fd in outputs)
     try:
         body = json.loads(read_exactly(requests, int.from_bytes(read_exactly(requests, 4), "big")))
     except EOFError:
+        os.write(status, HOST_GONE)
+        os._exit(0)
+    os.close(requests)
+    if "steps" in body:
+        os.write(status, b"S" if body["keep_output"] else b"s")
+        steps.run(body, outputs, int(limits["memory_bytes"]), contained=filter_bpf is not None)
         os._exit(0)
     if body["stdin"]:
-        stdin = os.open("/tmp/.stdin", os.O_RDWR | os.O_CREAT, 0o600)
-        os.unlink("/tmp/.stdin")
-        write_all(stdin, body["stdin"].encode(errors="replace"))
-        os.lseek(stdin, 0, os.SEEK_SET)
-        os.dup2(stdin, 0)
+        with tempfile.TemporaryFile(dir=".") as stdin:
+            stdin.write(body["stdin"].encode(errors="replace"))
+            stdin.seek(0)
+            os.dup2(stdin.fileno(), 0)
+    resource.setrlimit(resource.RLIMIT_AS, (int(limits["memory_bytes"]),) * 2)
     for fd, target in ((stdout, 1), (stderr, 2), (status, 3)):
         os.dup2(fd, target, inheritable=target != 3)
     os.closerange(4, 1 << 16)
-    sys.path[0] = "/tmp"
+    sys.path[0] = os.getcwd()
     sys.argv[:] = ["program.py"]
     sys.setrecursionlimit(sys.getrecursionlimit() + 4)  # for the frames below the program's first
-    os.write(3, READY_KEEP_OUTPUT if body["keep_output"] else READY)
+    os.write(3, b"+" if body["keep_output"] else b"!")
     code = program.run(body["source"], body["tests"], lambda kind: write_all(3, nonce + kind.encode()))
     os._exit(code)
 
 
-def usage() -> tuple[int, float]:
-    """Bytes of memory and CPU seconds of all processes but this server and the box's init.
+@dataclasses.dataclass(frozen=True)
+class Child:
+    """A confined process that runs a program, itself or in steps: process 1 of its PID namespace."""
 
-    Memory is the proportional set size: pages shared with the warm interpreter count once, not once a process.
-    """
-    memory, ticks = 0, 0
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) in (1, os.getpid()):
-            continue
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                ticks += sum(map(int, file.read().rpartition(b")")[2].split()[11:15]))
-            with open(f"/proc/{name}/smaps_rollup", "rb") as file:
-                memory += next(int(line.split()[1]) for line in file if line.startswith(b"Pss:")) * 1024
-        except (OSError, StopIteration):  # it has just ended
-            continue
-    return memory, ticks / os.sysconf("SC_CLK_TCK")
+    pid: int
+    ended: int  # a pidfd
+    contained: bool
+    reap: Callable[[], tuple[int, float]]  # its exit code, negative for a signal, and CPU seconds with all it started
+
+    def kill(self) -> None:
+        if self.contained:
+            os.kill(self.pid, signal.SIGKILL)  # and the kernel all else in its namespace
+        else:
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def wait(self) -> tuple[int, float]:
+        os.close(self.ended)
+        if not self.contained:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        return self.reap()
+
+    def usage(self) -> tuple[int, float]:
+        """Bytes of memory and CPU seconds of all processes here but this server's own and the box's init.
+
+        Memory is the proportional set size: pages shared with the warm interpreter count once, not once a process.
+        Where nothing is contained nobody knows whose processes those are; then both are 0.
+        """
+        memory, ticks = 0, 0
+        for name in os.listdir("/proc") if self.contained else ():
+            if not name.isdigit() or int(name) in OWN_PROCESSES:
+                continue
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    ticks += sum(map(int, file.read().rpartition(b")")[2].split()[11:15]))
+                with open(f"/proc/{name}/smaps_rollup", "rb") as file:
+                    memory += next(int(line.split()[1]) for line in file if line.startswith(b"Pss:")) * 1024
+            except (OSError, StopIteration):  # it has just ended
+                continue
+        return memory, ticks / os.sysconf("SC_CLK_TCK")
 
 
 class EndedError(Exception):
     """The host has closed the socket."""
 
 
-def await_ready(status: int, pid: int) -> bool:
-    """Whether the child, which has just begun on a program, asks for all its output to be kept."""
-    ready = os.read(status, 1)
-    if ready in (READY, READY_KEEP_OUTPUT):
-        return ready == READY_KEEP_OUTPUT
-    _, ended = os.waitpid(pid, 0)
-    if ready == b"" and ended == 0:
+def await_ready(status: int, ended: int) -> tuple[bool, bool]:
+    """What the child says as it begins on a program (see READY)."""
+    poller = select.poll()
+    poller.register(status, select.POLLIN)
+    poller.register(ended, select.POLLIN)
+    poller.poll()
+    ready = read_now(status, 1)
+    if ready in READY:
+        return READY[ready]
+    if ready == HOST_GONE:
         raise EndedError
-    raise SystemExit(f"a child was not confined: {ended}, {os.read(status, 999).decode(errors='replace')}")
+    raise SystemExit(f"a child was not confined: {(read_now(status) or b'').decode(errors='replace')}")
 
 
-def watch(pid: int, requests: int, pipes: tuple[int, ...], limits: Limits, keep: int) -> tuple[str, list[bytearray]]:
-    """Wait until `pid` ends or must be ended. Returns why it was killed (or ""), and what came through the pipes.
+def watch(
+    child: Child, requests: int, pipes: tuple[int, ...], limits: Limits, keep: int, *, in_steps: bool
+) -> tuple[str, list[bytearray]]:
+    """Wait until the child ends or must be ended. Returns why it was killed (or ""), and what came through the pipes.
 
-    Raises EndedError, which ends the box, when the host goes away meanwhile.
+    Each step has the CPU and wall time of a program. Raises EndedError, which ends the box, when the host goes away.
     """
     held = [bytearray() for _ in pipes]
     into = dict(zip(pipes, held, strict=True))
     poller = select.poll()
-    ended = os.pidfd_open(pid)
-    for fd in (*pipes, ended):
+    for fd in (*pipes, child.ended):
         poller.register(fd, select.POLLIN)
     poller.register(requests, 0)  # for POLLHUP alone
-    killed, written, start = "", 0, time.monotonic()
+    killed, written, start, before, lines = "", 0, time.monotonic(), 0.0, 0
     look = start + WATCH_SECONDS
     alive = True
     while alive:
-        events = poller.poll(max(0.0, look - time.monotonic()) * 1000)
-        ready = [fd for fd, _ in events]
+        ready = [fd for fd, _ in poller.poll(max(0.0, look - time.monotonic()) * 1000)]
         if requests in ready:
             raise EndedError
-        alive = ended not in ready
+        alive = child.ended not in ready
         # Once the first process has ended so has all it started, and what the pipes hold is all there will be.
-        for fd in ready if alive else list(into):
-            while data := read_now(fd):
+        for fd in ready if alive else pipes:
+            while fd in into and (data := read_now(fd)):
                 into[fd] += data
                 written += len(data)
                 del into[fd][: max(0, len(into[fd]) - keep) if len(into[fd]) > 2 * keep else 0]
                 if alive:
                     break
-            if data == b"":
-                poller.unregister(fd)
-                del into[fd]
         now = time.monotonic()
+        if in_steps and lines != held[2].count(b"\n"):
+            lines, start, before = held[2].count(b"\n"), now, child.usage()[1]
         if not killed and written > limits["output_bytes"]:
             killed = "output limit"
         if not killed and alive and now >= look:
-            memory, cpu = usage()
+            memory, cpu = child.usage()
             if memory > limits["memory_bytes"]:
                 killed = "memory limit"
-            elif cpu > limits["cpu_seconds"] or now - start > limits["wall_seconds"]:
+            elif cpu - before > limits["cpu_seconds"] or now - start > limits["wall_seconds"]:
                 killed = "timeout"
             look = time.monotonic() + WATCH_SECONDS
         if killed and alive:
-            os.kill(pid, signal.SIGKILL)
-    os.close(ended)
+            child.kill()
     return killed, held
 
 
-def read_now(fd: int) -> bytes | None:
-    """What a pipe holds: b"" at its end, None where it holds nothing now."""
+def read_now(fd: int, count: int = 1 << 16) -> bytes | None:
+    """What a pipe holds; None where it holds nothing now."""
     try:
-        return os.read(fd, 1 << 16)
+        return os.read(fd, count)
     except BlockingIOError:
         return None
 
 
 def serve_one(
-    requests: int, replies: int, limits: Limits, filter_bpf: ctypes.Array[ctypes.c_char], own_namespace: int
+    fork: Callable[[bytes], Child], requests: int, replies: int, ours: tuple[int, ...], limits: Limits
 ) -> None:
     nonce = os.urandom(16)
-    ours, theirs = zip(*(os.pipe() for _ in range(3)), strict=True)
-    pid = confine.fork_in_new_pid_namespace(own_namespace)
-    if not pid:
-        try:
-            child(requests, theirs, limits, filter_bpf, nonce)
-        except BaseException as error:
-            os.write(theirs[2], b"?" + repr(error).encode()[:999])
-        finally:
-            os._exit(70)
-    for fd in theirs:
-        os.close(fd)
-    keep_output = await_ready(ours[2], pid)
+    child = fork(nonce)
+    keep_output, in_steps = await_ready(ours[2], child.ended)
     start = time.monotonic()
-    for fd in ours:
-        os.set_blocking(fd, False)
     keep = int(limits["output_bytes"]) if keep_output else TAIL_BYTES
-    killed, (stdout, stderr, status) = watch(pid, requests, ours, limits, keep)
-    for fd in ours:
-        os.close(fd)
-    _, ended, rusage = os.wait4(pid, 0)
-    code = os.waitstatus_to_exitcode(ended)
+    killed, (stdout, stderr, status) = watch(child, requests, ours, limits, keep, in_steps=in_steps)
+    code, cpu_seconds = child.wait()
+    said = status if in_steps else status[16:] if status[:16] == nonce else b""
     reply = {
         "killed": killed,
-        "said": status[16:].decode(errors="replace") if status[:16] == nonce else "",
+        "said": said.decode(errors="replace"),
         "exit_code": code if code >= 0 else None,
         "signal": -code if code < 0 else None,
         "stdout": stdout[-keep:].decode(errors="replace"),
         "stderr": stderr[-TAIL_BYTES:].decode(errors="replace"),
         "wall_seconds": time.monotonic() - start,
-        "cpu_seconds": rusage.ru_utime + rusage.ru_stime,
+        "cpu_seconds": cpu_seconds,
     }
     data = json.dumps(reply).encode()
     write_all(replies, len(data).to_bytes(4, "big") + data)
 
 
+def fork_python(
+    requests: int, theirs: tuple[int, ...], limits: Limits, filter_bpf: ctypes.Array[ctypes.c_char] | None
+) -> Callable[[bytes], Child]:
+    """Forks of this very interpreter."""
+    own_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
+
+    def fork(nonce: bytes) -> Child:
+        contained = filter_bpf is not None
+        pid = confine.fork_in_new_pid_namespace(own_namespace) if contained else os.fork()
+        if not pid:
+            try:
+                child(requests, theirs, limits, filter_bpf, nonce)
+            except BaseException as error:
+                os.write(theirs[2], b"?" + repr(error).encode()[:999])
+            finally:
+                os._exit(70)
+
+        def reap() -> tuple[int, float]:
+            _, status, used = os.wait4(pid, 0)
+            return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
+
+        return Child(pid, os.pidfd_open(pid), contained, reap)
+
+    return fork
+
+
+def fork_php(
+    command: list[str], requests: int, theirs: tuple[int, ...], limits: Limits, rules: bytes
+) -> Callable[[bytes], Child]:
+    """Forks of a warm PHP, which takes a line for each and answers with one (php/zygote.php)."""
+    setup = {"requests": requests, "outputs": theirs, "limits": limits, "filter": rules.hex()}
+    zygote = subprocess.Popen(
+        [*command, json.dumps(setup)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(requests, *theirs)
+    )
+    assert zygote.stdin is not None
+    assert zygote.stdout is not None
+    confine.no_more_exec()
+    OWN_PROCESSES.add(zygote.pid)
+    lines, answers = zygote.stdin, zygote.stdout
+
+    def ask(line: bytes) -> bytes:
+        lines.write(line + b"\n")
+        lines.flush()
+        answer = answers.readline()
+        if not answer:
+            raise SystemExit(f"the warm PHP ended with {zygote.wait()}")
+        return answer
+
+    def fork(nonce: bytes) -> Child:
+        pid = int(ask(nonce.hex().encode()))
+
+        def reap() -> tuple[int, float]:
+            code, cpu_seconds = ask(b"reap").split()
+            return int(code), float(cpu_seconds)
+
+        return Child(pid, os.pidfd_open(pid), True, reap)
+
+    return fork
+
+
 def main() -> None:
-    limits, rules = json.loads(sys.argv[1]), bytes.fromhex(sys.argv[2])
-    filter_bpf = ctypes.create_string_buffer(rules, len(rules))
+    limits, rules, php = json.loads(sys.argv[1]), bytes.fromhex(sys.argv[2]), json.loads(sys.argv[3])
+    filter_bpf = ctypes.create_string_buffer(rules, len(rules)) if rules else None
     requests, replies = os.dup(0), os.dup(1)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
@@ -216,13 +308,17 @@ def main() -> None:
     site.setquit()
     site.setcopyright()
     site.sethelper()
-    confine.lock_server(limits)
-    own_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
+    if filter_bpf:
+        confine.lock_server(limits, for_exec=bool(php))
+    ours, theirs = zip(*(os.pipe() for _ in range(3)), strict=True)
+    for fd in ours:
+        os.set_blocking(fd, False)
+    fork = fork_php(php, requests, theirs, limits, rules) if php else fork_python(requests, theirs, limits, filter_bpf)
     gc.collect()
     gc.freeze()
     with contextlib.suppress(EndedError):
         while True:
-            serve_one(requests, replies, limits, filter_bpf, own_namespace)
+            serve_one(fork, requests, replies, ours, limits)
 
 
 if __name__ == "__main__":

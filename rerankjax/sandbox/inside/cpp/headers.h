@@ -1,0 +1,3 @@
+// What MultiPL-E's programs begin with, compiled once.
+#include <assert.h>
+#include <bits/stdc++.h>

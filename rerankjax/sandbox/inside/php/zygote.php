@@ -1,0 +1,115 @@
+<?php
+// Runs inside the box: a warm PHP that forks a confined child for each program. What confine.py and server.py do for
+// Python is done here for PHP; the server starts this and sends a line for each fork and each reaping.
+
+function rerankjax_fork_server(array $setup): Closure
+{
+    $libc = FFI::cdef('
+        int unshare(int flags); int setns(int fd, int type); int setsid(void); int close_range(unsigned, unsigned, int);
+        int mount(const char *from, const char *to, const char *type, unsigned long flags, const char *data);
+        int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
+        int capset(const char *header, const char *data); int setrlimit(int resource, const char *limits);
+        int open(const char *path, int flags, int mode); int dup3(int from, int to, int flags);
+        long read(int fd, char *into, unsigned long count); long write(int fd, const char *from, unsigned long count);
+        int *__errno_location(void);', 'libc.so.6');
+    $call = function (string $name, ...$arguments) use ($libc): int {
+        $result = $libc->$name(...$arguments);
+        if ($result < 0) {
+            throw new RuntimeException("$name: error " . $libc->__errno_location()[0]);
+        }
+        return $result;
+    };
+    $own = $libc->open('/proc/self/ns/pid', 0, 0);
+    $pid = 0;
+    while (($line = fgets(STDIN)) !== false) {
+        if ($line === "reap\n") {
+            pcntl_waitpid($pid, $status, 0, $used);
+            $code = pcntl_wifsignaled($status) ? -pcntl_wtermsig($status) : pcntl_wexitstatus($status);
+            $seconds = $used['ru_utime.tv_sec'] + $used['ru_stime.tv_sec']
+                + ($used['ru_utime.tv_usec'] + $used['ru_stime.tv_usec']) / 1e6;
+            fwrite(STDOUT, "$code $seconds\n");
+            continue;
+        }
+        $call('unshare', 0x20000000); // CLONE_NEWPID
+        $pid = pcntl_fork();
+        if ($pid === 0) {
+            try {
+                return rerankjax_child($libc, $call, $setup, hex2bin(trim($line)));
+            } catch (Throwable $error) {
+                $message = '?' . $error->getMessage();
+                $libc->write($setup['outputs'][2], $message, strlen($message));
+                exit(70);
+            }
+        }
+        $call('setns', $own, 0x20000000);
+        fwrite(STDOUT, "$pid\n");
+    }
+    exit(0);
+}
+
+/** Confines this process and takes the program; returns what to call after its last test. */
+function rerankjax_child(FFI $libc, Closure $call, array $setup, string $nonce): Closure
+{
+    $limits = $setup['limits'];
+    $call('setsid');
+    $call('unshare', 0x00020000); // CLONE_NEWNS
+    $sizes = "size={$limits['tmp_bytes']},nr_inodes=4096,mode=1777";
+    $call('mount', 'tmpfs', '/tmp', 'tmpfs', 2 | 4, $sizes); // MS_NOSUID, MS_NODEV
+    $call('mount', 'tmpfs', '/dev/shm', 'tmpfs', 2 | 4 | 8, $sizes); // and MS_NOEXEC
+    $call('mount', 'proc', '/proc', 'proc', 1 | 2 | 4 | 8, ''); // and MS_RDONLY
+    chdir('/tmp');
+    $cpu = (int) ceil($limits['cpu_seconds']) + 1;
+    $call('setrlimit', 0, pack('QQ', $cpu, $cpu)); // RLIMIT_CPU
+    $call('setrlimit', 9, pack('QQ', $limits['memory_bytes'], $limits['memory_bytes'])); // RLIMIT_AS
+    $call('capset', pack('Ll', 0x20080522, 0), str_repeat("\0", 24));
+    $rules = hex2bin($setup['filter']);
+    $filter = FFI::new('char[' . strlen($rules) . ']');
+    FFI::memcpy($filter, $rules, strlen($rules));
+    $program = FFI::cdef()->new('struct { unsigned short count; char *rules; }');
+    $program->count = intdiv(strlen($rules), 8);
+    $program->rules = FFI::cast('char *', FFI::addr($filter));
+    $address = FFI::cast('unsigned long', FFI::cast('char *', FFI::addr($program)))->cdata;
+    $call('prctl', 22, 2, $address, 0, 0); // PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+
+    [$stdout, $stderr, $status] = array_map(
+        fn ($fd) => $call('open', "/proc/self/fd/$fd", 1 | 0x80000, 0), // O_WRONLY, O_CLOEXEC
+        $setup['outputs']
+    );
+    $read = function (int $count) use ($libc, $setup): string {
+        $data = '';
+        $buffer = FFI::new('char[65536]');
+        while (strlen($data) < $count) {
+            $got = $libc->read($setup['requests'], $buffer, min(65536, $count - strlen($data)));
+            if ($got <= 0) {
+                return '';
+            }
+            $data .= FFI::string($buffer, $got);
+        }
+        return $data;
+    };
+    $length = $read(4);
+    if ($length === '') {
+        $libc->write($status, '.', 1);
+        exit(0);
+    }
+    $body = json_decode($read(unpack('N', $length)[1]), true);
+    file_put_contents('program.php', $body['source']);
+    if ($body['stdin'] !== '') {
+        file_put_contents('.stdin', $body['stdin']);
+        $call('dup3', $call('open', '.stdin', 0, 0), 0, 0);
+        unlink('.stdin');
+    } else {
+        $call('dup3', $call('open', '/dev/null', 0, 0), 0, 0);
+    }
+    $call('dup3', $stdout, 1, 0);
+    $call('dup3', $stderr, 2, 0);
+    $call('dup3', $status, 3, 0x80000);
+    $libc->close_range(4, 0xffffffff, 0);
+    $libc->write(3, $body['keep_output'] ? '+' : '!', 1);
+    return fn () => $libc->write(3, $nonce . 'passed', strlen($nonce) + 6);
+}
+
+$_rerankjax_passed = rerankjax_fork_server(json_decode($argv[1], true));
+$argv = $_SERVER['argv'] = ['program.php'];
+require getcwd() . '/program.php';
+$_rerankjax_passed();

@@ -1,0 +1,266 @@
+"""Seven languages: what runs for a program of each, and what its end means. Python is in python.py."""
+
+import base64
+import json
+import re
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from rerankjax.sandbox import toolchains
+from rerankjax.sandbox.box import Box, LimitError
+from rerankjax.sandbox.control import CAUGHT, wrong_assertion
+from rerankjax.sandbox.output import matches
+from rerankjax.sandbox.verdict import Program, Verdict
+
+Boxes = Callable[[str], Box]  # by kind
+Judged = tuple[Verdict, dict[str, Any]]
+
+# What a program's last words say of an end that its exit code does not tell. The first that is found counts.
+_SIGNS: dict[str, list[tuple[Verdict, str]]] = {
+    "sh": [(Verdict.COMPILE_ERROR, r"syntax error"), (Verdict.MEMORY_LIMIT, r"cannot allocate")],
+    "php": [
+        (Verdict.COMPILE_ERROR, r"Parse error"),
+        (Verdict.FAILED, r"Test failed!"),
+        (Verdict.MEMORY_LIMIT, r"Allowed memory size|Out of memory"),
+    ],
+    "cpp": [(Verdict.FAILED, r"Assertion .* failed"), (Verdict.MEMORY_LIMIT, r"std::bad_alloc")],
+    "js": [
+        (Verdict.FAILED, r"AssertionError"),
+        (Verdict.COMPILE_ERROR, r"SyntaxError"),
+        (Verdict.MEMORY_LIMIT, r"heap out of memory"),
+    ],
+    "java": [(Verdict.FAILED, r"java\.lang\.AssertionError"), (Verdict.MEMORY_LIMIT, r"OutOfMemoryError")],
+    "cs": [
+        (Verdict.RUNTIME_ERROR, r"Unhandled Exception"),
+        (Verdict.FAILED, r"DefaultTraceListener\.Fail"),
+        (Verdict.MEMORY_LIMIT, r"OutOfMemoryException"),
+    ],
+}
+_SIGNS["ts"] = _SIGNS["js"]
+# What mcs, which knows C# 7, does not: switch expressions, ranges, new(), ??=, `is not`, static local functions.
+_NEWER_CSHARP = re.compile(
+    r"\w\s+switch\s*\{|\.\.\^?\w|\[\^|\bnew\s*\(\)|\?\?=|\bis\s+not\b|\bstatic\s+\w+ \w+\([^)]*\)\s*=>"
+)
+
+
+def _step(
+    stage: str, *argv: str, address_space: bool = False, environment: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """What inside/steps.py starts. What reserves memory without using it cannot have its address space limited."""
+    return {
+        "stage": stage,
+        "argv": argv,
+        "limit_address_space": address_space,
+        "quiet": stage == "control",
+        "environment": environment or {},
+    }
+
+
+def _run_steps(
+    boxes: Boxes, program: Program, files: dict[str, str | bytes], steps: list[dict[str, Any]], word: str
+) -> Judged:
+    """Ask for `steps` and judge their ends. `word` is what the program's harness says after the last test."""
+    by_output = program.expected_output is not None
+    box = boxes("programs")
+    reply = box.ask(
+        {
+            "files": {
+                name: text.decode("latin-1") if isinstance(text, bytes) else text for name, text in files.items()
+            },
+            "encodings": {name: "latin-1" for name, text in files.items() if isinstance(text, bytes)},
+            "steps": steps,
+            "stdin": program.stdin if by_output else word,
+            "keep_output": by_output,
+        }
+    )
+    records = {record["stage"]: record for record in map(json.loads, filter(None, reply["said"].split("\n")))}
+    last = records.get("run") or records.get("compile") or {}
+    reply |= {key: last[key] for key in ("exit_code", "signal", "cpu_seconds") if last}
+    if "run" not in records:
+        if reply["killed"]:
+            return Verdict(reply["killed"]), reply
+        return Verdict.COMPILE_ERROR, reply
+    if reply["exit_code"] == 0 and last["said"] == "caught":
+        return Verdict.FAILED, {**reply, "stderr": CAUGHT}
+    wrong = records.get("control")
+    if wrong and wrong["exit_code"] == 0 and wrong["said"] == word:
+        return Verdict.FAILED, {**reply, "stderr": CAUGHT}
+    passed = matches(reply["stdout"], program.expected_output or "") if by_output else last["said"] == word
+    return _verdict(program.language, reply, passed, box.limits.cpu_seconds), reply
+
+
+def _verdict(language: str, reply: dict[str, Any], passed: bool, cpu_seconds: float) -> Verdict:
+    """`passed` holds only with exit code 0, and within the limit: a killed control is no reason against a pass."""
+    if reply["cpu_seconds"] > cpu_seconds:
+        return Verdict.TIMEOUT
+    if reply["exit_code"] == 0:
+        return Verdict.PASSED if passed else Verdict.FAILED
+    words = reply["stderr"] + (reply["stdout"] if language == "php" else "")
+    for verdict, sign in _SIGNS[language]:
+        if re.search(sign, words):
+            return verdict
+    # Under `set -e` a test that fails ends Bash without a word.
+    return Verdict.FAILED if language == "sh" and reply["exit_code"] == 1 else Verdict.RUNTIME_ERROR
+
+
+def _with_control(
+    program: Program, control: bool, language: str, edit: Callable[[str], str], *, alone: bool
+) -> str | None:
+    """The whole program with one assertion made wrong: in the place of all others, or (`alone` False) before them."""
+    if not control or program.expected_output is not None:
+        return None
+    found = wrong_assertion(language, program.source, program.tests)
+    if found is None:
+        return None
+    start, end, wrong = found
+    whole = program.source + program.tests
+    return whole[:start] + edit(wrong) + whole[end if alone else start :]
+
+
+def judge_sh(boxes: Boxes, program: Program, *, control: bool) -> Judged:
+    """Bash: the last line, which only a script that was not left reaches, says the word."""
+    word = secrets.token_hex(8)
+    say = "" if program.expected_output is not None else f"\n_status=$?; printf %s {word} >&3; exit $_status\n"
+    files: dict[str, str | bytes] = {"program.sh": program.source + program.tests + say}
+    steps = [_step("run", toolchains.BASH, "program.sh", address_space=True)]
+    wrong = _with_control(program, control, "sh", lambda wrong: f"{wrong}\n    true", alone=True)
+    if wrong is not None:
+        files["control.sh"] = wrong + say
+        steps.append(_step("control", toolchains.BASH, "control.sh"))
+    # The word is in the script; standard input is empty, as it is for MultiPL-E.
+    return _run_steps(boxes, program, files, steps, word)
+
+
+def judge_php(boxes: Boxes, program: Program, *, control: bool) -> Judged:
+    """PHP: a fork of a warm one, and one more for the control."""
+    box = boxes("php")
+    by_output = program.expected_output is not None
+    body = {"source": program.source + program.tests, "stdin": program.stdin, "keep_output": by_output}
+    reply = box.ask(body)
+    if reply["killed"]:
+        return Verdict(reply["killed"]), reply
+    passed = matches(reply["stdout"], program.expected_output or "") if by_output else reply["said"] == "passed"
+    verdict = _verdict("php", reply, passed, box.limits.cpu_seconds)
+    wrong = _with_control(program, control, "php", str, alone=True)
+    if verdict is Verdict.PASSED and wrong is not None:
+        again = box.ask({**body, "source": wrong})
+        if again["said"] == "passed" and again["exit_code"] == 0:
+            return Verdict.FAILED, {**reply, "stderr": CAUGHT}
+    return verdict, reply
+
+
+_GXX = (toolchains.GXX, "-std=c++17", "-w", "-fuse-ld=mold")
+_CPP_HEADERS = re.compile(r'(?:\s|//[^\n]*\n|#include\s*[<"](?!bits/)[\w./]+[>"])*#include\s*<bits/stdc\+\+\.h>')
+
+
+def judge_cpp(boxes: Boxes, program: Program, *, control: bool) -> Judged:
+    """C++: compiled once, with the headers that MultiPL-E's programs begin with compiled already."""
+    by_output = program.expected_output is not None
+    word = secrets.token_hex(8)
+    harness = () if by_output else (toolchains.CPP_HARNESS, "-Wl,--wrap=main")
+    plain = program.source + program.tests
+    headers = ("-include", toolchains.CPP_HEADER) if _CPP_HEADERS.match(plain) else ()
+    run = _step("run", "./program", address_space=True)
+    checked = _step("control", "./program", environment={"RERANKJAX_CONTROL": "1"})
+    branch = 'if (::getenv("RERANKJAX_CONTROL")) {{\n{}\n    return 0;\n    }}\n'
+    wrong = _with_control(program, control, "cpp", branch.format, alone=False)
+
+    def judged(source: str, headers: tuple[str, ...], steps: list[dict[str, Any]]) -> Judged:
+        compile_step = _step("compile", *_GXX, *headers, "program.cpp", *harness, "-o", "program")
+        return _run_steps(boxes, program, {"program.cpp": source}, [compile_step, *steps], word)
+
+    verdict, reply = judged(wrong or plain, headers, [run, checked] if wrong else [run])
+    if verdict is Verdict.COMPILE_ERROR and (wrong or headers):  # it has to be the program's own error
+        verdict, reply = judged(plain, (), [run])
+    return verdict, reply
+
+
+_NODE_HARNESS = "node/harness.js"
+
+
+def judge_js(boxes: Boxes, program: Program, *, control: bool) -> Judged:
+    """JavaScript: one node, which runs the program and then the control as a module of its own."""
+    return _run_node(boxes, program, program, control)
+
+
+def judge_ts(boxes: Boxes, program: Program, *, control: bool) -> Judged:
+    """TypeScript: checked and compiled by a warm compiler, then as JavaScript."""
+    try:
+        compiled = boxes("tsc").compile((program.source + program.tests).encode(errors="replace"))
+    except LimitError as error:
+        return error.verdict, {"stderr": f"tsc: {error}"}
+    if not compiled["succeeded"]:
+        return Verdict.COMPILE_ERROR, {"stdout": compiled["log"], "exit_code": 2}
+    return _run_node(boxes, program, Program("js", compiled["program"]), control)
+
+
+def _run_node(boxes: Boxes, program: Program, compiled: Program, control: bool) -> Judged:
+    by_output = program.expected_output is not None
+    word = secrets.token_hex(8)
+    files: dict[str, str | bytes] = {"program.js": compiled.source + compiled.tests}
+    wrong = None if by_output else _with_control(compiled, control, "js", str, alone=True)
+    if wrong is not None:
+        files["control.js"] = wrong
+    box = boxes("programs")
+    heap = f"--max-old-space-size={box.limits.memory_bytes >> 20}"
+    run = _step("run", toolchains.NODE, heap, f"{box.inside}/{_NODE_HARNESS}", "output" if by_output else "tests")
+    return _run_steps(boxes, program, files, [run], word)
+
+
+def judge_java(boxes: Boxes, program: Program, *, control: bool) -> Judged:
+    """Java: compiled by a warm javac, run by a JVM of its own with a class loader for the control."""
+    by_output = program.expected_output is not None
+    plain = program.source + program.tests
+    branch = 'if (java.lang.Boolean.getBoolean("rerankjax.control")) {{\n{}\n    return;\n    }}\n'
+    wrong = _with_control(program, control, "java", branch.format, alone=False)
+    mode = "output" if by_output else "control" if wrong else "tests"
+    try:
+        prefix = b"o" if by_output else b"j"
+        compiled = boxes("javac").compile(prefix + (wrong or plain).encode(errors="replace"))
+        if not compiled["succeeded"] and wrong:
+            mode = "tests"
+            compiled = boxes("javac").compile(prefix + plain.encode(errors="replace"))
+    except LimitError as error:
+        return error.verdict, {"stderr": f"javac: {error}"}
+    if not compiled["succeeded"]:
+        return Verdict.COMPILE_ERROR, {"stderr": compiled["log"], "exit_code": 1}
+    classes = {name: base64.b64decode(text) for name, text in compiled["classes"].items()}
+    files: dict[str, str | bytes] = {f"classes/{name.replace('.', '/')}.class": code for name, code in classes.items()}
+    with_main = [name for name, code in classes.items() if b"([Ljava/lang/String;)V" in code]
+    name = "".join(with_main[:1]) if by_output else "Problem"
+    heap = f"-Xmx{boxes('programs').limits.memory_bytes // 2}"
+    options = (
+        *toolchains.JAVA_OPTIONS,
+        heap,
+        f"-XX:SharedArchiveFile={toolchains.JAVA_ARCHIVE}",
+        "-Xshare:auto",
+        "-ea",
+    )
+    classpath = f"{toolchains.JAVA_CLASSES}:{toolchains.JAVATUPLES}"
+    run = _step("run", toolchains.JAVA, *options, "-cp", classpath, "Harness", "classes", name, mode)
+    return _run_steps(boxes, program, files, [run], secrets.token_hex(8))
+
+
+def judge_cs(boxes: Boxes, program: Program, *, control: bool) -> Judged:
+    """C#: compiled by a warm mcs, run by a mono of its own."""
+    by_output = program.expected_output is not None
+    plain = program.source + program.tests
+    branch = 'if (System.Environment.GetEnvironmentVariable("RERANKJAX_CONTROL") != null) {{\n{}\n    return;\n    }}\n'
+    wrong = _with_control(program, control, "cs", branch.format, alone=False)
+    mode = "output" if by_output else "control" if wrong else "tests"
+    try:
+        compiled = boxes("mcs").compile((wrong or plain).encode(errors="replace"))
+        if not compiled["succeeded"] and wrong:
+            mode = "tests"
+            compiled = boxes("mcs").compile(plain.encode(errors="replace"))
+    except LimitError as error:
+        return error.verdict, {"stderr": f"mcs: {error}"}
+    if not compiled["succeeded"]:
+        newer = _NEWER_CSHARP.search(plain)
+        verdict = Verdict.UNSUPPORTED if newer else Verdict.COMPILE_ERROR
+        return verdict, {"stderr": base64.b64decode(compiled["log64"]).decode(errors="replace"), "exit_code": 1}
+    files: dict[str, str | bytes] = {"program.exe": base64.b64decode(compiled["program"])}
+    command = (toolchains.MONO, toolchains.CSHARP_HARNESS, "program.exe", mode)
+    run = _step("run", *command, environment={"MONO_TRACE_LISTENER": "Console.Error"})
+    return _run_steps(boxes, program, files, [run], secrets.token_hex(8))
