@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from rerankjax.loop.progress import progress
+from rerankjax.progress import progress
 
 
 class Clock:

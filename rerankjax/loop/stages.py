@@ -26,7 +26,6 @@ from rerankjax.candidates.generate import generate
 from rerankjax.loop import checkpoint, trainers
 from rerankjax.loop.execution import execute
 from rerankjax.loop.experiment import ConfigError, Experiment, TrainingConfig
-from rerankjax.loop.progress import progress
 from rerankjax.loop.rundir import write_stage
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.sharding import replicated
@@ -35,6 +34,7 @@ from rerankjax.policy.ppo import Reward
 from rerankjax.problems.corpus import make_corpus
 from rerankjax.problems.family import make_family
 from rerankjax.problems.problem import Problem, Solution, read_problems, read_solutions, write_problems, write_solutions
+from rerankjax.progress import progress
 from rerankjax.prompts.tokenizer import load_tokenizer, train_tokenizer
 from rerankjax.reranker.score import encode_completions, score_texts
 from rerankjax.table.evaluation import Evaluation

@@ -14,7 +14,6 @@ from rerankjax.candidates.generate import problem_ids
 from rerankjax.candidates.stop import stop_table, token_texts
 from rerankjax.loop.experiment import Experiment, TrainingConfig
 from rerankjax.loop.metrics import WriteMetrics, metric_writer
-from rerankjax.loop.progress import Advance, progress
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.likelihood import Rows
 from rerankjax.model.sharding import replicated
@@ -23,6 +22,7 @@ from rerankjax.pairs.mining import Pair
 from rerankjax.policy.ppo import Reward, init_policy, make_ppo_step
 from rerankjax.policy.sft import make_sft_step
 from rerankjax.problems.problem import Problem, Solution
+from rerankjax.progress import Advance, progress
 from rerankjax.prompts.rows import pad_prompts, pad_rows, shuffled_batches
 from rerankjax.reranker.bradley_terry import init_reranker, make_reranker_step
 from rerankjax.reranker.score import encode_completions
