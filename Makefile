@@ -5,6 +5,7 @@ VENV ?= .venv
 WORKDIR ?= runs/mini
 READY := $(VENV)/.ready
 LANGUAGES := $(VENV)/.languages
+ALONE := tests/test_sandbox.py tests/test_sandbox_languages.py
 
 # XLA takes and returns large buffers at every step: in huge pages they cost a tenth of the page faults (glibc >= 2.35).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -15,8 +16,8 @@ demo: setup
 	$(VENV)/bin/python experiments/selftrain.py --config=configs/mini.py --workdir=$(WORKDIR)
 
 test: lint
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --ignore=tests/test_sandbox.py
-	$(VENV)/bin/python -m pytest tests/test_sandbox.py # by itself: it looks for anything that boxes left behind
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ALONE:%=--ignore=%)
+	$(VENV)/bin/python -m pytest $(ALONE) # by themselves: they look for anything that boxes left behind
 
 lint: languages
 	$(VENV)/bin/ruff check .

@@ -165,8 +165,6 @@ class Box:
 
     def _start(self) -> None:
         command = _command(self._kind, self.limits, self.inside, self._contained)
-        directory = "/" if self._contained else toolchains.INSIDE.parents[2]
-        environment = None if self._contained else ENVIRONMENT
         with self._lock:
             if self._cancelled:
                 raise EOFError("cancelled")
@@ -174,9 +172,11 @@ class Box:
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
             with theirs:  # held here too, it would keep the box's end from being seen
                 ends: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": self._errors}
-                self._process = subprocess.Popen(
-                    command, **ends, start_new_session=True, cwd=directory, env=environment
-                )
+                if not self._contained:
+                    self._directory = tempfile.TemporaryDirectory()
+                    ends["cwd"] = self._directory.name
+                    ends["env"] = ENVIRONMENT | {"PYTHONPATH": str(toolchains.INSIDE.parents[2])}
+                self._process = subprocess.Popen(command, **{"cwd": "/", **ends}, start_new_session=True)
 
     def _read(self, count: int) -> bytes:
         parts = []
@@ -220,6 +220,8 @@ class Box:
         self._process.wait()
         self._process = None
         self._socket.close()
+        if not self._contained:
+            self._directory.cleanup()
         with self._errors:
             self._errors.seek(0)
             return self._errors.read()[-2000:].decode(errors="replace").strip()

@@ -4,6 +4,7 @@ The tests that MultiPL-E translates hold an assertion a line. The wrong one asks
 another call, so that nothing need be known of the language's values. Python has its own (python.py).
 """
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator
@@ -23,6 +24,15 @@ _ASSERTIONS = {
     language: re.compile(f"^({head})({expected})({tail})$", re.MULTILINE)
     for language, (head, expected, tail) in _PARTS.items()
 }
+# The tests' form of what is never so, for where no wrong assertion can be made of theirs.
+_NEVER = {
+    "cpp": "    assert(false);",
+    "java": "    assert(false);",
+    "cs": "    Debug.Assert(false);",
+    "php": '    if (0 !== 1) { throw new Exception("Test failed!"); }',
+    "js": "    assert.deepEqual(0, 1);",
+    "sh": "    [[ 0 = 1 ]]",
+}
 # Where the tests begin in a program that came whole: at the last of these.
 _TESTS_BEGIN = {
     "cpp": "int main(",
@@ -34,12 +44,22 @@ _TESTS_BEGIN = {
 }
 
 
-def wrong_assertion(language: str, source: str, tests: str) -> tuple[int, int, str] | None:
-    """An assertion that no honest program passes, and the span in `source + tests` of all there are.
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """Assertions that no honest program passes, and where they go: those of the tests are program[start:end].
 
-    Which one is made wrong depends on the program: to tell, it would have to know the right answers. None where the
-    tests have no assertions of MultiPL-E's form, or none that can be made wrong.
+    wrong: one of the tests' own, made wrong. Which one depends on the program: to tell, it would have to know the right
+    answers. never: one that is false whatever the program does, for where `wrong` does not compile.
     """
+
+    start: int
+    end: int
+    wrong: str
+    never: str
+
+
+def control(language: str, source: str, tests: str) -> Control | None:
+    """The control of the program `source + tests`. None where its tests are not of MultiPL-E's form."""
     program = source + tests
     begin = len(source) if tests else program.rfind(_TESTS_BEGIN[language])
     found = list(_ASSERTIONS[language].finditer(program, max(begin, 0)))
@@ -51,8 +71,8 @@ def wrong_assertion(language: str, source: str, tests: str) -> tuple[int, int, s
         head, expected, tail = match.groups()
         for other in _others(expected, [m[2] for m in found]):
             if _letters(other) != _letters(expected):
-                return found[0].start(), found[-1].end(), head + other + tail
-    return None
+                return Control(found[0].start(), found[-1].end(), head + other + tail, _NEVER[language])
+    return Control(found[0].start(), found[-1].end(), _NEVER[language], _NEVER[language])
 
 
 def _others(expected: str, all_expected: list[str]) -> Iterator[str]:

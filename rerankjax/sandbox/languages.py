@@ -4,12 +4,13 @@ import base64
 import json
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rerankjax.sandbox import toolchains
 from rerankjax.sandbox.box import Box, LimitError
-from rerankjax.sandbox.control import CAUGHT, wrong_assertion
+from rerankjax.sandbox.control import CAUGHT
+from rerankjax.sandbox.control import control as control_of
 from rerankjax.sandbox.output import matches
 from rerankjax.sandbox.verdict import Program, Verdict
 
@@ -18,7 +19,10 @@ Judged = tuple[Verdict, dict[str, Any]]
 
 # What a program's last words say of an end that its exit code does not tell. The first that is found counts.
 _SIGNS: dict[str, list[tuple[Verdict, str]]] = {
-    "sh": [(Verdict.COMPILE_ERROR, r"syntax error"), (Verdict.MEMORY_LIMIT, r"cannot allocate")],
+    "sh": [
+        (Verdict.COMPILE_ERROR, r"syntax error"),
+        (Verdict.MEMORY_LIMIT, r"cannot allocate|out of memory|memory exhausted"),
+    ],
     "php": [
         (Verdict.COMPILE_ERROR, r"Parse error"),
         (Verdict.FAILED, r"Test failed!"),
@@ -58,9 +62,18 @@ def _step(
 
 
 def _run_steps(
-    boxes: Boxes, program: Program, files: dict[str, str | bytes], steps: list[dict[str, Any]], word: str
+    boxes: Boxes,
+    program: Program,
+    files: Mapping[str, str | bytes],
+    steps: list[dict[str, Any]],
+    word: str,
+    *,
+    tell: bool = True,
 ) -> Judged:
-    """Ask for `steps` and judge their ends. `word` is what the program's harness says after the last test."""
+    """Ask for `steps` and judge their ends.
+
+    `word` is what the program's harness says after the last test; `tell`: it learns that from standard input.
+    """
     by_output = program.expected_output is not None
     box = boxes("programs")
     reply = box.ask(
@@ -70,7 +83,7 @@ def _run_steps(
             },
             "encodings": {name: "latin-1" for name, text in files.items() if isinstance(text, bytes)},
             "steps": steps,
-            "stdin": program.stdin if by_output else word,
+            "stdin": program.stdin if by_output else word if tell else "",
             "keep_output": by_output,
         }
     )
@@ -104,18 +117,40 @@ def _verdict(language: str, reply: dict[str, Any], passed: bool, cpu_seconds: fl
     return Verdict.FAILED if language == "sh" and reply["exit_code"] == 1 else Verdict.RUNTIME_ERROR
 
 
-def _with_control(
-    program: Program, control: bool, language: str, edit: Callable[[str], str], *, alone: bool
-) -> str | None:
-    """The whole program with one assertion made wrong: in the place of all others, or (`alone` False) before them."""
-    if not control or program.expected_output is not None:
-        return None
-    found = wrong_assertion(language, program.source, program.tests)
+def _alone(program: Program, language: str, wrong: bool) -> str | None:
+    """The program with an assertion that must fail in the place of all others."""
+    found = control_of(language, program.source, program.tests) if wrong and program.expected_output is None else None
     if found is None:
         return None
-    start, end, wrong = found
     whole = program.source + program.tests
-    return whole[:start] + edit(wrong) + whole[end if alone else start :]
+    # Not the last command: the script's own status must not do what the test's failure has to.
+    rest = "\n    true" if language == "sh" else ""
+    return whole[: found.start] + found.wrong + rest + whole[found.end :]
+
+
+def _judge_compiled(
+    program: Program, language: str, control: bool, branch: str, attempt: Callable[[str, bool], Judged]
+) -> Judged:
+    """Judge by `attempt(text, checked)`, which compiles and runs: at once, or with a failing branch before the tests.
+
+    A compiler may not take the wrong assertion where it takes the program. Then one that is never so has to do; a
+    program that cannot be compiled with that has seen to it.
+    """
+    whole = program.source + program.tests
+    found = control_of(language, program.source, program.tests) if control and program.expected_output is None else None
+    if not found:
+        return attempt(whole, False)
+    begin, rest = whole[: found.start], whole[found.start :]
+    judged = attempt(begin + branch.format(found.wrong) + rest, True)
+    if judged[0] not in (Verdict.COMPILE_ERROR, Verdict.UNSUPPORTED):
+        return judged
+    judged = attempt(whole, False)
+    if judged[0] is not Verdict.PASSED:
+        return judged
+    checked = attempt(begin + branch.format(found.never) + rest, True)
+    if checked[0] in (Verdict.COMPILE_ERROR, Verdict.UNSUPPORTED):
+        return Verdict.FAILED, {**judged[1], "stderr": CAUGHT}
+    return checked
 
 
 def judge_sh(boxes: Boxes, program: Program, *, control: bool) -> Judged:
@@ -124,12 +159,11 @@ def judge_sh(boxes: Boxes, program: Program, *, control: bool) -> Judged:
     say = "" if program.expected_output is not None else f"\n_status=$?; printf %s {word} >&3; exit $_status\n"
     files: dict[str, str | bytes] = {"program.sh": program.source + program.tests + say}
     steps = [_step("run", toolchains.BASH, "program.sh", address_space=True)]
-    wrong = _with_control(program, control, "sh", lambda wrong: f"{wrong}\n    true", alone=True)
+    wrong = _alone(program, "sh", control)
     if wrong is not None:
         files["control.sh"] = wrong + say
         steps.append(_step("control", toolchains.BASH, "control.sh"))
-    # The word is in the script; standard input is empty, as it is for MultiPL-E.
-    return _run_steps(boxes, program, files, steps, word)
+    return _run_steps(boxes, program, files, steps, word, tell=False)
 
 
 def judge_php(boxes: Boxes, program: Program, *, control: bool) -> Judged:
@@ -142,7 +176,7 @@ def judge_php(boxes: Boxes, program: Program, *, control: bool) -> Judged:
         return Verdict(reply["killed"]), reply
     passed = matches(reply["stdout"], program.expected_output or "") if by_output else reply["said"] == "passed"
     verdict = _verdict("php", reply, passed, box.limits.cpu_seconds)
-    wrong = _with_control(program, control, "php", str, alone=True)
+    wrong = _alone(program, "php", control)
     if verdict is Verdict.PASSED and wrong is not None:
         again = box.ask({**body, "source": wrong})
         if again["said"] == "passed" and again["exit_code"] == 0:
@@ -159,21 +193,23 @@ def judge_cpp(boxes: Boxes, program: Program, *, control: bool) -> Judged:
     by_output = program.expected_output is not None
     word = secrets.token_hex(8)
     harness = () if by_output else (toolchains.CPP_HARNESS, "-Wl,--wrap=main")
-    plain = program.source + program.tests
-    headers = ("-include", toolchains.CPP_HEADER) if _CPP_HEADERS.match(plain) else ()
-    run = _step("run", "./program", address_space=True)
-    checked = _step("control", "./program", environment={"RERANKJAX_CONTROL": "1"})
+    headers = ("-include", toolchains.CPP_HEADER) if _CPP_HEADERS.match(program.source) else ()
+
+    def run(text: str, headers: tuple[str, ...], checked: bool) -> Judged:
+        steps = [_step("compile", *_GXX, *headers, "program.cpp", *harness, "-o", "program")]
+        steps.append(_step("run", "./program", address_space=True))
+        if checked:
+            steps.append(_step("control", "./program", environment={"RERANKJAX_CONTROL": "1"}))
+        return _run_steps(boxes, program, {"program.cpp": text}, steps, word)
+
+    def attempt(text: str, checked: bool) -> Judged:
+        judged = run(text, headers, checked)
+        if judged[0] is Verdict.COMPILE_ERROR and headers and not checked:  # it has to be the program's own error
+            return run(text, (), checked)
+        return judged
+
     branch = 'if (::getenv("RERANKJAX_CONTROL")) {{\n{}\n    return 0;\n    }}\n'
-    wrong = _with_control(program, control, "cpp", branch.format, alone=False)
-
-    def judged(source: str, headers: tuple[str, ...], steps: list[dict[str, Any]]) -> Judged:
-        compile_step = _step("compile", *_GXX, *headers, "program.cpp", *harness, "-o", "program")
-        return _run_steps(boxes, program, {"program.cpp": source}, [compile_step, *steps], word)
-
-    verdict, reply = judged(wrong or plain, headers, [run, checked] if wrong else [run])
-    if verdict is Verdict.COMPILE_ERROR and (wrong or headers):  # it has to be the program's own error
-        verdict, reply = judged(plain, (), [run])
-    return verdict, reply
+    return _judge_compiled(program, "cpp", control, branch, attempt)
 
 
 _NODE_HARNESS = "node/harness.js"
@@ -199,7 +235,7 @@ def _run_node(boxes: Boxes, program: Program, compiled: Program, control: bool) 
     by_output = program.expected_output is not None
     word = secrets.token_hex(8)
     files: dict[str, str | bytes] = {"program.js": compiled.source + compiled.tests}
-    wrong = None if by_output else _with_control(compiled, control, "js", str, alone=True)
+    wrong = None if by_output else _alone(compiled, "js", control)
     if wrong is not None:
         files["control.js"] = wrong
     box = boxes("programs")
@@ -211,56 +247,46 @@ def _run_node(boxes: Boxes, program: Program, compiled: Program, control: bool) 
 def judge_java(boxes: Boxes, program: Program, *, control: bool) -> Judged:
     """Java: compiled by a warm javac, run by a JVM of its own with a class loader for the control."""
     by_output = program.expected_output is not None
-    plain = program.source + program.tests
-    branch = 'if (java.lang.Boolean.getBoolean("rerankjax.control")) {{\n{}\n    return;\n    }}\n'
-    wrong = _with_control(program, control, "java", branch.format, alone=False)
-    mode = "output" if by_output else "control" if wrong else "tests"
-    try:
-        prefix = b"o" if by_output else b"j"
-        compiled = boxes("javac").compile(prefix + (wrong or plain).encode(errors="replace"))
-        if not compiled["succeeded"] and wrong:
-            mode = "tests"
-            compiled = boxes("javac").compile(prefix + plain.encode(errors="replace"))
-    except LimitError as error:
-        return error.verdict, {"stderr": f"javac: {error}"}
-    if not compiled["succeeded"]:
-        return Verdict.COMPILE_ERROR, {"stderr": compiled["log"], "exit_code": 1}
-    classes = {name: base64.b64decode(text) for name, text in compiled["classes"].items()}
-    files: dict[str, str | bytes] = {f"classes/{name.replace('.', '/')}.class": code for name, code in classes.items()}
-    with_main = [name for name, code in classes.items() if b"([Ljava/lang/String;)V" in code]
-    name = "".join(with_main[:1]) if by_output else "Problem"
     heap = f"-Xmx{boxes('programs').limits.memory_bytes // 2}"
-    options = (
-        *toolchains.JAVA_OPTIONS,
-        heap,
-        f"-XX:SharedArchiveFile={toolchains.JAVA_ARCHIVE}",
-        "-Xshare:auto",
-        "-ea",
-    )
+    archive = f"-XX:SharedArchiveFile={toolchains.JAVA_ARCHIVE}"
     classpath = f"{toolchains.JAVA_CLASSES}:{toolchains.JAVATUPLES}"
-    run = _step("run", toolchains.JAVA, *options, "-cp", classpath, "Harness", "classes", name, mode)
-    return _run_steps(boxes, program, files, [run], secrets.token_hex(8))
+    java = (toolchains.JAVA, *toolchains.JAVA_OPTIONS, heap, archive, "-ea", "-cp", classpath, "Harness", "classes")
+
+    def attempt(text: str, checked: bool) -> Judged:
+        try:
+            compiled = boxes("javac").compile((b"o" if by_output else b"j") + text.encode(errors="replace"))
+        except LimitError as error:
+            return error.verdict, {"stderr": f"javac: {error}"}
+        if not compiled["succeeded"]:
+            return Verdict.COMPILE_ERROR, {"stderr": compiled["log"], "exit_code": 1}
+        classes = {name: base64.b64decode(code) for name, code in compiled["classes"].items()}
+        with_main = [name for name, code in classes.items() if b"([Ljava/lang/String;)V" in code]
+        name = "".join(with_main[:1]) if by_output else "Problem"
+        run = _step("run", *java, name, "output" if by_output else "control" if checked else "tests")
+        files = {f"classes/{name.replace('.', '/')}.class": code for name, code in classes.items()}
+        return _run_steps(boxes, program, files, [run], secrets.token_hex(8))
+
+    branch = 'if (java.lang.Boolean.getBoolean("rerankjax.control")) {{\n{}\n    return;\n    }}\n'
+    return _judge_compiled(program, "java", control, branch, attempt)
 
 
 def judge_cs(boxes: Boxes, program: Program, *, control: bool) -> Judged:
     """C#: compiled by a warm mcs, run by a mono of its own."""
     by_output = program.expected_output is not None
-    plain = program.source + program.tests
+
+    def attempt(text: str, checked: bool) -> Judged:
+        try:
+            compiled = boxes("mcs").compile(text.encode(errors="replace"))
+        except LimitError as error:
+            return error.verdict, {"stderr": f"mcs: {error}"}
+        if not compiled["succeeded"]:
+            verdict = Verdict.UNSUPPORTED if _NEWER_CSHARP.search(text) else Verdict.COMPILE_ERROR
+            return verdict, {"stderr": base64.b64decode(compiled["log64"]).decode(errors="replace"), "exit_code": 1}
+        mode = "output" if by_output else "control" if checked else "tests"
+        command = (toolchains.MONO, toolchains.CSHARP_HARNESS, "program.exe", mode)
+        run = _step("run", *command, environment={"MONO_TRACE_LISTENER": "Console.Error"})
+        files = {"program.exe": base64.b64decode(compiled["program"])}
+        return _run_steps(boxes, program, files, [run], secrets.token_hex(8))
+
     branch = 'if (System.Environment.GetEnvironmentVariable("RERANKJAX_CONTROL") != null) {{\n{}\n    return;\n    }}\n'
-    wrong = _with_control(program, control, "cs", branch.format, alone=False)
-    mode = "output" if by_output else "control" if wrong else "tests"
-    try:
-        compiled = boxes("mcs").compile((wrong or plain).encode(errors="replace"))
-        if not compiled["succeeded"] and wrong:
-            mode = "tests"
-            compiled = boxes("mcs").compile(plain.encode(errors="replace"))
-    except LimitError as error:
-        return error.verdict, {"stderr": f"mcs: {error}"}
-    if not compiled["succeeded"]:
-        newer = _NEWER_CSHARP.search(plain)
-        verdict = Verdict.UNSUPPORTED if newer else Verdict.COMPILE_ERROR
-        return verdict, {"stderr": base64.b64decode(compiled["log64"]).decode(errors="replace"), "exit_code": 1}
-    files: dict[str, str | bytes] = {"program.exe": base64.b64decode(compiled["program"])}
-    command = (toolchains.MONO, toolchains.CSHARP_HARNESS, "program.exe", mode)
-    run = _step("run", *command, environment={"MONO_TRACE_LISTENER": "Console.Error"})
-    return _run_steps(boxes, program, files, [run], secrets.token_hex(8))
+    return _judge_compiled(program, "cs", control, branch, attempt)

@@ -65,6 +65,7 @@ def child(
     nonce: bytes,
 ) -> None:
     """Confine this process, then wait for a program and be it. Does not return."""
+    os.setsid()
     confine.confine(limits, filter_bpf)
     # Opened anew: what a program sets on its end of a pipe (node: not to block) must not be the next one's.
     stdout, stderr, status = outputs = tuple(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY) for fd in outputs)
@@ -157,8 +158,10 @@ def await_ready(status: int, ended: int) -> tuple[bool, bool]:
 
 def watch(
     child: Child, requests: int, pipes: tuple[int, ...], limits: Limits, keep: int, *, in_steps: bool
-) -> tuple[str, list[bytearray]]:
-    """Wait until the child ends or must be ended. Returns why it was killed (or ""), and what came through the pipes.
+) -> tuple[str, float, list[bytearray]]:
+    """Wait until the child ends or must be ended.
+
+    Returns why it was killed (or ""), the CPU seconds last seen, and what came through the pipes.
 
     Each step has the CPU and wall time of a program. Raises EndedError, which ends the box, when the host goes away.
     """
@@ -168,7 +171,7 @@ def watch(
     for fd in (*pipes, child.ended):
         poller.register(fd, select.POLLIN)
     poller.register(requests, 0)  # for POLLHUP alone
-    killed, written, start, before, lines = "", 0, time.monotonic(), 0.0, 0
+    killed, written, start, before, cpu, lines = "", 0, time.monotonic(), 0.0, 0.0, 0
     look = start + WATCH_SECONDS
     alive = True
     while alive:
@@ -198,7 +201,7 @@ def watch(
             look = time.monotonic() + WATCH_SECONDS
         if killed and alive:
             child.kill()
-    return killed, held
+    return killed, cpu - before, held
 
 
 def read_now(fd: int, count: int = 1 << 16) -> bytes | None:
@@ -217,8 +220,8 @@ def serve_one(
     keep_output, in_steps = await_ready(ours[2], child.ended)
     start = time.monotonic()
     keep = int(limits["output_bytes"]) if keep_output else TAIL_BYTES
-    killed, (stdout, stderr, status) = watch(child, requests, ours, limits, keep, in_steps=in_steps)
-    code, cpu_seconds = child.wait()
+    killed, cpu_seconds, (stdout, stderr, status) = watch(child, requests, ours, limits, keep, in_steps=in_steps)
+    code, waited_for = child.wait()
     said = status if in_steps else status[16:] if status[:16] == nonce else b""
     reply = {
         "killed": killed,
@@ -228,7 +231,7 @@ def serve_one(
         "stdout": stdout[-keep:].decode(errors="replace"),
         "stderr": stderr[-TAIL_BYTES:].decode(errors="replace"),
         "wall_seconds": time.monotonic() - start,
-        "cpu_seconds": cpu_seconds,
+        "cpu_seconds": max(cpu_seconds, waited_for),  # what was killed with its parent nobody waited for
     }
     data = json.dumps(reply).encode()
     write_all(replies, len(data).to_bytes(4, "big") + data)
@@ -270,7 +273,8 @@ def fork_php(
     )
     assert zygote.stdin is not None
     assert zygote.stdout is not None
-    confine.no_more_exec()
+    if rules:
+        confine.no_more_exec()
     OWN_PROCESSES.add(zygote.pid)
     lines, answers = zygote.stdin, zygote.stdout
 
@@ -289,7 +293,7 @@ def fork_php(
             code, cpu_seconds = ask(b"reap").split()
             return int(code), float(cpu_seconds)
 
-        return Child(pid, os.pidfd_open(pid), True, reap)
+        return Child(pid, os.pidfd_open(pid), bool(rules), reap)
 
     return fork
 

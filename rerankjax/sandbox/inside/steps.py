@@ -16,6 +16,7 @@ from typing import Any
 PR_SET_DUMPABLE = 4
 DONE = 3  # the file descriptor on which a program's harness says that the last test has run
 SAID_BYTES = 256
+PIPE_BYTES = 1 << 16
 
 
 def run(body: dict[str, Any], outputs: tuple[int, ...], memory_bytes: int, *, contained: bool) -> None:
@@ -31,15 +32,25 @@ def run(body: dict[str, Any], outputs: tuple[int, ...], memory_bytes: int, *, co
         os.write(status, b"\n")  # the server starts its clock anew
         if step["limit_address_space"]:
             resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-        with tempfile.TemporaryFile(dir=".") if body["stdin"] else contextlib.nullcontext() as stdin:
-            if stdin:
-                stdin.write(body["stdin"].encode(errors="replace"))
-                stdin.seek(0)
-            ends = (stdin.fileno() if stdin else null, *((null, null) if step["quiet"] else (stdout, stderr)))
-            record = _run(step, ends, contained)
+        stdin = _holding(body["stdin"].encode(errors="replace"))
+        record = _run(step, (stdin, *((null, null) if step["quiet"] else (stdout, stderr))), contained)
+        os.close(stdin)
         os.write(status, json.dumps(record).encode() + b"\n")
         if record["exit_code"] != 0:
             break
+
+
+def _holding(data: bytes) -> int:
+    """A file descriptor to read `data` from: once, where a pipe holds that much."""
+    if len(data) <= PIPE_BYTES:
+        stdin, writer = os.pipe()
+        os.write(writer, data)
+        os.close(writer)
+        return stdin
+    with tempfile.TemporaryFile(dir=".") as file:
+        file.write(data)
+        file.seek(0)
+        return os.dup(file.fileno())
 
 
 def _run(step: dict[str, Any], ends: tuple[int, ...], contained: bool) -> dict[str, Any]:

@@ -1,0 +1,279 @@
+"""How fast the sandbox is, whether it judges as MultiPL-E does, and whether it leaks.
+
+    python benchmarks/sandbox.py speed       # beside plain subprocesses, as MultiPL-E's evaluator starts them
+    python benchmarks/sandbox.py agreement   # three runs, and one with four busy processes a core
+    python benchmarks/sandbox.py leaks       # 10,000 programs in a row
+
+--data is JSONL(.gz) with a row a program: "language", "program" (whole: prompt, completion and tests), "name" and what
+MultiPL-E's evaluator said of it, "evaluator_status". speed needs 10 minutes on two cores, agreement and leaks 20 each.
+"""
+
+import argparse
+import collections
+import contextlib
+import gzip
+import itertools
+import json
+import math
+import os
+import pathlib
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rerankjax import sandbox
+from rerankjax.progress import progress
+from rerankjax.sandbox import Program, Verdict, toolchains
+
+# Over the evaluator, with isolation.
+TARGETS = {"py": 10, "php": 8, "sh": 2, "js": 0.9, "ts": 40, "cs": 2, "java": 6, "cpp": 5}
+GEOMETRIC_MEAN_TARGET, PYTHON_PER_SECOND_TARGET = 5, 200
+WARM_UP = 8  # programs a worker before the clock starts: boxes and compilers are warm then
+LEAK_SHARES = {"py": 6000, "php": 2000, "sh": 800, "js": 500, "ts": 300, "java": 200, "cs": 150, "cpp": 50}
+POLL_SECONDS, STEP_SECONDS = 0.1, 15.0
+
+Row = dict[str, Any]
+
+
+def read(path: pathlib.Path, languages: list[str]) -> list[Row]:
+    with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as file:
+        return [row for row in map(json.loads, file) if row["language"] in languages]
+
+
+def evaluator_commands(language: str, file: str) -> list[list[str]]:
+    """What MultiPL-E's evaluator runs, one after the other."""
+    binary, tsc = f"{file}.bin", str(pathlib.Path(toolchains.TYPESCRIPT).parent / "tsc.js")
+    classpath = f"{file}.classes:{toolchains.JAVATUPLES}"
+    return {
+        "py": [[sys.executable, file]],
+        "sh": [[toolchains.BASH, file]],
+        "php": [[toolchains.PHP, file]],
+        "cpp": [[toolchains.GXX, file, "-o", binary, "-std=c++17"], [binary]],
+        "js": [[toolchains.NODE, file]],
+        "ts": [[toolchains.NODE, tsc, "--target", "esnext", file], [toolchains.NODE, file.replace(".ts", ".js")]],
+        "java": [
+            [toolchains.JAVAC, "-encoding", "UTF8", "-d", f"{file}.classes", "-cp", toolchains.JAVATUPLES, file],
+            [toolchains.JAVA, "-ea", "-cp", classpath, "Problem"],
+        ],
+        "cs": [
+            [toolchains.MONO, toolchains.MCS, "/d:DEBUG", "-r:System.Numerics.dll", file, f"-out:{binary}"],
+            [toolchains.MONO, binary],
+        ],
+    }[language]
+
+
+def evaluate(language: str, text: str, directory: str) -> bool:
+    """Run a program as MultiPL-E's evaluator does: plain subprocesses, looked at every 0.1 s."""
+    with tempfile.NamedTemporaryFile("w", suffix=f".{language}", dir=directory) as file:
+        file.write(text)
+        file.flush()
+        environment = {"PATH": "/usr/bin:/bin", "MONO_TRACE_LISTENER": "Console.Error"}
+        for command in evaluator_commands(language, file.name):
+            with subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=directory,
+                env=environment,
+            ) as process:
+                for _ in range(int(STEP_SECONDS / POLL_SECONDS)):
+                    if process.poll() is not None:
+                        break
+                    time.sleep(POLL_SECONDS)
+                process.kill()
+            if process.returncode:
+                return False
+    return True
+
+
+def evaluator_rate(language: str, rows: list[Row], workers: int) -> float:
+    """Programs per second of the evaluator."""
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(workers) as executor:
+        start = time.monotonic()
+        list(executor.map(lambda row: evaluate(language, row["program"], directory), rows))
+        return len(rows) / (time.monotonic() - start)
+
+
+def sandbox_rate(language: str, rows: list[Row], workers: int) -> tuple[float, float]:
+    """Programs per second once warm, and the seconds before the first result."""
+    start = time.monotonic()
+    results = sandbox.run((Program(language, row["program"]) for row in rows), workers=workers)
+    times = [time.monotonic() for _ in results]
+    warm = min(WARM_UP * workers, len(rows) // 4)
+    return (len(rows) - 1 - warm) / (times[-1] - times[warm]), times[0] - start
+
+
+def speed(rows: list[Row], languages: list[str], workers: int, rounds: int, console: Console) -> Row:
+    figures = {}
+    table = Table(
+        "", "evaluator/s", "sandbox/s", "ratio", "target", "first result after", box=None, padding=(0, 2, 0, 0)
+    )
+    for language in languages:
+        # A program that runs into its limit measures the limit.
+        own = [row for row in rows if row["language"] == language and row["evaluator_status"] != "Timeout"]
+        theirs, ours, first = [], [], []
+        with progress(f"{language}", rounds, "rounds", console) as advance:
+            for number in range(rounds):
+                theirs.append(evaluator_rate(language, own[number::4], workers))
+                rate, seconds = sandbox_rate(language, random.Random(number).sample(own, len(own)), workers)
+                ours.append(rate)
+                first.append(seconds)
+                advance(1, evaluator=theirs[-1], sandbox=ours[-1])
+        ratio = statistics.median(b / a for a, b in zip(theirs, ours, strict=True))
+        values = {"evaluator": statistics.median(theirs), "sandbox": statistics.median(ours), "ratio": ratio}
+        figures[language] = values | {"first_seconds": statistics.median(first), "target": TARGETS[language]}
+        table.add_row(
+            language,
+            f"{values['evaluator']:.2f}",
+            f"{values['sandbox']:.1f}",
+            f"{ratio:.1f}",
+            f"{TARGETS[language]}",
+            f"{statistics.median(first):.2f} s",
+        )
+    mean = math.exp(statistics.mean(math.log(figures[language]["ratio"]) for language in languages))
+    table.add_row("geometric mean", "", "", f"{mean:.1f}", f"{GEOMETRIC_MEAN_TARGET}", "")
+    console.print(table)
+    return {"languages": figures, "geometric_mean": mean}
+
+
+@contextlib.contextmanager
+def busy(processes: int) -> Iterator[None]:
+    spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.wait()
+
+
+def agreement(rows: list[Row], workers: int, console: Console) -> Row:
+    runs: dict[str, list[str]] = {}
+    cores = len(os.sched_getaffinity(0))
+    for name, load in {"first": 0, "second": 0, "third": 0, f"{4 * cores} busy processes": 4 * cores}.items():
+        order = random.Random(name).sample(range(len(rows)), len(rows))
+        verdicts = [""] * len(rows)
+        programs = (Program(rows[i]["language"], rows[i]["program"]) for i in order)
+        with busy(load), progress(name, len(rows), "programs", console) as advance:
+            for result in sandbox.run(programs, workers=workers):
+                verdicts[order[result.index]] = str(result.verdict)
+                advance(1)
+        runs[name] = verdicts
+    differ = [
+        {"language": row["language"], "name": row["name"], "evaluator": row["evaluator_status"], "sandbox": verdicts[i]}
+        for verdicts in runs.values()
+        for i, row in enumerate(rows)
+        if (verdicts[i] == Verdict.PASSED) != (row["evaluator_status"] == "OK")
+    ]
+    changing = [
+        {"language": row["language"], "name": row["name"], **{name: verdicts[i] for name, verdicts in runs.items()}}
+        for i, row in enumerate(rows)
+        if len({verdicts[i] for verdicts in runs.values()}) > 1
+    ]
+    table = Table(
+        "", "programs", *sorted(set(runs["first"])), "differ from the evaluator", box=None, padding=(0, 2, 0, 0)
+    )
+    for language in sorted({row["language"] for row in rows}):
+        own = [verdict for row, verdict in zip(rows, runs["first"], strict=True) if row["language"] == language]
+        counts = collections.Counter(own)
+        wrong = len({row["name"] for row in differ if row["language"] == language})
+        table.add_row(language, f"{len(own)}", *(f"{counts[v]}" for v in sorted(set(runs["first"]))), f"{wrong}")
+    console.print(table)
+    console.print(f"{len(rows)} programs, {len(runs)} runs: {len(differ)} pass or fail otherwise than there")
+    console.print(f"{len(changing)} have not the same verdict in every run")
+    for row in differ + changing:
+        console.print(row)
+    return {"runs": len(runs), "differ": differ, "changing": changing}
+
+
+def state() -> dict[str, int]:
+    """Of this process and all it started: what must not grow."""
+    mine = {os.getpid()}
+    parents = {}
+    for entry in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+    while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
+        mine |= more
+    resident = 0
+    for pid in mine:
+        with contextlib.suppress(OSError):
+            resident += int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "processes": len(mine),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "own MiB": int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20,
+        "all MiB": resident >> 20,
+        "shared memory segments": len(pathlib.Path("/proc/sysvipc/shm").read_text().splitlines()) - 1,
+        "mounts": len(pathlib.Path("/proc/self/mountinfo").read_text().splitlines()),
+        "files in /tmp": len(os.listdir("/tmp")),
+    }
+
+
+def leaks(rows: list[Row], languages: list[str], workers: int, count: int, console: Console) -> Row:
+    """`count` programs, each distinct by a comment at its end, and what there is of this process on the way."""
+    scale = count / sum(LEAK_SHARES[language] for language in languages)
+    texts: list[Program] = []
+    for language in languages:
+        own = itertools.cycle(
+            [r["program"] for r in rows if r["language"] == language and r["evaluator_status"] == "OK"]
+        )
+        mark = {"py": "#", "sh": "\n#"}.get(language, "//")
+        texts += [Program(language, f"{next(own)}\n{mark} {i}") for i in range(round(LEAK_SHARES[language] * scale))]
+    random.Random(0).shuffle(texts)
+    sandbox.check()
+    before, seen, passed = state(), [], 0
+    with progress("leaks", len(texts), "programs", console) as advance:
+        for done, result in enumerate(sandbox.run(texts, workers=workers), start=1):
+            passed += result.verdict is Verdict.PASSED
+            if done * 10 % len(texts) < 10:
+                seen.append({"programs": done} | state())
+            advance(1)
+    after = state()
+    table = Table(*seen[0], box=None, padding=(0, 2, 0, 0))
+    for row in ({"programs": 0} | before, *seen, {"programs": len(texts)} | after):
+        table.add_row(*map(str, row.values()))
+    console.print(table)
+    console.print(f"first row: before; last row: after all boxes have been closed. {passed} of {len(texts)} passed")
+    return {"before": before, "seen": seen, "after": after, "passed": passed, "programs": len(texts)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["speed", "agreement", "leaks"])
+    data = pathlib.Path(__file__).parents[2] / "shared" / "data" / "multipl_e" / "programs.jsonl.gz"
+    parser.add_argument("--data", type=pathlib.Path, default=data)
+    parser.add_argument("--languages", default=",".join(toolchains.LANGUAGES))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3, help="speed: evaluator and sandbox by turns")
+    parser.add_argument("--programs", type=int, default=10_000, help="leaks: how many")
+    parser.add_argument("--json", type=pathlib.Path, help="write the figures here too")
+    args = parser.parse_args()
+    languages = args.languages.split(",")
+    for language in languages:
+        toolchains.check(language)
+    if not args.data.is_file():
+        parser.error(f"--data: {args.data} is not there; see --help for what it has to be")
+    rows, console = read(args.data, languages), Console()
+    if args.what == "speed":
+        figures = speed(rows, languages, args.workers, args.rounds, console)
+    elif args.what == "agreement":
+        figures = agreement(rows, args.workers, console)
+    else:
+        figures = leaks(rows, languages, args.workers, args.programs, console)
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

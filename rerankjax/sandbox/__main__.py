@@ -1,0 +1,237 @@
+"""Evaluate MultiPL-E's completions in the sandbox: its files in, its results files out, in the place of its evaluator.
+
+    python -m rerankjax.sandbox --dir completions --output-dir results
+    python -m rerankjax.sandbox --file samples.jsonl.gz --output-dir results --cpu-seconds 5
+
+A file is one JSON object {"name", "language", "prompt", "tests", "completions": [...], ...} (.json, .json.gz), or has
+one a row (.jsonl, .jsonl.gz). The results of NAME.json go to OUTPUT_DIR/NAME.results.json, those of NAME.json.gz to
+NAME.results.json.gz, those of a row to ROW_NAME.results.json.gz, "/" in the name made "_". What is there already is
+kept and only what is missing runs, so the same command goes on where it was interrupted.
+
+Exit code: 0 all evaluated, whatever came out; 1 the sandbox itself failed under some programs, whose results are left
+out; 2 bad input, or something missing here; 130 interrupted.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import itertools
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from rich.console import Console
+from rich.table import Table
+
+from rerankjax.progress import progress
+from rerankjax.sandbox import Limits, Program, Result, SandboxError, Verdict, multipl_e, run, toolchains
+from rerankjax.sandbox.multipl_e import Evaluation
+
+PROGRAM = "python -m rerankjax.sandbox"
+SHOWN_FAILURES = 10
+Statuses = dict[Path, tuple[str, list[str]]]  # results file -> the sandbox's name for the language, and the statuses
+
+
+@dataclasses.dataclass
+class Open:
+    """A problem some of whose programs are under way: how many still are, and the new results by number."""
+
+    evaluation: Evaluation
+    under_way: int = 0
+    new: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def results(self) -> list[dict[str, Any]]:
+        """What there is from the first on without a gap."""
+        kept = self.evaluation.results["results"]
+        return kept + [self.new[n] for n in itertools.takewhile(self.new.__contains__, itertools.count(len(kept)))]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code, see above; argparse itself leaves with SystemExit(2)."""
+    args = _parse(argv)
+    console = Console()
+    try:
+        files = [args.file] if args.file else multipl_e.find_files(args.dir, recursive=args.recursive)
+        statuses, missing = _survey(args, files)
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        failures = _evaluate(args, missing, statuses, console) if missing else []
+    except (ValueError, OSError, SandboxError) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; {args.output_dir} has what is done, the same command goes on", file=sys.stderr)
+        return 130
+    console.print(_table(statuses))
+    for failure in failures[:SHOWN_FAILURES]:
+        print(f"{PROGRAM}: {failure}", file=sys.stderr)
+    if failures:
+        said = "their results, and those after them of the same problem, are left out; the same command tries again"
+        print(f"{PROGRAM}: the sandbox failed under {len(failures)} programs: {said}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--file", type=Path, help="the file to evaluate")
+    source.add_argument("--dir", type=Path, help="the directory whose files to evaluate")
+    parser.add_argument("--recursive", action="store_true", help="with --dir: and those of the directories in it")
+    parser.add_argument("--output-dir", type=Path, required=True, help="where the results files go; made if need be")
+    parser.add_argument(
+        "--max-workers", type=_positive(int), metavar="N", help="programs at a time (default: one a core)"
+    )
+    parser.add_argument(
+        "--cpu-seconds",
+        type=_positive(float),
+        metavar="S",
+        default=Limits().cpu_seconds,
+        help="CPU time of one program, all its processes together (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--memory-bytes",
+        type=_positive(int),
+        metavar="N",
+        default=Limits().memory_bytes,
+        help="memory of one program, all its processes together (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--csharp-lists",
+        choices=multipl_e.CSHARP_LISTS,
+        default=multipl_e.AS_SHIPPED,
+        help="how C# tests compare lists: as MultiPL-E ships them, by reference, which no normal solution passes, or "
+        "repaired, by their entries; the results say which (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-control",
+        dest="control",
+        action="store_false",
+        help="believe a pass without seeing that the program fails when a test is made wrong",
+    )
+    parser.add_argument(
+        "--uncontained",
+        action="store_true",
+        help="run the programs with your rights, for a kernel that refuses containment and programs you trust",
+    )
+    args = parser.parse_args(argv)
+    if args.recursive and args.file:
+        parser.error("--recursive goes with --dir, not with --file")
+    return args
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if 0 < (value := kind(text)) < math.inf:
+                return value
+        raise argparse.ArgumentTypeError(f"must be a {'whole ' * (kind is int)}number above 0, got {text!r}")
+
+    return parse
+
+
+def _evaluations(args: argparse.Namespace, file: Path) -> Iterator[Evaluation]:
+    output = args.output_dir / file.relative_to(args.dir).parent if args.dir else args.output_dir
+    return multipl_e.read_evaluations(file, output, args.csharp_lists)
+
+
+def _survey(args: argparse.Namespace, files: list[Path]) -> tuple[Statuses, dict[Path, int]]:
+    """The statuses there are, and how many are missing in which file. Nothing runs before all input is found good."""
+    statuses: Statuses = {}
+    sources: dict[Path, str] = {}
+    missing: collections.Counter[Path] = collections.Counter()
+    lacking = set()
+    for file in files:
+        for evaluation in _evaluations(args, file):
+            where, path = evaluation.where, evaluation.path
+            if path in sources:
+                raise ValueError(f"{where} and {sources[path]} both have their results in {path}; rename one of them.")
+            sources[path] = where
+            statuses[path] = (evaluation.language, evaluation.statuses)
+            missing[file] += len(evaluation.programs) - len(evaluation.statuses)
+            try:
+                toolchains.check(evaluation.language)
+            except ValueError as error:
+                raise ValueError(f"{where}: field 'language': {error}") from None
+            except SandboxError as error:
+                lacking.add(str(error))
+    if lacking:
+        raise SandboxError("\n".join(sorted(lacking)))
+    return statuses, +missing
+
+
+def _evaluate(args: argparse.Namespace, missing: dict[Path, int], statuses: Statuses, console: Console) -> list[str]:
+    """Run what is missing; returns what the sandbox failed under, and brings `statuses` up to date.
+
+    A problem's results file is written when its last program has ended, or with what there is when all ends earlier.
+    """
+    problems: dict[Path, Open] = {}
+    places: dict[int, tuple[Open, int]] = {}  # index in the stream -> the problem, and the number of its program
+    failures = []
+
+    def programs() -> Iterator[Program]:
+        indices = itertools.count()
+        for evaluation in itertools.chain.from_iterable(_evaluations(args, file) for file in missing):
+            first, end = len(evaluation.statuses), len(evaluation.programs)
+            if first < end:
+                problem = problems[evaluation.path] = Open(evaluation, end - first)
+            for number in range(first, end):
+                places[next(indices)] = problem, number
+                yield evaluation.programs[number]
+
+    def save(problem: Open) -> None:
+        evaluation, results = problem.evaluation, problem.results()
+        if len(results) > len(evaluation.statuses):
+            multipl_e.write_results(evaluation.path, evaluation.results | {"results": results})
+        statuses[evaluation.path] = evaluation.language, [result["status"] for result in results]
+        del problems[evaluation.path]
+
+    # By default a program that only waits may do so for four times its CPU time.
+    wall_seconds = max(Limits().wall_seconds, 4 * args.cpu_seconds)
+    limits = Limits(cpu_seconds=args.cpu_seconds, wall_seconds=wall_seconds, memory_bytes=args.memory_bytes)
+    options = {"limits": limits, "control": args.control, "contained": not args.uncontained}
+    stream = cast(Generator[Result, None, None], run(programs(), workers=args.max_workers, **options))
+    passed = 0
+    try:
+        with contextlib.closing(stream), progress("evaluate", sum(missing.values()), "programs", console) as advance:
+            for count, result in enumerate(stream, start=1):
+                problem, number = places.pop(result.index)
+                problem.under_way -= 1
+                if result.verdict is Verdict.SANDBOX_ERROR:
+                    failures.append(f"{problem.evaluation.where}, completion {number + 1}: {result.stderr}")
+                else:
+                    program = problem.evaluation.programs[number]
+                    problem.new[number] = multipl_e.result_object(program, result, int(time.time()))
+                passed += result.verdict is Verdict.PASSED
+                if not problem.under_way:
+                    save(problem)
+                advance(1, OK=passed / count)
+    finally:
+        for problem in list(problems.values()):
+            save(problem)
+    return failures
+
+
+def _table(statuses: Statuses) -> Table:
+    """A column a language, so that it fits 80 characters; pass@1 is the mean over problems of the share that is OK."""
+    others = sorted({status for _, ended in statuses.values() for status in ended} - {"OK"})
+    table = Table("", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    columns = [["problems", "programs", "OK", *others, "pass@1"]]
+    for language in sorted({language for language, _ in statuses.values()}):
+        table.add_column(language, justify="right", no_wrap=True)
+        problems = [ended for its, ended in statuses.values() if its == language and ended]
+        counts = collections.Counter(itertools.chain.from_iterable(problems))
+        figures = (len(problems), counts.total(), *(counts[status] for status in ("OK", *others)))
+        shares = [ended.count("OK") / len(ended) for ended in problems]
+        columns.append([*map(str, figures), f"{sum(shares) / len(shares):.3f}" if shares else "-"])
+    for row in zip(*columns, strict=True):
+        table.add_row(*row)
+    return table
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a batch system sends first ends it as Ctrl-C does
+    sys.exit(main())

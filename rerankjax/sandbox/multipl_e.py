@@ -1,0 +1,179 @@
+"""MultiPL-E's files (nuprl/MultiPL-E, what its evaluation reads and writes): completions in, results out."""
+
+import dataclasses
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rerankjax.problems.jsonl import field
+from rerankjax.sandbox.verdict import Program, Result, Verdict
+
+INPUTS = (".json", ".json.gz", ".jsonl", ".jsonl.gz")
+RESULTS = (".results.json", ".results.json.gz")
+AS_SHIPPED, REPAIRED = CSHARP_LISTS = ("as-shipped", "repaired")
+_LANGUAGES = {"python": "py", "notypes.py": "py", "javascript": "js"}
+_STATUSES = {
+    Verdict.PASSED: "OK",
+    Verdict.TIMEOUT: "Timeout",
+    Verdict.COMPILE_ERROR: "SyntaxError",
+    Verdict.UNSUPPORTED: "SyntaxError",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A problem's programs and its results file: what the file holds already, or would hold before the first result.
+
+    language: the sandbox's name for it. `results["results"]` has those of the first of `programs`, in their order.
+    """
+
+    where: str  # "file" or "file, row n"
+    path: Path
+    language: str
+    programs: tuple[Program, ...]
+    results: dict[str, Any]
+
+    @property
+    def statuses(self) -> list[str]:
+        return [result["status"] for result in self.results["results"]]
+
+
+def find_files(directory: Path, *, recursive: bool) -> list[Path]:
+    """The files of problems in `directory`, sorted; results files are passed over. ValueError where there are none."""
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: not a directory.")
+    paths = sorted(directory.glob("**/*" if recursive else "*"))
+    files = [p for p in paths if p.name.endswith(INPUTS) and not p.name.endswith(RESULTS) and p.is_file()]
+    if not files:
+        more = "" if recursive else "; with --recursive the directories in it are searched too"
+        raise ValueError(f"{directory}: has no file that ends in {', '.join(INPUTS)}{more}.")
+    return files
+
+
+def read_evaluations(file: Path, output: Path, csharp_lists: str) -> Iterator[Evaluation]:
+    """Yields the problems of `file` that have completions, with the results that are in the directory `output`.
+
+    Reads row by row. Raises ValueError that names file, row and field of what is not as it should be, or that results
+    are there of other programs than these.
+    """
+    if not file.name.endswith(INPUTS):
+        raise ValueError(f"{file}: its name must end in one of {', '.join(INPUTS)}.")
+    by_row = file.name.endswith((".jsonl", ".jsonl.gz"))
+    for where, problem in _read_objects(file, by_row=by_row):
+        if by_row:
+            name = field(problem, where, "name", str).replace("/", "_")
+            if not name:
+                raise ValueError(f"{where}: field 'name' is empty; it names the results file.")
+            path = output / f"{name}.results.json.gz"
+        else:
+            stem, _, gz = file.name.rpartition(".json")
+            path = output / f"{stem}.results.json{gz}"
+        if field(problem, where, "completions", list):
+            yield _evaluation(where, problem, path, csharp_lists)
+
+
+def _evaluation(where: str, problem: dict[str, Any], path: Path, csharp_lists: str) -> Evaluation:
+    language, prompt, tests = (field(problem, where, name, str) for name in ("language", "prompt", "tests"))
+    language = _LANGUAGES.get(language, language)
+    if language == "cs" and csharp_lists == REPAIRED:
+        tests = repair_csharp_lists(tests)
+    for number, completion in enumerate(problem["completions"], start=1):
+        if not isinstance(completion, str):
+            raise ValueError(f"{where}: field 'completions' must hold strings; number {number} is {completion!r}.")
+    programs = tuple(Program(language, f"{prompt}{completion}\n", tests) for completion in problem["completions"])
+    results = {name: value for name, value in problem.items() if name != "completions"} | {"results": []}
+    if path.exists():
+        ((there, results),) = _read_objects(path, by_row=False)
+        _check_kept(there, results, programs, csharp_lists if language == "cs" else AS_SHIPPED)
+    if language == "cs":
+        results["csharp_lists"] = csharp_lists
+    return Evaluation(where, path, language, programs, results)
+
+
+def _check_kept(where: str, results: dict[str, Any], programs: tuple[Program, ...], csharp_lists: str) -> None:
+    remedy = "choose another --output-dir, or remove that file to run all of them"
+    kept = field(results, where, "results", list)
+    if len(kept) > len(programs):
+        raise ValueError(f"{where}: has {len(kept)} results, more than the {len(programs)} completions; {remedy}.")
+    had = results.get("csharp_lists", AS_SHIPPED)
+    if kept and had != csharp_lists:
+        raise ValueError(f"{where}: has results with C# lists {had}, and {csharp_lists} is asked for; {remedy}.")
+    for number, (result, program) in enumerate(zip(kept, programs, strict=False), start=1):
+        if not isinstance(result, dict):
+            raise ValueError(f"{where}: field 'results' must hold objects; number {number} is {result!r}.")
+        field(result, f"{where}, result {number}", "status", str)
+        if field(result, f"{where}, result {number}", "program", str) != program.source + program.tests:
+            raise ValueError(f"{where}: result {number} is of another program than completion {number}; {remedy}.")
+
+
+def repair_csharp_lists(tests: str) -> str:
+    """C# tests that compare lists by their entries; as shipped they compare references, which no new list equals.
+
+    So DeepSeek-Coder's copy of MultiPL-E has it. Lists in lists and dictionaries stay as they are.
+    """
+    return tests.replace(".Equals((new List<", ".SequenceEqual((new List<")
+
+
+def result_object(program: Program, result: Result, timestamp: int) -> dict[str, Any]:
+    """An entry of "results", with the verdict and the seconds that MultiPL-E's do not have. timestamp: Unix seconds.
+
+    exit_code is negative for a signal, and -1 where the program was ended for its time, memory or output. A
+    SANDBOX_ERROR is no result of the program and is refused with ValueError.
+    """
+    exit_code = result.exit_code
+    if result.verdict is Verdict.TIMEOUT or exit_code is None:
+        exit_code = -1 if result.verdict is Verdict.TIMEOUT or not result.signal else -result.signal
+    return {
+        "program": program.source + program.tests,
+        "timestamp": timestamp,
+        "stdout": result.stdout,
+        "stderr": result.stderr,
+        "exit_code": exit_code,
+        "status": status(program.language, result.verdict, result.stderr),
+        "verdict": str(result.verdict),
+        "wall_seconds": result.wall_seconds,
+        "cpu_seconds": result.cpu_seconds,
+    }
+
+
+def status(language: str, verdict: Verdict, stderr: str) -> str:
+    """MultiPL-E's word for `verdict`. Raises ValueError for SANDBOX_ERROR, which says nothing about the program."""
+    if verdict is Verdict.SANDBOX_ERROR:
+        raise ValueError(f"status: {verdict} is no result of the program: {stderr}")
+    if verdict not in _STATUSES and language in ("js", "ts"):
+        return next((name for name in ("AssertionError", "ReferenceError") if name in stderr), "Exception")
+    return _STATUSES.get(verdict, "Exception")
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Replaces `path` atomically, making its directory; compressed where the name ends in .gz."""
+    data = json.dumps(results, indent=2).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.partial")
+    with open(temporary, "wb") as file:
+        file.write(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _read_objects(path: Path, *, by_row: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    where = str(path)
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+            for number, text in enumerate(file if by_row else [file.read()], start=1):
+                where = f"{path}, row {number}" if by_row else str(path)
+                if by_row and not text.strip():
+                    continue
+                record = json.loads(text)
+                if not isinstance(record, dict):
+                    raise ValueError(f"{where}: expected a JSON object with named fields, got {type(record).__name__}.")
+                yield where, record
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error}); was the file cut off? Write it again.") from error
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{where}: cannot be read ({error}); was the file cut off? Write it again.") from error
