@@ -30,7 +30,9 @@ def test_no_package_imports_a_later_one(package):
             assert not wrong, f"{path} imports {wrong}"
 
 
-@pytest.mark.parametrize("module", ["problems.family", "problems.corpus", "problems.problem", "sandbox", "sandbox.__main__"])
+@pytest.mark.parametrize(
+    "module", ["problems.family", "problems.corpus", "problems.problem", "sandbox", "sandbox.__main__"]
+)
 def test_problems_and_sandbox_import_no_jax(module):
     code = f"import sys, rerankjax.{module}; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -322,11 +322,11 @@ def test_flags_reach_the_sandbox(tmp_path: pathlib.Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(command, "run", lambda programs, **options: calls.append(options) or (_ for _ in ()))
     file = write(tmp_path / "a.json", problem(RIGHT))
     assert evaluate(file, tmp_path) == 0
-    flags = "--max-workers 3 --cpu-seconds 20.5 --memory-bytes 5000000 --no-control --uncontained"
+    flags = "--max-workers 3 --cpu-seconds 20.5 --memory-bytes 5000000 --no-control --uncontained --fast"
     assert evaluate(file, tmp_path, *flags.split()) == 0
     assert calls == [
-        {"workers": None, "limits": Limits(), "control": True, "contained": True},
-        {"workers": 3, "limits": Limits(20.5, 82.0, 5_000_000), "control": False, "contained": False},
+        {"workers": None, "limits": Limits(), "control": True, "contained": True, "fast": False},
+        {"workers": 3, "limits": Limits(20.5, 82.0, 5_000_000), "control": False, "contained": False, "fast": True},
     ]
 
 

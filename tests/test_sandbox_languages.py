@@ -12,7 +12,7 @@ import pytest
 from rerankjax import sandbox
 from rerankjax.sandbox import Limits, Program, Result, SandboxError, Verdict, pool, toolchains
 from rerankjax.sandbox.control import control
-from tests.test_sandbox import DATA, alive, descendants, needs_data
+from tests.test_sandbox import DATA, alive, descendants, needs_data, wait_until
 
 # In MultiPL-E's shape: what stands before a function's body, a right body, and the tests.
 SHAPES = {
@@ -257,7 +257,7 @@ FORGED = [
     ("php", "    return 0; }\nset_exception_handler(fn($e) => exit(0));\n"),
     ("php", "    return 0; }\nregister_shutdown_function(fn() => exit(0));\n"),
     ("php", "    throw new Error(); }\nset_error_handler(fn() => true);\nset_exception_handler(fn() => 0);\n"),
-    ("php", "    $GLOBALS['_rerankjax_passed'](); exit(0); }\n"),  # says it by itself
+    ("php", "    $GLOBALS['_rerankjax_end']('passed', 0); }\n"),  # says it by itself
     ("cpp", "    return 0;\n}\n#undef assert\n#define assert(x)\nint g() {\n"),
     ("cpp", "    return 0;\n}\n#undef assert\n#define assert(x)\n#define getenv no\nint g() {\n"),
     ("cpp", "    return 0;\n}\n__attribute__((constructor)) void g() { signal(SIGABRT, [](int) { _exit(0); });\n"),
@@ -519,4 +519,32 @@ def test_the_opt_out_is_loud(capfd: pytest.CaptureFixture[str]) -> None:
         results = sorted(sandbox.run(given, workers=1, contained=False), key=lambda result: result.index)
     assert [r.verdict for r in results] == [Verdict.PASSED, Verdict.FAILED] * len(LANGUAGES), results
     assert "PROGRAMS RUN WITH YOUR RIGHTS" in capfd.readouterr().err
+    mark = f"{secrets.randbelow(10**9)}.{secrets.randbelow(10**9)}"
+    given = [honest("sh"), program("sh", f"    sleep {mark}\n")]
+    with pytest.warns(RuntimeWarning, match="YOUR RIGHTS"):
+        running = sandbox.run(given, workers=1, contained=False)
+    assert next(running).verdict is Verdict.PASSED
+    wait_until(lambda: bool(alive(mark)))
+    running.close()
+    assert alive(mark) == []
     assert descendants(os.getpid()) == set()
+
+
+@pytest.mark.parametrize("language", pool.FAST)
+def test_the_fast_mode_gives_the_same_verdicts(language: str) -> None:
+    bodies = [SHAPES[language][1], WRONG[language], RAISES[language], MALFORMED[language], LEAVES[language]]
+    bodies += [body for forged_language, body in FORGED if forged_language == language]
+    given = [program(language, body) for body in bodies]
+    fast, cold = (
+        [r.verdict for r in sorted(sandbox.run(given, workers=1, fast=fast), key=lambda r: r.index)]
+        for fast in (True, False)
+    )
+    assert fast[:5] == cold[:5]
+    assert Verdict.PASSED not in fast[1:]
+
+
+def test_the_fast_mode_shares_a_node_but_no_pass() -> None:
+    spoils = "    return 0; }\nrequire('node:assert').deepEqual = () => {};\n"
+    given = [program("js", spoils), program("js", WRONG["js"]), honest("js")]
+    results = sorted(sandbox.run(given, workers=1, fast=True), key=lambda result: result.index)
+    assert [result.verdict for result in results] == [Verdict.FAILED, Verdict.FAILED, Verdict.PASSED]

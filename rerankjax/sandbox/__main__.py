@@ -21,15 +21,15 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from rerankjax.progress import progress
-from rerankjax.sandbox import Limits, Program, Result, SandboxError, Verdict, multipl_e, run, toolchains
+from rerankjax.sandbox import Limits, Program, SandboxError, Verdict, multipl_e, run, toolchains
 from rerankjax.sandbox.multipl_e import Evaluation
 
 PROGRAM = "python -m rerankjax.sandbox"
@@ -113,6 +113,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="believe a pass without seeing that the program fails when a test is made wrong",
     )
     parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="let JavaScript and TypeScript fail in a node that programs share; what passes runs in one of its own",
+    )
+    parser.add_argument(
         "--uncontained",
         action="store_true",
         help="run the programs with your rights, for a kernel that refuses containment and programs you trust",
@@ -192,8 +197,8 @@ def _evaluate(args: argparse.Namespace, missing: dict[Path, int], statuses: Stat
     # By default a program that only waits may do so for four times its CPU time.
     wall_seconds = max(Limits().wall_seconds, 4 * args.cpu_seconds)
     limits = Limits(cpu_seconds=args.cpu_seconds, wall_seconds=wall_seconds, memory_bytes=args.memory_bytes)
-    options = {"limits": limits, "control": args.control, "contained": not args.uncontained}
-    stream = cast(Generator[Result, None, None], run(programs(), workers=args.max_workers, **options))
+    options = {"limits": limits, "control": args.control, "contained": not args.uncontained, "fast": args.fast}
+    stream = run(programs(), workers=args.max_workers, **options)
     passed = 0
     try:
         with contextlib.closing(stream), progress("evaluate", sum(missing.values()), "programs", console) as advance:

@@ -1,6 +1,7 @@
 """Seven languages: what runs for a program of each, and what its end means. Python is in python.py."""
 
 import base64
+import contextlib
 import json
 import re
 import secrets
@@ -8,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rerankjax.sandbox import toolchains
-from rerankjax.sandbox.box import Box, LimitError
+from rerankjax.sandbox.box import Box, BoxDiedError, LimitError
 from rerankjax.sandbox.control import CAUGHT
 from rerankjax.sandbox.control import control as control_of
 from rerankjax.sandbox.output import matches
@@ -215,12 +216,15 @@ def judge_cpp(boxes: Boxes, program: Program, *, control: bool) -> Judged:
 _NODE_HARNESS = "node/harness.js"
 
 
-def judge_js(boxes: Boxes, program: Program, *, control: bool) -> Judged:
-    """JavaScript: one node, which runs the program and then the control as a module of its own."""
-    return _run_node(boxes, program, program, control)
+def judge_js(boxes: Boxes, program: Program, *, control: bool, fast: bool = False) -> Judged:
+    """JavaScript: one node, which runs the program and then the control as a module of its own.
+
+    fast: a node that others shared may find that a test fails; whatever else it finds does not count.
+    """
+    return _run_node(boxes, program, program, control, fast)
 
 
-def judge_ts(boxes: Boxes, program: Program, *, control: bool) -> Judged:
+def judge_ts(boxes: Boxes, program: Program, *, control: bool, fast: bool = False) -> Judged:
     """TypeScript: checked and compiled by a warm compiler, then as JavaScript."""
     try:
         compiled = boxes("tsc").compile((program.source + program.tests).encode(errors="replace"))
@@ -228,11 +232,16 @@ def judge_ts(boxes: Boxes, program: Program, *, control: bool) -> Judged:
         return error.verdict, {"stderr": f"tsc: {error}"}
     if not compiled["succeeded"]:
         return Verdict.COMPILE_ERROR, {"stdout": compiled["log"], "exit_code": 2}
-    return _run_node(boxes, program, Program("js", compiled["program"]), control)
+    return _run_node(boxes, program, Program("js", compiled["program"]), control, fast)
 
 
-def _run_node(boxes: Boxes, program: Program, compiled: Program, control: bool) -> Judged:
+def _run_node(boxes: Boxes, program: Program, compiled: Program, control: bool, fast: bool) -> Judged:
     by_output = program.expected_output is not None
+    if fast and not by_output:
+        with contextlib.suppress(BoxDiedError, LimitError):
+            reply = boxes("fast").compile((compiled.source + compiled.tests).encode(errors="replace"))
+            if reply["failed"]:
+                return Verdict.FAILED, {"stderr": reply["stderr"], "exit_code": 1}
     word = secrets.token_hex(8)
     files: dict[str, str | bytes] = {"program.js": compiled.source + compiled.tests}
     wrong = None if by_output else _alone(compiled, "js", control)

@@ -9,7 +9,7 @@ import queue
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from rerankjax.sandbox import languages, python, toolchains
@@ -26,6 +26,7 @@ JUDGES = {
     "java": languages.judge_java,
     "cs": languages.judge_cs,
 }
+FAST = ("js", "ts")
 EMPTY = {"exit_code": None, "signal": None, "stdout": "", "stderr": "", "wall_seconds": 0.0, "cpu_seconds": 0.0}
 TAIL_CHARACTERS = 4096
 UNCONTAINED = "rerankjax.sandbox: contained=False: PROGRAMS RUN WITH YOUR RIGHTS, ON YOUR FILES AND YOUR NETWORK"
@@ -70,7 +71,7 @@ def check() -> None:
         raise SandboxError(f"sandbox: needs Linux (namespaces, seccomp), and this is {sys.platform}")
     box = Box(Limits(processes=4))
     try:
-        body = {"source": PROBE, "tests": "", "stdin": "", "keep_output": False}
+        body = {"source": PROBE, "tests": "", "stdin": "", "quiet": False, "keep_output": False}
         reply = box.ask(body)
     except BoxDiedError as error:
         raise SandboxError(
@@ -88,9 +89,9 @@ def check() -> None:
 class Worker:
     """The boxes that judge one program at a time, each started when the first program needs it."""
 
-    def __init__(self, limits: Limits, *, control: bool, contained: bool) -> None:
+    def __init__(self, limits: Limits, *, control: bool, contained: bool, fast: bool = False) -> None:
         self.closing = False
-        self._limits, self._control, self._contained = limits, control, contained
+        self._limits, self._control, self._contained, self._fast = limits, control, contained, fast
         self._boxes: dict[str, Box] = {}
         self._lock = threading.Lock()
 
@@ -104,9 +105,10 @@ class Worker:
 
     def judge(self, program: Program) -> dict[str, Any]:
         """The fields of the program's Result but its index."""
+        fast = {"fast": True} if self._fast and program.language in FAST else {}
         for attempt in (1, 2):
             try:
-                verdict, reply = JUDGES[program.language](self.box, program, control=self._control)
+                verdict, reply = JUDGES[program.language](self.box, program, control=self._control, **fast)
                 break
             except BoxDiedError as error:
                 reply = {"stderr": f"sandbox: died {attempt} times under this program: {error}"}
@@ -135,7 +137,8 @@ def run(
     limits: Limits | None = None,
     control: bool = True,
     contained: bool = True,
-) -> Iterator[Result]:
+    fast: bool = False,
+) -> Generator[Result, None, None]:
     """Run each program in a sandbox of its own; yields each one's result as it finishes, in no order.
 
     Args:
@@ -145,26 +148,32 @@ def run(
         control: let a pass count only where the program fails with a test made wrong.
         contained: False runs programs with the rights of this process, for a kernel that refuses containment and
             programs that can be trusted. Says so, loudly.
+        fast: let JavaScript and TypeScript fail a test in a node that other programs share, where one can make another
+            fail; only what does not fail there runs in a node of its own.
 
     A program that occurs again within a few thousand others runs once; each occurrence has its result. Where the
     sandbox itself dies the program runs once more, then its verdict is SANDBOX_ERROR. Closing the generator ends all
     that runs. Raises SandboxError, before any program runs, where programs cannot be contained (see `check`), and
     before the first of a language whose toolchain is not here; ValueError for a language that is not known.
     """
-    if workers is not None and workers < 1:
-        raise ValueError(f"run: workers is {workers}; it must be at least 1, or None for one a core")
+    prepare(workers, contained)
     if contained:
         check()
-    else:
-        warnings.warn(UNCONTAINED, RuntimeWarning, stacklevel=2)
-        print(f"\n*** {UNCONTAINED} ***\n", file=sys.stderr, flush=True)
     count = workers or len(os.sched_getaffinity(0))
-    return _run(
-        iter(programs), [Worker(limits or Limits(), control=control, contained=contained) for _ in range(count)]
-    )
+    options: dict[str, bool] = {"control": control, "contained": contained, "fast": fast}
+    return _run(iter(programs), [Worker(limits or Limits(), **options) for _ in range(count)])
 
 
-def _run(programs: Iterator[Program], workers: list[Worker]) -> Iterator[Result]:
+def prepare(workers: int | None, contained: bool) -> None:
+    """What `run` says of its arguments, here and in cluster.py."""
+    if workers is not None and workers < 1:
+        raise ValueError(f"run: workers is {workers}; it must be at least 1, or None for one a core")
+    if not contained:
+        warnings.warn(UNCONTAINED, RuntimeWarning, stacklevel=3)
+        print(f"\n*** {UNCONTAINED} ***\n", file=sys.stderr, flush=True)
+
+
+def _run(programs: Iterator[Program], workers: list[Worker]) -> Generator[Result, None, None]:
     free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     for worker in workers:
         free.put(worker)
@@ -177,46 +186,73 @@ def _run(programs: Iterator[Program], workers: list[Worker]) -> Iterator[Result]
             free.put(worker)
 
     executor = concurrent.futures.ThreadPoolExecutor(len(workers), thread_name_prefix="sandbox")
-    waiting: dict[concurrent.futures.Future[dict[str, Any]], tuple[bytes, list[int]]] = {}
+    ended: queue.SimpleQueue[tuple[bytes, concurrent.futures.Future[dict[str, Any]]]] = queue.SimpleQueue()
+
+    def submit(key: bytes, program: Program) -> None:
+        executor.submit(judged, program).add_done_callback(lambda future: ended.put((key, future)))
+
+    def finished() -> tuple[bytes, dict[str, Any]]:
+        key, future = ended.get()
+        return key, future.result()
+
+    try:
+        yield from stream(programs, submit, finished, ahead=4 * len(workers), check=toolchains.check)
+    finally:
+        for worker in workers:
+            worker.cancel()
+        executor.shutdown(wait=True, cancel_futures=True)
+        for worker in workers:
+            worker.close()
+
+
+def stream(
+    programs: Iterator[Program],
+    submit: Callable[[bytes, Program], None],
+    finished: Callable[[], tuple[bytes, dict[str, Any]]],
+    *,
+    ahead: int,
+    check: Callable[[str], None],
+) -> Iterator[Result]:
+    """Each program's result as it finishes; identical programs are judged once.
+
+    Args:
+        programs: at most `ahead` of them are taken whose results were not yielded.
+        submit: has a program judged, which the key stands for; does not wait.
+        finished: waits until a submitted program is judged: its key and the fields of its Result but the index.
+        check: raises where programs of a language cannot be judged.
+    """
     running: dict[bytes, list[int]] = {}
     done: collections.OrderedDict[bytes, dict[str, Any]] = collections.OrderedDict()
     numbered = enumerate(programs)
-    try:
-        more = True
-        while more or waiting:
-            while more and sum(len(indices) for _, indices in waiting.values()) < 4 * len(workers):
-                index, program = next(numbered, (-1, None))
-                if program is None:
-                    more = False
-                    break
-                try:
-                    toolchains.check(program.language)
-                except ValueError as error:
-                    raise ValueError(f"program {index}: {error}") from None
-                key = hashlib.sha256(repr(program).encode(errors="surrogatepass")).digest()
-                if key in done:
-                    yield Result(index=index, **done[key])
-                elif key in running:
-                    running[key].append(index)
-                else:
-                    running[key] = [index]
-                    waiting[executor.submit(judged, program)] = (key, running[key])
-            finished, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
-            for future in finished:
-                key, indices = waiting.pop(future)
-                del running[key]
-                outcome = future.result()
-                if outcome["verdict"] is not Verdict.SANDBOX_ERROR:
-                    done[key] = outcome
-                    if len(done) > REMEMBERED:
-                        done.popitem(last=False)
-                for index in indices:
-                    yield Result(index=index, **outcome)
-    finally:
-        for future in waiting:
-            future.cancel()
-        for worker in workers:
-            worker.cancel()
-        executor.shutdown(wait=True)
-        for worker in workers:
-            worker.close()
+    waiting = 0
+    more = True
+    while more or running:
+        while more and waiting < ahead:
+            index, program = next(numbered, (-1, None))
+            if program is None:
+                more = False
+                break
+            try:
+                check(program.language)
+            except ValueError as error:
+                raise ValueError(f"program {index}: {error}") from None
+            key = hashlib.sha256(repr(program).encode(errors="surrogatepass")).digest()
+            if key in done:
+                yield Result(index=index, **done[key])
+                continue
+            waiting += 1
+            if key in running:
+                running[key].append(index)
+            else:
+                running[key] = [index]
+                submit(key, program)
+        if running:
+            key, outcome = finished()
+            indices = running.pop(key)
+            waiting -= len(indices)
+            if outcome["verdict"] is not Verdict.SANDBOX_ERROR:
+                done[key] = outcome
+                if len(done) > REMEMBERED:
+                    done.popitem(last=False)
+            for index in indices:
+                yield Result(index=index, **outcome)

@@ -20,7 +20,7 @@ def judge(boxes: Callable[[str], Box], program: Program, *, control: bool) -> tu
     """The verdict on a Python program and the box's reply it rests on. Raises BoxDiedError."""
     box = boxes("programs")
     by_output = program.expected_output is not None
-    body: dict[str, Any] = {"source": program.source, "tests": program.tests, "stdin": program.stdin}
+    body: dict[str, Any] = {"source": program.source, "tests": program.tests, "stdin": program.stdin, "quiet": False}
     body["keep_output"] = by_output
     reply = box.ask(body)
     verdict = _verdict(reply, box.limits.cpu_seconds)
@@ -28,7 +28,7 @@ def judge(boxes: Callable[[str], Box], program: Program, *, control: bool) -> tu
         right = matches(reply["stdout"], program.expected_output or "")
         return (Verdict.PASSED if right else Verdict.FAILED), reply
     if verdict is Verdict.PASSED and control:
-        wrong = box.ask({**body, "tests": _wrong_tests(program)})
+        wrong = box.ask({**body, "tests": _wrong_tests(program), "quiet": True})
         if _verdict(wrong, box.limits.cpu_seconds) is Verdict.PASSED:
             return Verdict.FAILED, {**reply, "stderr": CAUGHT}
     return verdict, reply
@@ -49,19 +49,21 @@ def _verdict(reply: dict[str, Any], cpu_seconds: float) -> Verdict:
 
 
 def _wrong_tests(program: Program) -> str:
-    """`program.tests` with one assertion that no honest program can pass.
+    """`program.tests` with one assertion, which no honest program can pass, in the place of all that are sure to run.
 
     Which one is made wrong depends on the program, and the program runs in a process of its own that looks like the
     first: to tell the two apart it would have to know the right answers. Where no assertion is sure to run, one is
     added.
     """
-    edits = _edits(program.tests)
-    if not edits:
+    assertions = _assertions(program.tests)
+    if not assertions:
         return program.tests + "\nassert False\n"
     digest = hashlib.sha256(program.source.encode(errors="replace") + program.tests.encode(errors="replace")).digest()
-    start, end, wrong = edits[int.from_bytes(digest[:8], "big") % len(edits)]
+    chosen = assertions[int.from_bytes(digest[:8], "big") % len(assertions)]
     tests = program.tests.encode()
-    return (tests[:start] + wrong.encode() + tests[end:]).decode()
+    for start, end, wrong in sorted(assertions, reverse=True):
+        tests = tests[:start] + (wrong if (start, end, wrong) == chosen else "pass").encode() + tests[end:]
+    return tests.decode()
 
 
 def _parse(tests: str) -> ast.Module:
@@ -74,8 +76,8 @@ def _parse(tests: str) -> ast.Module:
 
 
 @functools.lru_cache(maxsize=256)
-def _edits(tests: str) -> list[tuple[int, int, str]]:
-    """(start, end, wrong text), in bytes of UTF-8, for each assertion that runs whenever all tests pass."""
+def _assertions(tests: str) -> list[tuple[int, int, str]]:
+    """(start, end, made wrong), in bytes of UTF-8, of each assertion that runs whenever all tests pass."""
     try:
         tree = _parse(tests)
         starts = [0]
@@ -83,6 +85,13 @@ def _edits(tests: str) -> list[tuple[int, int, str]]:
             starts.append(starts[-1] + len(line))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
+    text = tests.encode()
+
+    def span(node: ast.stmt | ast.expr) -> tuple[int, int]:
+        return starts[node.lineno - 1] + node.col_offset, starts[(node.end_lineno or 0) - 1] + (
+            node.end_col_offset or 0
+        )
+
     called = {
         node.value.func.id
         for node in tree.body
@@ -91,16 +100,13 @@ def _edits(tests: str) -> list[tuple[int, int, str]]:
     bodies = [tree.body] + [
         node.body for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in called
     ]
-    asserts = [node for body in bodies for node in body if isinstance(node, ast.Assert)]
-    edits = []
-    for node in asserts:
-        place = _expected(node.test)
+    assertions = []
+    for node in (node for body in bodies for node in body):
+        place = _expected(node.test) if isinstance(node, ast.Assert) else None
         if place is not None:
-            old, wrong = place
-            start = starts[old.lineno - 1] + old.col_offset
-            end = starts[(old.end_lineno or 0) - 1] + (old.end_col_offset or 0)
-            edits.append((start, end, wrong))
-    return edits
+            (start, end), (first, last) = span(node), span(place[0])
+            assertions.append((start, end, (text[start:first] + place[1].encode() + text[last:end]).decode()))
+    return assertions
 
 
 def _expected(test: ast.expr) -> tuple[ast.expr, str] | None:

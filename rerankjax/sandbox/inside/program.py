@@ -7,10 +7,11 @@ import types
 from collections.abc import Callable
 
 
-def run(source: str, tests: str, report: Callable[[str], None]) -> int:
+def run(source: str, tests: str, report: Callable[[str], None], *, quiet: bool) -> int:
     """Run `source`, then `tests`, in one fresh __main__. Reports how that ended and returns the exit code.
 
-    Apart from each other they cannot run together: a source that ends inside a string swallows no test.
+    quiet: print no traceback, for no one reads a control's. Compiled apart from each other, a source that ends inside a
+    string swallows no test.
     """
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
@@ -20,7 +21,8 @@ def run(source: str, tests: str, report: Callable[[str], None]) -> int:
             linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
             compiled.append(compile(text, name, "exec", dont_inherit=True))
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # ValueError: null bytes, lone surrogates
-        traceback.print_exc(limit=0)
+        if not quiet:
+            traceback.print_exc(limit=0)
         report("compile error")
         return 1
     try:
@@ -38,7 +40,8 @@ def run(source: str, tests: str, report: Callable[[str], None]) -> int:
         kind = next((kind for cls, kind in kinds.items() if isinstance(error, cls)), "runtime error")
         try:
             sys.stdout.flush()
-            traceback.print_exception(error)
+            if not quiet:
+                traceback.print_exception(error)
         finally:
             report(kind)
         return 1

@@ -92,7 +92,9 @@ def child(
     sys.argv[:] = ["program.py"]
     sys.setrecursionlimit(sys.getrecursionlimit() + 4)  # for the frames below the program's first
     os.write(3, b"+" if body["keep_output"] else b"!")
-    code = program.run(body["source"], body["tests"], lambda kind: write_all(3, nonce + kind.encode()))
+    code = program.run(
+        body["source"], body["tests"], lambda kind: write_all(3, nonce + kind.encode()), quiet=body["quiet"]
+    )
     os._exit(code)
 
 
@@ -220,7 +222,11 @@ def serve_one(
     keep_output, in_steps = await_ready(ours[2], child.ended)
     start = time.monotonic()
     keep = int(limits["output_bytes"]) if keep_output else TAIL_BYTES
-    killed, cpu_seconds, (stdout, stderr, status) = watch(child, requests, ours, limits, keep, in_steps=in_steps)
+    try:
+        killed, cpu_seconds, (stdout, stderr, status) = watch(child, requests, ours, limits, keep, in_steps=in_steps)
+    except EndedError:
+        child.kill()
+        raise
     code, waited_for = child.wait()
     said = status if in_steps else status[16:] if status[:16] == nonce else b""
     reply = {

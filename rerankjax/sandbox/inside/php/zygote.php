@@ -11,7 +11,7 @@ function rerankjax_fork_server(array $setup): Closure
         int capset(const char *header, const char *data); int setrlimit(int resource, const char *limits);
         int open(const char *path, int flags, int mode); int dup3(int from, int to, int flags);
         long read(int fd, char *into, unsigned long count); long write(int fd, const char *from, unsigned long count);
-        int *__errno_location(void);', 'libc.so.6');
+        void _exit(int code); int *__errno_location(void);', 'libc.so.6');
     $call = function (string $name, ...$arguments) use ($libc): int {
         $result = $libc->$name(...$arguments);
         if ($result < 0) {
@@ -48,7 +48,7 @@ function rerankjax_fork_server(array $setup): Closure
     exit(0);
 }
 
-/** Confines this process and takes the program; returns what to call after its last test. */
+/** Confines this process and takes the program; returns what to call at its end, with the word for the host. */
 function rerankjax_child(FFI $libc, Closure $call, array $setup, string $nonce): Closure
 {
     $call('setsid');
@@ -93,7 +93,17 @@ function rerankjax_child(FFI $libc, Closure $call, array $setup, string $nonce):
     $call('dup3', $status, 3, 0x80000);
     $libc->close_range(4, 0xffffffff, 0);
     $libc->write(3, $body['keep_output'] ? '+' : '!', 1);
-    return fn () => $libc->write(3, $nonce . 'passed', strlen($nonce) + 6);
+    return function (string $word, int $code) use ($libc, $nonce, $body): void {
+        if ($word !== '') {
+            $libc->write(3, $nonce . $word, strlen($nonce . $word));
+        }
+        if (!$body['keep_output']) {
+            while (ob_get_level()) {
+                ob_end_flush();
+            }
+            $libc->_exit($code); // PHP's own way out writes to half of all memory, which a fork has to copy first
+        }
+    };
 }
 
 /** Own mounts, hard limits, no capabilities, system calls filtered, or an exception. */
@@ -118,7 +128,14 @@ function rerankjax_confine(Closure $call, array $limits, string $rules): void
     $call('prctl', 22, 2, $address, 0, 0); // PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 }
 
-$_rerankjax_passed = rerankjax_fork_server(json_decode($argv[1], true));
+$_rerankjax_end = rerankjax_fork_server(json_decode($argv[1], true));
 $argv = $_SERVER['argv'] = ['program.php'];
-require getcwd() . '/program.php';
-$_rerankjax_passed();
+try {
+    require getcwd() . '/program.php';
+} catch (Throwable $_rerankjax_error) {
+    $_rerankjax_kind = $_rerankjax_error instanceof ParseError ? 'Parse error: ' : 'Fatal error:  Uncaught';
+    fwrite(STDERR, "PHP $_rerankjax_kind $_rerankjax_error\n");
+    $_rerankjax_end('', 255);
+    exit(255);
+}
+$_rerankjax_end('passed', 0);
