@@ -213,23 +213,22 @@ class Box:
         """End the program that runs and start no other: the one call that another thread may make."""
         with self._lock:
             self._cancelled = True
-            if self._process is not None:
-                self._end()
+            if (process := self._process) is not None:  # its own thread may close it meanwhile
+                self._end(process)
 
-    def _end(self) -> None:
-        assert self._process
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
         if not self._contained:  # no namespace ends what the server has started: it has to, when its host goes
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 self._socket.shutdown(socket.SHUT_RDWR)
-                self._process.wait(END_SECONDS)
+                process.wait(END_SECONDS)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
 
     def close(self) -> str:
         """End the box and everything in it; returns the last that bubblewrap or the server said (programs cannot)."""
         if self._process is None:
             return ""
-        self._end()
+        self._end(self._process)
         self._process.wait()
         self._process = None
         self._socket.close()
