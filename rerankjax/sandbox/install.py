@@ -13,7 +13,8 @@ import tempfile
 
 from rerankjax.sandbox.toolchains import (
     CPP_HARNESS,
-    CPP_HEADER,
+    CPP_HEADERS,
+    CPP_USUAL,
     CSHARP_COMPILER,
     CSHARP_HARNESS,
     GXX,
@@ -52,9 +53,9 @@ def _run(*command: str | os.PathLike[str]) -> None:
 
 
 def _cpp() -> None:
-    os.makedirs(MADE / "cpp", exist_ok=True)
-    shutil.copy(INSIDE / "cpp" / "headers.h", CPP_HEADER)
-    _run(GXX, "-std=c++17", "-x", "c++-header", CPP_HEADER, "-o", f"{CPP_HEADER}.gch")
+    shutil.copytree(INSIDE / "cpp", MADE / "cpp", dirs_exist_ok=True)
+    for headers in (CPP_HEADERS, f"{CPP_USUAL}/headers.h"):
+        _run(GXX, "-std=c++17", "-x", "c++-header", headers, "-o", f"{headers}.gch")
     _run(GXX, "-c", INSIDE / "cpp" / "harness.cpp", "-o", CPP_HARNESS)
 
 

@@ -15,6 +15,8 @@ from rerankjax.sandbox.control import control as control_of
 from rerankjax.sandbox.output import matches
 from rerankjax.sandbox.verdict import Program, Verdict
 
+_NOT_COMPILED = (Verdict.COMPILE_ERROR, Verdict.UNSUPPORTED)
+
 Boxes = Callable[[str], Box]  # by kind
 Judged = tuple[Verdict, dict[str, Any]]
 
@@ -130,28 +132,29 @@ def _alone(program: Program, language: str, wrong: bool) -> str | None:
 
 
 def _judge_compiled(
-    program: Program, language: str, control: bool, branch: str, attempt: Callable[[str, bool], Judged]
+    program: Program, language: str, control: bool, branch: str, attempt: Callable[[str, bool, bool], Judged]
 ) -> Judged:
-    """Judge by `attempt(text, checked)`, which compiles and runs: at once, or with a failing branch before the tests.
+    """Judge by `attempt(text, checked, quick)`, which compiles and runs: with a failing branch before the tests.
 
-    A compiler may not take the wrong assertion where it takes the program. Then one that is never so has to do; a
-    program that cannot be compiled with that has seen to it.
+    What does not compile so is tried as it is. If it compiles then, either the compiler was too quick, or it does not
+    take the wrong assertion where it takes the program: then one that is never so has to do, and a program that cannot
+    be compiled with that has seen to it.
     """
     whole = program.source + program.tests
     found = control_of(language, program.source, program.tests) if control and program.expected_output is None else None
-    if not found:
-        return attempt(whole, False)
-    begin, rest = whole[: found.start], whole[found.start :]
-    judged = attempt(begin + branch.format(found.wrong) + rest, True)
-    if judged[0] not in (Verdict.COMPILE_ERROR, Verdict.UNSUPPORTED):
+    begin, rest = (whole[: found.start], whole[found.start :]) if found else (whole, "")
+    checked = [begin + branch.format(text) + rest for text in (found.wrong, found.never)] if found else []
+    judged = attempt(checked[0] if checked else whole, bool(checked), True)
+    if judged[0] not in _NOT_COMPILED:
         return judged
-    judged = attempt(whole, False)
-    if judged[0] is not Verdict.PASSED:
-        return judged
-    checked = attempt(begin + branch.format(found.never) + rest, True)
-    if checked[0] in (Verdict.COMPILE_ERROR, Verdict.UNSUPPORTED):
-        return Verdict.FAILED, {**judged[1], "stderr": CAUGHT}
-    return checked
+    plain = attempt(whole, False, False)
+    if plain[0] is not Verdict.PASSED or not checked:
+        return plain
+    for text in checked:
+        judged = attempt(text, True, False)
+        if judged[0] not in _NOT_COMPILED:
+            return judged
+    return Verdict.FAILED, {**plain[1], "stderr": CAUGHT}
 
 
 def judge_sh(boxes: Boxes, program: Program, *, control: bool) -> Judged:
@@ -186,28 +189,30 @@ def judge_php(boxes: Boxes, program: Program, *, control: bool) -> Judged:
 
 
 _GXX = (toolchains.GXX, "-std=c++17", "-w", "-fuse-ld=mold")
-_CPP_HEADERS = re.compile(r'(?:\s|//[^\n]*\n|#include\s*[<"](?!bits/)[\w./]+[>"])*#include\s*<bits/stdc\+\+\.h>')
+_HEADERS = re.compile(r'(?:\s|//[^\n]*\n|#include\s*[<"](?!bits/)[\w./]+[>"])*#include\s*<bits/stdc\+\+\.h>')
+_ALL_HEADERS = ("-include", toolchains.CPP_HEADERS)
+_USUAL_HEADERS = ("-isystem", toolchains.CPP_USUAL, "-include", f"{toolchains.CPP_USUAL}/headers.h")
 
 
 def judge_cpp(boxes: Boxes, program: Program, *, control: bool) -> Judged:
-    """C++: compiled once, with the headers that MultiPL-E's programs begin with compiled already."""
+    """C++: compiled once for both runs, with the headers that MultiPL-E's programs begin with compiled already.
+
+    At first only the usual ones: what compiles with those means the same with all, unless it brings in the whole
+    namespace and so may call something that the others declare, too.
+    """
     by_output = program.expected_output is not None
     word = secrets.token_hex(8)
     harness = () if by_output else (toolchains.CPP_HARNESS, "-Wl,--wrap=main")
-    headers = ("-include", toolchains.CPP_HEADER) if _CPP_HEADERS.match(program.source) else ()
+    headers = _ALL_HEADERS if _HEADERS.match(program.source) else ()
+    usual = _USUAL_HEADERS if headers and "using namespace" not in program.source else headers
 
-    def run(text: str, headers: tuple[str, ...], checked: bool) -> Judged:
-        steps = [_step("compile", *_GXX, *headers, "program.cpp", *harness, "-o", "program")]
+    def attempt(text: str, checked: bool, quick: bool) -> Judged:
+        included = usual if quick else headers
+        steps = [_step("compile", *_GXX, *included, "program.cpp", *harness, "-o", "program")]
         steps.append(_step("run", "./program", address_space=True))
         if checked:
             steps.append(_step("control", "./program", environment={"RERANKJAX_CONTROL": "1"}))
         return _run_steps(boxes, program, {"program.cpp": text}, steps, word)
-
-    def attempt(text: str, checked: bool) -> Judged:
-        judged = run(text, headers, checked)
-        if judged[0] is Verdict.COMPILE_ERROR and headers and not checked:  # it has to be the program's own error
-            return run(text, (), checked)
-        return judged
 
     branch = 'if (::getenv("RERANKJAX_CONTROL")) {{\n{}\n    return 0;\n    }}\n'
     return _judge_compiled(program, "cpp", control, branch, attempt)
@@ -261,7 +266,7 @@ def judge_java(boxes: Boxes, program: Program, *, control: bool) -> Judged:
     classpath = f"{toolchains.JAVA_CLASSES}:{toolchains.JAVATUPLES}"
     java = (toolchains.JAVA, *toolchains.JAVA_OPTIONS, heap, archive, "-ea", "-cp", classpath, "Harness", "classes")
 
-    def attempt(text: str, checked: bool) -> Judged:
+    def attempt(text: str, checked: bool, quick: bool) -> Judged:
         try:
             compiled = boxes("javac").compile((b"o" if by_output else b"j") + text.encode(errors="replace"))
         except LimitError as error:
@@ -283,7 +288,7 @@ def judge_cs(boxes: Boxes, program: Program, *, control: bool) -> Judged:
     """C#: compiled by a warm mcs, run by a mono of its own."""
     by_output = program.expected_output is not None
 
-    def attempt(text: str, checked: bool) -> Judged:
+    def attempt(text: str, checked: bool, quick: bool) -> Judged:
         try:
             compiled = boxes("mcs").compile(text.encode(errors="replace"))
         except LimitError as error:

