@@ -25,6 +25,14 @@ class Cache(NamedTuple):
     values: Float[Array, "B K S E"]
 
 
+class Prefix(NamedTuple):
+    """Keys and values of one layer that n neighbouring rows share: R prompts, B = R * n rows."""
+
+    keys: Float[Array, "R K P E"]
+    values: Float[Array, "R K P E"]
+    mask: Bool[Array, "R P"]
+
+
 def positions_of(mask: Bool[Array, "B L"]) -> Int[Array, "B L"]:
     """A token's position is the number of real tokens before it, so padding on the left shifts nothing."""
     return jnp.cumsum(mask, axis=1) - mask
@@ -58,6 +66,30 @@ def attend(
     return jnp.einsum("bkgls,bkse->bkgle", weights, v).reshape(B, H, L, E)
 
 
+def attend_shared(
+    q: Float[Array, "B H L E"],
+    k: Float[Array, "B K S E"],
+    v: Float[Array, "B K S E"],
+    mask: Bool[Array, "B L S"],
+    prefix: Prefix,
+) -> Float[Array, "B H L E"]:
+    """`attend` over a prefix and a row's own keys behind it: the prefix is read once for all rows that share it."""
+    B, H, L, E = q.shape
+    R, K, P, _ = prefix.keys.shape
+    q = q.reshape(B, K, -1, E)
+    q_RxKxXxE = q.reshape(R, B // R, K, -1, E).swapaxes(1, 2).reshape(R, K, -1, E)
+    shared = jnp.einsum("rkxe,rkpe->rkxp", q_RxKxXxE, prefix.keys).reshape(R, K, B // R, -1, P)
+    shared = jnp.where(prefix.mask[:, None, None, None], shared, jnp.finfo(shared.dtype).min)
+    own = jnp.einsum("bkxe,bkse->bkxs", q, k).reshape(B, K, -1, L, k.shape[2])
+    own = jnp.where(mask[:, None, None], own, jnp.finfo(own.dtype).min)
+    logits = jnp.concatenate([shared.swapaxes(1, 2).reshape(B, K, -1, P), own.reshape(B, K, -1, k.shape[2])], axis=-1)
+    weights = jax.nn.softmax(logits.astype(jnp.float32) * E**-0.5, axis=-1).astype(v.dtype)
+    of_prefix = weights[..., :P].reshape(R, B // R, K, -1, P).swapaxes(1, 2).reshape(R, K, -1, P)
+    of_prefix = jnp.einsum("rkxp,rkpe->rkxe", of_prefix, prefix.values).reshape(R, K, B // R, -1, E).swapaxes(1, 2)
+    of_own = jnp.einsum("bkxs,bkse->bkxe", weights[..., P:], v)
+    return (of_prefix.reshape(of_own.shape) + of_own).reshape(B, H, L, E)
+
+
 class RMSNorm(nn.Module):
     eps: float
 
@@ -81,6 +113,7 @@ class Block(nn.Module):
         mask: Bool[Array, "B L S"],
         cache: Cache | None = None,
         start: Int[Array, ""] | int = 0,
+        prefix: Prefix | None = None,
     ) -> tuple[Float[Array, "B L D"], Cache]:
         c = self.config
 
@@ -95,7 +128,8 @@ class Block(nn.Module):
         if cache is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache.keys, k, start, axis=2)
             v = jax.lax.dynamic_update_slice_in_dim(cache.values, v, start, axis=2)
-        y = attend(q, k, v, mask).swapaxes(1, 2).reshape(*x.shape[:2], -1)
+        y = attend(q, k, v, mask) if prefix is None else attend_shared(q, k, v, mask, prefix)
+        y = y.swapaxes(1, 2).reshape(*x.shape[:2], -1)
         x = x + nn.Dense(c.hidden_size, use_bias=False, name="o_proj")(y)
 
         y = RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x)
