@@ -28,6 +28,8 @@ REPLY_GRACE_SECONDS = 30.0  # beyond the program's own wall limits, before the b
 FAST_MILLISECONDS = "1000"  # what needs longer gets a node of its own
 STEPS = 3  # a program may be compiled, run, and run with a wrong test
 WATCH_SECONDS = 0.5
+COMPILER_LIFE = 2000  # programs
+COMPILER_BYTES = 1 << 30  # a warm compiler holds more than a program may need
 END_SECONDS = 5.0  # for what is not contained to end its programs
 IN_BOX = "/sandbox/rerankjax/sandbox/inside"
 CONFIGURATION = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/php", "/etc/mono", "/etc/java-17-openjdk")
@@ -141,6 +143,7 @@ class Box:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._cancelled = False
+        self._compiled = 0
 
     def ask(self, body: dict[str, Any]) -> dict[str, Any]:
         """Run one program: the reply of inside/server.py to `body`. Raises BoxDiedError, with the box closed."""
@@ -149,6 +152,9 @@ class Box:
 
     def compile(self, source: bytes) -> dict[str, Any]:
         """What a compiler that stays warm makes of `source`. Raises BoxDiedError or LimitError, with the box closed."""
+        self._compiled += 1
+        if self._compiled % COMPILER_LIFE == 0:  # none of them frees all it takes
+            self.close()
         return json.loads(self._exchange(source, self.limits.wall_seconds))
 
     def _exchange(self, data: bytes, seconds: float) -> bytes:
@@ -204,7 +210,7 @@ class Box:
         memory, cpu = _usage(self._process.pid)
         if self._before is None:  # CPU time of starting up, or a fraction of a second of this program's
             self._before = cpu
-        if memory > self.limits.memory_bytes:
+        if memory > max(self.limits.memory_bytes, COMPILER_BYTES):
             raise LimitError(Verdict.MEMORY_LIMIT)
         if cpu - self._before > self.limits.cpu_seconds or time.monotonic() > self._deadline:
             raise LimitError(Verdict.TIMEOUT)

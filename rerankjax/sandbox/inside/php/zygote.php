@@ -115,7 +115,7 @@ function rerankjax_confine(Closure $call, array $limits, string $rules): void
     $call('mount', 'tmpfs', '/dev/shm', 'tmpfs', 2 | 4 | 8, $sizes); // and MS_NOEXEC
     $call('mount', 'proc', '/proc', 'proc', 1 | 2 | 4 | 8, ''); // and MS_RDONLY
     chdir('/tmp');
-    $cpu = (int) ceil($limits['cpu_seconds']) + 1;
+    $cpu = (int) ceil(2 * $limits['cpu_seconds']) + 1;
     $call('setrlimit', 0, pack('QQ', $cpu, $cpu)); // RLIMIT_CPU
     $call('setrlimit', 9, pack('QQ', $limits['memory_bytes'], $limits['memory_bytes'])); // RLIMIT_AS
     $call('capset', pack('Ll', 0x20080522, 0), str_repeat("\0", 24));
