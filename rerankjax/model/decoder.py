@@ -207,12 +207,16 @@ def decode_step(
     seen: Bool[Array, "B S"],
     caches: tuple[Cache, ...],
     slot: Int[Array, ""],
+    prefixes: tuple[Prefix, ...] | None = None,
 ) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
-    """One token more for each row: written into the caches at `slot`, attending to the cached keys `seen` marks."""
+    """One token more for each row: written into the caches at `slot`, attending to the cached keys `seen` marks.
+
+    With `prefixes` the caches are of the tokens behind those alone.
+    """
     x = Decoder(config).apply({"params": params}, tokens[:, None], method=lambda m, t: m.embed_tokens(t))
     new = []
-    for layer, cache in zip(layers, caches, strict=True):
-        x, cache = Block(config).apply({"params": layer}, x, positions[:, None], seen[:, None], cache, slot)
+    for layer, cache, prefix in zip(layers, caches, prefixes or (None,) * len(layers), strict=True):
+        x, cache = Block(config).apply({"params": layer}, x, positions[:, None], seen[:, None], cache, slot, prefix)
         new.append(cache)
     x = Decoder(config).apply({"params": params}, x, method=lambda m, h: m.norm(h))
     return to_logits(config, params, x)[:, 0], tuple(new)

@@ -1,0 +1,290 @@
+"""The sampling engine: n samples a prompt, each prompt read once, slots refilled as samples end.
+
+There are R rows, each a prompt whose keys and values its S slots share; a slot draws one sample. The device draws in
+chunks of a few tokens; between two chunks the host takes what has ended, gives its slot the prompt's next sample, and a
+row whose prompt has none left the next prompt. No batch waits for its slowest sample, and shapes do not change: one
+compilation of the chunk and one for each number of prompts that are read together and each length they are padded to.
+
+All slots write at one place of their caches, which goes round as a ring: a slot's own keys are the last it has written,
+in whatever order they lie, for each was rotated to its position before.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from rerankjax.candidates.sampling import SamplingConfig, choose
+from rerankjax.model.config import ModelConfig
+from rerankjax.model.decoder import Cache, Params, Prefix, decode_step, prefill, unstack
+from rerankjax.model.sharding import by_row, replicated
+
+SHORTEST_BUCKET = 32  # tokens; prompts are padded to this or a power of two above
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """How much is drawn at a time. rows * slots samples are under way; all devices of the mesh share the rows."""
+
+    rows: int  # prompts
+    slots: int  # samples of one prompt
+    prompt_length: int  # tokens; a longer prompt is refused
+    chunk: int = 16  # tokens between two looks of the host
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"EngineConfig: {field.name} is {getattr(self, field.name)}; it must be at least 1")
+
+
+class Prompt(NamedTuple):
+    """A prompt's tokens, and a number that its samples' keys are folded from: the same wherever it is drawn."""
+
+    tokens: Sequence[int]
+    number: int
+
+
+class Sample(NamedTuple):
+    """One sample of the prompt at position `prompt` of the input. Lengths are of the completion, in tokens."""
+
+    prompt: int
+    sample: int
+    tokens: np.ndarray  # int32 [length], with the end-of-text token or the one that met a stop string
+    log_probs: np.ndarray  # float32 [length], under the distribution sampled from
+    raw_log_probs: np.ndarray  # float32 [length], under the model at temperature 1
+    finished: bool  # false where the length limit cut it
+
+
+class _State(NamedTuple):
+    """Everything on the device. B = R * S slots; those of a row stand together."""
+
+    caches: tuple[Cache, ...]  # of the slots' own tokens, by layer: [B K C E]
+    prefixes: tuple[Prefix, ...]  # by layer
+    first: Float[Array, "R V"]  # logits that follow each prompt
+    length: Int[Array, " R"]  # of each prompt
+    column: Int[Array, ""]  # where in the ring the next token is written
+    token: Int[Array, " B"]  # the last drawn
+    drawn: Int[Array, " B"]  # how many a slot has
+    matched: Int[Array, " B"]  # the stop automaton's state
+    done: Bool[Array, " B"]
+    finished: Bool[Array, " B"]
+    keys: Key[Array, " B"]
+    tokens: Int[Array, "B C"]
+    log_probs: Float[Array, "B C"]
+    raw_log_probs: Float[Array, "B C"]
+
+
+def _empty(config: ModelConfig, engine: EngineConfig, length: int, dtype: Any) -> _State:
+    R, B, P = engine.rows, engine.rows * engine.slots, engine.prompt_length
+    heads, E = config.num_key_value_heads, config.head_dim
+
+    def of_layers(make: Callable[[], Any]) -> tuple[Any, ...]:
+        return tuple(make() for _ in range(config.num_hidden_layers))
+
+    return _State(
+        caches=of_layers(lambda: Cache(*(jnp.zeros((B, heads, length, E), dtype) for _ in range(2)))),
+        prefixes=of_layers(
+            lambda: Prefix(*(jnp.zeros((R, heads, P, E), dtype) for _ in range(2)), mask=jnp.zeros((R, P), bool))
+        ),
+        first=jnp.zeros((R, config.vocab_size)),
+        length=jnp.zeros(R, jnp.int32),
+        column=jnp.int32(0),
+        token=jnp.zeros(B, jnp.int32),
+        drawn=jnp.zeros(B, jnp.int32),
+        matched=jnp.zeros(B, jnp.int32),
+        done=jnp.ones(B, bool),
+        finished=jnp.zeros(B, bool),
+        keys=jax.random.split(jax.random.key(0), B),
+        tokens=jnp.zeros((B, length), jnp.int32),
+        log_probs=jnp.zeros((B, length)),
+        raw_log_probs=jnp.zeros((B, length)),
+    )
+
+
+def _read(
+    config: ModelConfig,
+    params: Params,
+    state: _State,
+    prompts: Int[Array, "N P"],
+    mask: Bool[Array, "N P"],
+    rows: Int[Array, " N"],
+) -> _State:
+    """Reads prompts, padded on the left, into `rows`; a row number past the last drops its prompt."""
+    length = state.prefixes[0].mask.shape[1]
+    logits, caches = prefill(config, params, prompts, mask, length - prompts.shape[1])
+    mask = jnp.pad(mask, ((0, 0), (0, length - mask.shape[1])))
+    put = functools.partial(jax.tree.map, lambda old, new: old.at[rows].set(new.astype(old.dtype), mode="drop"))
+    return state._replace(
+        prefixes=tuple(put(old, Prefix(*new, mask=mask)) for old, new in zip(state.prefixes, caches, strict=True)),
+        first=put(state.first, logits),
+        length=put(state.length, jnp.sum(mask, axis=1, dtype=jnp.int32)),
+    )
+
+
+def _draw(
+    config: ModelConfig,
+    sampling: SamplingConfig,
+    chunk: int,
+    eos: int,
+    params: Params,
+    state: _State,
+    stops: Int[Array, "states V"],
+    begin: Bool[Array, " B"],
+    key: Key[Array, ""],
+    number: Int[Array, " B"],
+    sample: Int[Array, " B"],
+) -> _State:
+    """Draws up to `chunk` tokens in every slot; those of `begin` begin sample `sample` of prompt `number` first."""
+    B, C = state.tokens.shape
+    slots = B // state.length.shape[0]
+    layers = unstack(config, params["layers"])
+    own = jax.vmap(lambda n, s: jax.random.fold_in(jax.random.fold_in(key, n), s))(number, sample)
+    state = state._replace(
+        drawn=jnp.where(begin, 0, state.drawn),
+        matched=jnp.where(begin, 0, state.matched),
+        done=state.done & ~begin,
+        finished=state.finished & ~begin,
+        keys=jnp.where(begin, own, state.keys),
+    )
+    first, length = (jnp.repeat(a, slots, axis=0) for a in (state.first, state.length))
+    met = stops.shape[0] - 1
+    every = jnp.arange(B)
+
+    def body(carry: tuple[Array, _State]) -> tuple[Array, _State]:
+        step, s = carry
+        age = (s.column - jnp.arange(C)) % C  # of each place in the ring, 0 for the one written now
+        seen = age[None] < s.drawn[:, None]
+        logits, caches = decode_step(
+            config, params, layers, s.token, length + s.drawn - 1, seen, s.caches, s.column, s.prefixes
+        )
+        logits = jnp.where((s.drawn == 0)[:, None], first, logits)
+        uniform = jax.vmap(lambda k, t: jax.random.uniform(jax.random.fold_in(k, t)))(s.keys, s.drawn)
+        token, log_prob, raw = choose(logits, uniform, sampling.temperature, sampling.top_p)
+        matched = stops[s.matched, token]
+        ends = (token == eos) | (matched == met)
+        at = jnp.where(s.done, C, s.drawn)  # past the end where nothing is to be written
+
+        def put(old: Array, new: Array) -> Array:
+            return old.at[every, at].set(new, mode="drop")
+
+        drawn = s.drawn + ~s.done
+        return step + 1, s._replace(
+            caches=caches,
+            column=(s.column + 1) % C,
+            token=token,
+            drawn=drawn,
+            matched=matched,
+            done=s.done | ends | (drawn == C),
+            finished=s.finished | (ends & ~s.done),
+            tokens=put(s.tokens, token),
+            log_probs=put(s.log_probs, log_prob),
+            raw_log_probs=put(s.raw_log_probs, raw),
+        )
+
+    return jax.lax.while_loop(lambda c: (c[0] < chunk) & ~jnp.all(c[1].done), body, (jnp.int32(0), state))[1]
+
+
+class Engine:
+    """Compiled once, used for many prompts. Not for two threads at a time.
+
+    params are an argument of `stream`, so that a policy in training is sampled without compiling anew.
+    """
+
+    def __init__(
+        self, config: ModelConfig, sampling: SamplingConfig, engine: EngineConfig, *, eos: int, pad: int, mesh: Mesh
+    ) -> None:
+        devices = mesh.shape["data"]
+        if engine.rows % devices:
+            raise ValueError(f"EngineConfig: rows = {engine.rows} is not divisible by the {devices} devices; change it")
+        self._config, self._sampling, self._engine, self._pad = config, sampling, engine, pad
+        rows, everywhere = by_row(mesh), replicated(mesh)
+        made = jax.eval_shape(lambda: _empty(config, engine, sampling.max_completion_length, jnp.float32))
+        self._sharding = jax.tree.map(lambda a: rows if a.ndim else everywhere, made)
+        self.compilations = 0  # so far; bounded by the lengths and numbers of prompts that are read together
+
+        def compiled(function: Callable[..., _State]) -> Callable[..., _State]:
+            def traced(*arguments: Any) -> _State:
+                self.compilations += 1
+                return function(*arguments)
+
+            return jax.jit(traced, donate_argnums=1, out_shardings=self._sharding)
+
+        self._draw = compiled(functools.partial(_draw, config, sampling, engine.chunk, eos))
+        self._read = compiled(functools.partial(_read, config))
+
+    def stream(
+        self,
+        params: Params,
+        prompts: Iterable[Prompt],
+        *,
+        samples: int,
+        key: Key[Array, ""],
+        stops: Int[Array, "states V"],
+    ) -> Iterator[Sample]:
+        """Yields `samples` samples of each prompt as they end. Prompts are taken as rows become free.
+
+        A sample depends on `params`, its prompt's tokens, `key`, the prompt's number and its own: on nothing else.
+        `stops` is `stop_table`'s. Raises ValueError for a prompt without tokens, or with more than `prompt_length`.
+        """
+        R, S = self._engine.rows, self._engine.slots
+        dtype = jax.tree.leaves(params)[0].dtype
+        state = jax.jit(
+            functools.partial(_empty, self._config, self._engine, self._sampling.max_completion_length, dtype),
+            out_shardings=self._sharding,
+        )()
+        numbered = enumerate(prompts)
+        at = [-1] * R  # which prompt each row has
+        todo: list[list[int]] = [[] for _ in range(R)]  # samples of it not yet begun
+        drawing: list[tuple[int, int] | None] = [None] * (R * S)  # (prompt, sample) of each slot
+        number = np.zeros(R, np.uint32)
+        while True:
+            free = [r for r in range(R) if not todo[r] and not any(drawing[r * S : (r + 1) * S])]
+            fresh = [(r, *one) for r, one in zip(free, numbered, strict=False)] if free else []
+            for r, index, prompt in fresh:
+                at[r], number[r], todo[r] = index, prompt.number, list(range(samples))[::-1]
+            for chosen, tokens, mask in self._padded([(r, index, prompt.tokens) for r, index, prompt in fresh]):
+                state = self._read(params, state, tokens, mask, chosen)
+            begin, sample = np.zeros(R * S, bool), np.zeros(R * S, np.uint32)
+            for slot in range(R * S):
+                if drawing[slot] is None and todo[slot // S]:
+                    begin[slot], sample[slot] = True, todo[slot // S].pop()
+                    drawing[slot] = at[slot // S], int(sample[slot])
+            if not any(drawing):
+                return
+            state = self._draw(params, state, stops, begin, key, np.repeat(number, S), sample)
+            done, drawn, finished = jax.device_get((state.done, state.drawn, state.finished))
+            ended = [slot for slot, one in enumerate(drawing) if one is not None and done[slot]]
+            if ended:
+                out = jax.device_get((state.tokens, state.log_probs, state.raw_log_probs))
+                for slot in ended:
+                    texts = [a[slot, : drawn[slot]].copy() for a in out]
+                    yield Sample(*drawing[slot], *texts, finished=bool(finished[slot]))
+                    drawing[slot] = None
+
+    def _padded(
+        self, prompts: Sequence[tuple[int, int, Sequence[int]]]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(rows, tokens, mask) of prompts, in batches of a power of two of those padded to the same length."""
+        by_length: dict[int, list[tuple[int, Sequence[int]]]] = {}
+        for row, index, tokens in prompts:
+            if not 0 < len(tokens) <= self._engine.prompt_length:
+                raise ValueError(
+                    f"prompt {index}: has {len(tokens)} tokens; it must have 1 to prompt_length = "
+                    f"{self._engine.prompt_length}"
+                )
+            bucket = max(SHORTEST_BUCKET, 1 << (len(tokens) - 1).bit_length())
+            by_length.setdefault(min(bucket, self._engine.prompt_length), []).append((row, tokens))
+        for length, group in by_length.items():
+            count = 1 << (len(group) - 1).bit_length()
+            rows = np.full(count, self._engine.rows, np.int32)
+            filled, mask = np.full((count, length), self._pad, np.int32), np.zeros((count, length), bool)
+            mask[:, -1] = True  # a row of padding alone would attend to nothing
+            for i, (row, tokens) in enumerate(group):
+                rows[i], filled[i, length - len(tokens) :], mask[i, length - len(tokens) :] = row, tokens, True
+            yield rows, filled, mask

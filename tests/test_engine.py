@@ -1,0 +1,117 @@
+"""The engine: each prompt read once, slots refilled, and still every sample a function of its own key."""
+
+import jax
+import numpy as np
+import pytest
+
+from rerankjax.candidates.engine import Engine, EngineConfig, Prompt
+from rerankjax.candidates.sampling import SamplingConfig, make_sampler
+from rerankjax.candidates.stop import stop_table
+from rerankjax.model.decoder import init_decoder
+from rerankjax.model.sharding import data_mesh
+
+EOS, PAD, C = 1, 0, 8
+NO_STOPS = np.zeros((2, 97), np.int32) + np.array([[0], [1]], np.int32)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    rng = np.random.default_rng(0)
+    return [Prompt(rng.integers(2, 97, rng.integers(1, 41)).tolist(), 100 + i) for i in range(9)]
+
+
+@pytest.fixture
+def params(tiny):
+    # Far from uniform, so that a wrong distribution shows.
+    return jax.tree.map(lambda a: a * 2, init_decoder(tiny, jax.random.key(0)))
+
+
+def engine(tiny, *, rows=2, slots=2, chunk=3, temperature=1.0, top_p=0.9):
+    sampling, shape = SamplingConfig(temperature, top_p, C), EngineConfig(rows, slots, 40, chunk)
+    return Engine(tiny, sampling, shape, eos=EOS, pad=PAD, mesh=data_mesh())
+
+
+def drawn(engine, params, prompts, *, samples=5, stops=NO_STOPS, key=7):
+    out = list(engine.stream(params, prompts, samples=samples, key=jax.random.key(key), stops=stops))
+    assert sorted((s.prompt, s.sample) for s in out) == [(p, n) for p in range(len(prompts)) for n in range(samples)]
+    return {(s.prompt, s.sample): s for s in out}
+
+
+def test_equals_the_sampler_of_whole_batches(tiny, params, prompts):
+    """Two ways through the model: a cache repeated for each sample, and a prefix that samples share."""
+    tokens, mask = np.full((len(prompts) + 1, 40), PAD, np.int32), np.zeros((len(prompts) + 1, 40), bool)
+    for i, prompt in enumerate([*prompts, prompts[0]]):
+        tokens[i, 40 - len(prompt.tokens) :], mask[i, 40 - len(prompt.tokens) :] = prompt.tokens, True
+    sampler = make_sampler(tiny, SamplingConfig(1.0, 0.9, C), 5, EOS, PAD, data_mesh())
+    numbers = np.array([p.number for p in [*prompts, prompts[0]]], np.uint32)
+    expected = jax.device_get(sampler(params, tokens, mask, jax.random.key(7), numbers, NO_STOPS))
+    for (prompt, sample), got in drawn(engine(tiny), params, prompts).items():
+        row = prompt * 5 + sample
+        length = expected.mask[row].sum()
+        np.testing.assert_array_equal(got.tokens, expected.tokens[row, :length])
+        np.testing.assert_allclose(got.log_probs, expected.log_probs[row, :length], atol=2e-5)
+        np.testing.assert_allclose(got.raw_log_probs, expected.raw_log_probs[row, :length], atol=2e-5)
+        assert got.finished == expected.finished[row]
+
+
+def test_a_sample_depends_on_its_key_alone(tiny, params, prompts):
+    together = drawn(engine(tiny), params, prompts)
+    other_shape = drawn(engine(tiny, rows=4, slots=3, chunk=1), params, prompts[::-1], samples=6)
+    for (prompt, sample), got in together.items():
+        np.testing.assert_array_equal(got.tokens, other_shape[len(prompts) - 1 - prompt, sample].tokens)
+    other_key = drawn(engine(tiny), params, prompts, key=8)
+    assert any(len(a.tokens) != len(b.tokens) or (a.tokens != b.tokens).any()
+               for a, b in zip(together.values(), (other_key[k] for k in together), strict=True))  # fmt: skip
+
+
+def test_samples_end_where_they_should(tiny, params, prompts):
+    out = drawn(engine(tiny), params, prompts, samples=8).values()
+    assert any(s.finished for s in out)
+    for s in out:
+        ends = s.tokens == EOS
+        assert not ends[:-1].any()
+        assert s.finished == ends[-1]
+        assert s.finished or len(s.tokens) == C
+    texts = [chr(33 + i) for i in range(97)]
+    free = drawn(engine(tiny), params, prompts)
+    long = next(k for k, s in free.items() if len(s.tokens) > 4)
+    word = texts[free[long].tokens[2]] + texts[free[long].tokens[3]]
+    stopped = drawn(engine(tiny), params, prompts, stops=stop_table(texts, [word]))[long]
+    np.testing.assert_array_equal(stopped.tokens, free[long].tokens[:4])
+    assert stopped.finished
+
+
+def test_slots_are_refilled_and_nothing_compiles_anew(tiny, params, prompts):
+    used = engine(tiny)
+    taken = []
+
+    def endless():
+        for i in range(10_000):
+            taken.append(i)
+            yield Prompt(prompts[i % len(prompts)].tokens, i)
+
+    stream = used.stream(params, endless(), samples=3, key=jax.random.key(0), stops=NO_STOPS)
+    for _ in range(60):
+        next(stream)
+    compiled = used.compilations
+    for _ in range(60):
+        next(stream)
+    assert used.compilations == compiled <= 1 + 2 * 2  # the chunk; one or two prompts of two lengths
+    assert len(taken) <= 120 // 3 + 2 + 1  # prompts are taken as rows become free
+
+
+def test_greedy_takes_the_same_for_every_key(tiny, params, prompts):
+    out = drawn(engine(tiny, temperature=0.0), params, prompts, samples=2)
+    for prompt in range(len(prompts)):
+        np.testing.assert_array_equal(out[prompt, 0].tokens, out[prompt, 1].tokens)
+        assert (out[prompt, 0].log_probs == 0).all()
+
+
+def test_bad_input_is_refused(tiny, params):
+    for tokens in ([], [2] * 41):
+        with pytest.raises(ValueError, match=rf"prompt 0: has {len(tokens)} tokens; it must have 1 to .* 40"):
+            drawn(engine(tiny), params, [Prompt(tokens, 0)])
+    with pytest.raises(ValueError, match="rows = 3 is not divisible by the 2 devices"):
+        engine(tiny, rows=3)
+    with pytest.raises(ValueError, match="chunk is 0"):
+        EngineConfig(2, 2, 40, 0)
