@@ -90,7 +90,9 @@ def _empty(config: ModelConfig, engine: EngineConfig, length: int, dtype: Any) -
     return _State(
         caches=of_layers(lambda: Cache(*(jnp.zeros((B, heads, length, E), dtype) for _ in range(2)))),
         prefixes=of_layers(
-            lambda: Prefix(*(jnp.zeros((R, heads, P, E), dtype) for _ in range(2)), mask=jnp.zeros((R, P), bool))
+            lambda: Prefix(
+                jnp.zeros((R, heads, P, E), dtype), jnp.zeros((R, heads, P, E), dtype), jnp.zeros((R, P), bool)
+            )
         ),
         first=jnp.zeros((R, config.vocab_size)),
         length=jnp.zeros(R, jnp.int32),
@@ -259,12 +261,12 @@ class Engine:
                 return
             state = self._draw(params, state, stops, begin, key, np.repeat(number, S), sample)
             done, drawn, finished = jax.device_get((state.done, state.drawn, state.finished))
-            ended = [slot for slot, one in enumerate(drawing) if one is not None and done[slot]]
+            ended = [(slot, *one) for slot, one in enumerate(drawing) if one is not None and done[slot]]
             if ended:
                 out = jax.device_get((state.tokens, state.log_probs, state.raw_log_probs))
-                for slot in ended:
-                    texts = [a[slot, : drawn[slot]].copy() for a in out]
-                    yield Sample(*drawing[slot], *texts, finished=bool(finished[slot]))
+                for slot, index, which in ended:
+                    tokens, log_probs, raw_log_probs = (a[slot, : drawn[slot]].copy() for a in out)
+                    yield Sample(index, which, tokens, log_probs, raw_log_probs, bool(finished[slot]))
                     drawing[slot] = None
 
     def _padded(
