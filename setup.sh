@@ -40,4 +40,9 @@ fi
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv==0.13.9
 "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --constraint constraints.txt \
   --editable ".${languages:+[dev]}"
-[ -z "$languages" ] || "$venv/bin/python" -m rerankjax.sandbox.install
+if [ "$languages" = languages ]; then
+  # Not among the dev packages: which build of torch is right differs by machine, and the tests want the CPU's.
+  "$venv/bin/python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' ||
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+  "$venv/bin/python" -m rerankjax.sandbox.install
+fi

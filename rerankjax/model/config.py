@@ -2,10 +2,47 @@
 
 import dataclasses
 
+MODEL_TYPES = ("llama", "qwen2", "qwen3")
+ROPE_TYPES = ("default", "linear", "llama3")
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How RoPE's frequencies change for a context longer than `original_max_position_embeddings` (tokens).
+
+    "linear" divides them all by `factor` (DeepSeek-Coder). "llama3" divides those that turn fewer than
+    `low_freq_factor` times in the original context, keeps those that turn more than `high_freq_factor` times, and
+    blends in between; the other fields are its alone.
+    """
+
+    rope_type: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.rope_type not in ROPE_TYPES:
+            raise ValueError(f'rope_type = "{self.rope_type}" is not supported: use one of {", ".join(ROPE_TYPES)}')
+        if self.factor < 1:
+            raise ValueError(f"factor = {self.factor} shortens RoPE's context: use 1 or more")
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"high_freq_factor = {self.high_freq_factor} leaves nothing above low_freq_factor = "
+                f"{self.low_freq_factor}: raise it"
+            )
+
+
+UNSCALED = RopeScaling()
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A Llama-family decoder. Fields are those of Hugging Face's `LlamaConfig`; lengths are in tokens."""
+    """A decoder of the Llama family. Fields are those of Hugging Face's configs; lengths are in tokens.
+
+    `model_type` "qwen2" adds biases to the query, key and value projections, "qwen3" an RMSNorm of each head's queries
+    and keys; `attention_bias` adds biases to all four projections of the others.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -18,8 +55,13 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = True
+    model_type: str = "llama"
+    attention_bias: bool = False
+    rope_scaling: RopeScaling = UNSCALED
 
     def __post_init__(self) -> None:
+        if self.model_type not in MODEL_TYPES:
+            raise ValueError(f'model_type = "{self.model_type}" is not supported: use one of {", ".join(MODEL_TYPES)}')
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads = {self.num_key_value_heads} does not divide num_attention_heads = "
@@ -27,3 +69,13 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim = {self.head_dim} is odd: RoPE rotates pairs of dimensions, use an even number")
+        if self.attention_bias and self.model_type == "qwen2":
+            raise ValueError("attention_bias = True is no field of qwen2, whose biases are fixed: leave it out")
+
+    @property
+    def qkv_bias(self) -> bool:
+        return self.attention_bias or self.model_type == "qwen2"
+
+    @property
+    def qk_norm(self) -> bool:
+        return self.model_type == "qwen3"

@@ -1,10 +1,13 @@
 """A Llama-family decoder: RoPE, RMSNorm, SwiGLU, grouped-query attention (arXiv 2302.13971, 2305.13245).
 
+Qwen2 (2407.10671) adds biases to it, Qwen3 (2505.09388) norms of queries and keys; `ModelConfig` says which.
+
 Shapes: B batch, L query length, S key length, D hidden size, H query heads, K key/value heads, G = H // K, E head dim,
 N layers, V vocabulary. The layers' parameters are stacked on a leading axis of N and scanned over, so that compile time
 does not grow with depth; `decode_step` walks them one by one, because a scan would copy the whole cache every token.
 """
 
+import math
 import operator
 from typing import Any, NamedTuple
 
@@ -13,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rerankjax.model.config import ModelConfig
+from rerankjax.model.config import UNSCALED, ModelConfig, RopeScaling
 
 Params = Any  # a pytree of arrays, as flax.linen's init returns under "params"
 
@@ -44,10 +47,24 @@ def causal_mask(mask: Bool[Array, "B L"]) -> Bool[Array, "B L L"]:
     return jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, :]
 
 
-def rotate(x: Float[Array, "B X L E"], positions: Int[Array, "B L"], theta: float) -> Float[Array, "B X L E"]:
+def scale_frequency(frequency: Float[Array, " F"], scaling: RopeScaling) -> Float[Array, " F"]:
+    """RoPE's frequencies (radians a token) for a longer context."""
+    if scaling.rope_type == "default":
+        return frequency
+    if scaling.rope_type == "linear":
+        return frequency / scaling.factor
+    turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = jnp.clip((turns - low) / (high - low), 0, 1)
+    return frequency * (kept + (1 - kept) / scaling.factor)
+
+
+def rotate(
+    x: Float[Array, "B X L E"], positions: Int[Array, "B L"], theta: float, scaling: RopeScaling = UNSCALED
+) -> Float[Array, "B X L E"]:
     """Rotary position embedding in the half-split layout of Hugging Face's Llama (arXiv 2104.09864)."""
     half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequency = scale_frequency(theta ** (-jnp.arange(half, dtype=jnp.float32) / half), scaling)
     angle_BxLxE = positions[:, None, :, None] * frequency
     cos, sin = jnp.cos(angle_BxLxE), jnp.sin(angle_BxLxE)
     x1, x2 = x[..., :half], x[..., half:]
@@ -94,7 +111,7 @@ class RMSNorm(nn.Module):
     eps: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         x32 = x.astype(jnp.float32)
         return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)).astype(x.dtype) * scale
@@ -118,19 +135,23 @@ class Block(nn.Module):
         c = self.config
 
         def project(name: str, heads: int, y: Array) -> Array:
-            y = nn.Dense(heads * c.head_dim, use_bias=False, name=name)(y)
+            y = nn.Dense(heads * c.head_dim, use_bias=c.qkv_bias, name=name)(y)
             return y.reshape(*y.shape[:2], heads, c.head_dim).swapaxes(1, 2)
 
+        def place(name: str, y: Array) -> Array:
+            y = RMSNorm(c.rms_norm_eps, name=name)(y) if c.qk_norm else y
+            return rotate(y, positions, c.rope_theta, c.rope_scaling)
+
         y = RMSNorm(c.rms_norm_eps, name="input_layernorm")(x)
-        q = rotate(project("q_proj", c.num_attention_heads, y), positions, c.rope_theta)
-        k = rotate(project("k_proj", c.num_key_value_heads, y), positions, c.rope_theta)
+        q = place("q_norm", project("q_proj", c.num_attention_heads, y))
+        k = place("k_norm", project("k_proj", c.num_key_value_heads, y))
         v = project("v_proj", c.num_key_value_heads, y)
         if cache is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache.keys, k, start, axis=2)
             v = jax.lax.dynamic_update_slice_in_dim(cache.values, v, start, axis=2)
         y = attend(q, k, v, mask) if prefix is None else attend_shared(q, k, v, mask, prefix)
         y = y.swapaxes(1, 2).reshape(*x.shape[:2], -1)
-        x = x + nn.Dense(c.hidden_size, use_bias=False, name="o_proj")(y)
+        x = x + nn.Dense(c.hidden_size, use_bias=c.attention_bias, name="o_proj")(y)
 
         y = RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x)
         gate = nn.silu(nn.Dense(c.intermediate_size, use_bias=False, name="gate_proj")(y))
@@ -183,6 +204,30 @@ def hidden_states(
     config: ModelConfig, params: Params, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]
 ) -> Float[Array, "B L D"]:
     return Decoder(config).apply({"params": params}, tokens, mask)[0]
+
+
+def hidden_states_behind(
+    config: ModelConfig,
+    params: Params,
+    prompts: Int[Array, "R P"],
+    prompt_mask: Bool[Array, "R P"],
+    tokens: Int[Array, "B L"],
+    mask: Bool[Array, "B L"],
+) -> Float[Array, "B L D"]:
+    """Hidden states of B = R * n rows, each behind its prompt, which is read once for its n neighbouring rows."""
+    _, caches = Decoder(config).apply({"params": params}, prompts, prompt_mask)
+    rows = tokens.shape[0] // prompts.shape[0]
+    positions = jnp.repeat(jnp.sum(prompt_mask, axis=1), rows)[:, None] + positions_of(mask)
+    seen = causal_mask(mask)
+
+    def step(x: Array, layer: tuple[Params, Cache]) -> tuple[Array, None]:
+        block, cache = layer
+        prefix = Prefix(cache.keys, cache.values, prompt_mask)
+        return Block(config).apply({"params": block}, x, positions, seen, None, 0, prefix)[0], None
+
+    x = Decoder(config).apply({"params": params}, tokens, method=lambda m, t: m.embed_tokens(t))
+    x, _ = jax.lax.scan(step, x, (params["layers"], caches))
+    return Decoder(config).apply({"params": params}, x, method=lambda m, h: m.norm(h))
 
 
 def to_logits(config: ModelConfig, params: Params, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:

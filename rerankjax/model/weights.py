@@ -1,0 +1,269 @@
+"""Weights in Hugging Face's format: loaded tensor by tensor onto the devices, and saved for `transformers`.
+
+A layer's parameter lies here on a leading axis over layers and as [in, out]; there each layer has a tensor [out, in] of
+its own. What a device is to hold is put together in host memory from slices of those, one parameter at a time.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding, SingleDeviceSharding
+from transformers import PreTrainedTokenizerBase
+
+from rerankjax.model.config import ModelConfig
+from rerankjax.model.decoder import Params, init_decoder
+from rerankjax.model.pretrained import find_folder, read_config, write_config
+from rerankjax.model.tensors import Tensor, find_tensors, read_rows, same, write_tensors
+
+ParamPath = tuple[str, ...]  # in the tree: ("layers", "q_proj", "kernel")
+Placement = Sharding | Callable[[ParamPath, tuple[int, ...]], Sharding]
+
+FLOATS = ("F32", "F16", "BF16")
+MLP = ("gate_proj", "up_proj", "down_proj")
+LM_HEAD, SCORE = "lm_head.weight", "score.weight"
+MAX_FILE_BYTES = 5 * 10**9
+
+
+def load(
+    path_or_id: Path | str, *, sharding: Placement | None = None, dtype: Any = None, revision: str | None = None
+) -> tuple[ModelConfig, Params]:
+    """A `*ForCausalLM` checkpoint from a folder or a hub id.
+
+    sharding: of every parameter, or a function of a parameter's path and shape that gives it; without it, all lie on
+    the first device. dtype: of the parameters; without it, as saved.
+    Host memory peaks at one parameter of all layers, or at what one device holds of it.
+
+    Raises:
+        FileNotFoundError: no such folder, or a file of it is missing.
+        ValueError: config.json asks for what is not supported; a tensor is missing, unexpected or of a wrong shape.
+    """
+    folder = find_folder(path_or_id, revision)
+    config, _ = read_config(folder)
+    return config, _load(folder, config, _decoder_shapes(config), find_tensors(folder), sharding, dtype)
+
+
+def load_reranker(
+    path_or_id: Path | str, *, sharding: Placement | None = None, dtype: Any = None, revision: str | None = None
+) -> tuple[ModelConfig, Params]:
+    """A `*ForSequenceClassification` checkpoint with one label: {"decoder": the trunk, "score": the head}.
+
+    Such a model scores a row's last token: its pooling is "last". The format has no language-model head, so one that is
+    not tied to the embeddings is there only if the checkpoint holds it all the same. Arguments as `load`'s, the head's
+    path being ("score", "kernel") and its shape [D, 1].
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`; ValueError also for no `score.weight`, or more labels than one.
+    """
+    folder = find_folder(path_or_id, revision)
+    config, hf = read_config(folder)
+    tensors = find_tensors(folder)
+    if SCORE in tensors and hf.num_labels != 1:
+        raise ValueError(
+            f"{folder / 'config.json'}: num_labels = {hf.num_labels} is not supported: a reranker has one score, give "
+            "a reward model with num_labels = 1"
+        )
+    decoder = {k: v for k, v in _decoder_shapes(config).items() if k != "lm_head" or LM_HEAD in tensors}
+    score = {"kernel": jax.ShapeDtypeStruct((config.hidden_size, 1), jnp.float32)}
+    params = _load(folder, config, {"decoder": decoder, "score": score}, tensors, sharding, dtype)
+    return config, params | {"score": params["score"]["kernel"][:, 0]}
+
+
+def save(
+    path: Path,
+    config: ModelConfig,
+    params: Params,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> None:
+    """Writes a `*ForCausalLM` into the new or empty folder `path`.
+
+    The tokenizer is saved with it, and gives config.json its special tokens. Host memory peaks at one file. Every
+    parameter must be addressable from this process.
+
+    Raises:
+        FileExistsError: `path` holds something.
+    """
+    _save(path, config, params, "ForCausalLM", tokenizer, max_file_bytes)
+
+
+def save_reranker(
+    path: Path,
+    config: ModelConfig,
+    params: Params,
+    *,
+    pooling: str,
+    pad_token_id: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> None:
+    """Writes a reranker as `*ForSequenceClassification` with one label, without its language-model head; see `save`.
+
+    `transformers` scores the last token that is not `pad_token_id`, so that no text may hold this token.
+
+    Raises:
+        FileExistsError: `path` holds something.
+        ValueError: `transformers` would compute other scores, for `pooling` is not "last" or padding ends texts.
+    """
+    if pooling != "last":
+        raise ValueError(f'pooling = "{pooling}" cannot be saved: transformers scores the last token, use "last"')
+    if not 0 <= pad_token_id < config.vocab_size:
+        raise ValueError(f"pad_token_id = {pad_token_id} is no token: use one of 0 to {config.vocab_size - 1}")
+    if tokenizer is not None and pad_token_id == tokenizer.eos_token_id:
+        raise ValueError(
+            f"pad_token_id = {pad_token_id} is also the tokenizer's end of text, which would count as padding: give "
+            "padding a token of its own"
+        )
+    decoder = {name: value for name, value in params["decoder"].items() if name != "lm_head"}
+    reranker = {"decoder": decoder, "score": {"kernel": params["score"][:, None]}}
+    head = {"num_labels": 1, "pad_token_id": pad_token_id}
+    _save(path, config, reranker, "ForSequenceClassification", tokenizer, max_file_bytes, **head)
+
+
+def _decoder_shapes(config: ModelConfig) -> Params:
+    return jax.eval_shape(functools.partial(init_decoder, config), jax.random.key(0))
+
+
+def _leaves(tree: Params) -> list[tuple[ParamPath, Any]]:
+    return [(tuple(key.key for key in path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _names(path: ParamPath, layers: int) -> list[str]:
+    """The tensors that a parameter is made of: one for each layer, or one."""
+    module, end = path[-2], "bias" if path[-1] == "bias" else "weight"
+    if not _stacked(path):
+        return [f"{module}.{end}" if module in ("lm_head", "score") else f"model.{module}.{end}"]
+    if not module.endswith("layernorm"):
+        module = f"{'mlp' if module in MLP else 'self_attn'}.{module}"
+    return [f"model.layers.{i}.{module}.{end}" for i in range(layers)]
+
+
+def _stacked(path: ParamPath) -> bool:
+    return "layers" in path
+
+
+def _transposed(path: ParamPath) -> bool:
+    return path[-1] == "kernel"
+
+
+def _load(
+    folder: Path,
+    config: ModelConfig,
+    shapes: Params,
+    tensors: dict[str, Tensor],
+    sharding: Placement | None,
+    dtype: Any,
+) -> Params:
+    leaves = _leaves(shapes)
+    _check_tensors(folder, config, leaves, tensors)
+    arrays = {}
+    # The largest first: what it takes to put one together is less than what is still to come.
+    for path, leaf in sorted(leaves, key=lambda item: -item[1].size):
+        found = [tensors[name] for name in _names(path, config.num_hidden_layers)]
+        place = sharding(path, leaf.shape) if callable(sharding) else sharding
+        arrays[path] = _put(path, leaf.shape, found, place or SingleDeviceSharding(jax.devices()[0]), dtype)
+    return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[path] for path, _ in leaves])
+
+
+def _put(path: ParamPath, shape: tuple[int, ...], found: list[Tensor], sharding: Sharding, dtype: Any) -> jax.Array:
+    """A parameter on its devices, from its tensors. Devices that hold the same part share one reading."""
+    devices_of: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        part = tuple(s.indices(n)[:2] for s, n in zip(index or (), shape, strict=True))
+        devices_of.setdefault(part, []).append(device)
+    arrays = []
+    for part, devices in devices_of.items():
+        index = tuple(slice(*bounds) for bounds in part)
+        block = np.empty([stop - start for start, stop in part], dtype or _dtype(found[0]))
+        layers = zip(block, found[index[0]], strict=True) if _stacked(path) else [(block, found[0])]
+        inner = index[1:] if _stacked(path) else index
+        for layer, tensor in layers:
+            target = layer.T if _transposed(path) else layer
+            for rows, values in read_rows(tensor, inner[::-1] if _transposed(path) else inner):
+                target[rows] = values
+        arrays += [jax.device_put(block, device) for device in devices]
+        jax.block_until_ready(arrays)  # or the next block would be read beside one still on its way
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _dtype(tensor: Tensor) -> np.dtype:
+    return jnp.dtype({"F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}[tensor.dtype])
+
+
+def _check_tensors(
+    folder: Path, config: ModelConfig, leaves: list[tuple[ParamPath, Any]], tensors: dict[str, Tensor]
+) -> None:
+    """Refuses a checkpoint that is not exactly what its config.json asks for, before any weight is read."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for path, leaf in leaves:
+        shape = leaf.shape[1:] if _stacked(path) else leaf.shape
+        names = _names(path, config.num_hidden_layers)
+        expected |= dict.fromkeys(names, shape[::-1] if _transposed(path) else shape)
+
+    missing = sorted(expected.keys() - tensors.keys(), key=lambda name: (name not in (SCORE, LM_HEAD), name))
+    if missing:
+        remedy = {
+            SCORE: "this is no reward model; load it with load and give it a head with init_reranker",
+            LM_HEAD: "this is no *ForCausalLM, or its config.json should have tie_word_embeddings = true",
+        }.get(missing[0], "complete the checkpoint")
+        raise ValueError(f"{folder} lacks {_listed(missing)}, and nothing is initialised instead: {remedy}")
+    for name, shape in expected.items():
+        tensor = tensors[name]
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{tensor.file}: {name} has shape {tensor.shape}, but config.json asks for {shape}: correct one of them"
+            )
+        if tensor.dtype not in FLOATS:
+            raise ValueError(f"{tensor.file}: {name} is {tensor.dtype}, not one of {', '.join(FLOATS)}: convert it")
+
+    # Old checkpoints hold RoPE's frequencies, which follow from config.json.
+    surplus = sorted(name for name in tensors.keys() - expected.keys() if not name.endswith("rotary_emb.inv_freq"))
+    if LM_HEAD in surplus and config.tie_word_embeddings:
+        if not same(tensors[LM_HEAD], tensors["model.embed_tokens.weight"]):
+            raise ValueError(
+                f"{tensors[LM_HEAD].file}: {LM_HEAD} is not the embedding, but config.json has tie_word_embeddings = "
+                "true: write false there, or remove the tensor"
+            )
+        surplus.remove(LM_HEAD)
+    if surplus:
+        remedy = "load a reward model with load_reranker" if SCORE in surplus else "correct config.json or remove them"
+        raise ValueError(f"{tensors[surplus[0]].file}: unexpected {_listed(surplus)}: {remedy}")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _save(
+    path: Path,
+    config: ModelConfig,
+    params: Params,
+    head: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    max_file_bytes: int,
+    **fields: Any,
+) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    if any(path.iterdir()):
+        raise FileExistsError(f"{path} is not empty: give a new folder")
+    tensors: dict[str, tuple[int, Callable[[], np.ndarray]]] = {}
+    for at, leaf in _leaves(params):
+        names = _names(at, config.num_hidden_layers)
+        for i, name in enumerate(names):
+            fetch = functools.partial(_fetch, at, leaf, i)
+            tensors[name] = leaf.nbytes // len(names), fetch
+    write_tensors(path, tensors, max_file_bytes)
+    tokens: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(path)
+        tokens = {name: getattr(tokenizer, name) for name in tokens}
+    write_config(path, config, head, dtype=str(jax.tree.leaves(params)[0].dtype), **(tokens | fields))
+
+
+def _fetch(path: ParamPath, leaf: jax.Array, layer: int) -> np.ndarray:
+    array = np.asarray(leaf[layer] if _stacked(path) else leaf)
+    return array.T if _transposed(path) else array
