@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rerankjax.model import likelihood
 from rerankjax.model.decoder import attend, hidden_states, init_decoder, rotate, to_logits
-from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean
+from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean, token_log_probs
+from rerankjax.model.sharding import data_mesh
 from rerankjax.model.training import OptimizerConfig, apply_gradients, init_state, make_optimizer
+from rerankjax.policy.sft import make_sft_step
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -83,6 +86,35 @@ def test_completion_log_probs_are_the_log_softmax_before_each_token(tiny):
     expected = [scaled[0, i - 1, tokens[0, i]] for i in range(5, 10)]
     np.testing.assert_allclose(log_probs[0, :5], expected, atol=1e-5)
     assert (log_probs[0, 5:] == 0).all()
+
+
+def test_log_probs_in_blocks_are_those_of_the_whole(tiny, monkeypatch):
+    params = init_decoder(tiny, jax.random.key(0))
+    hidden = jax.random.normal(jax.random.key(1), (3, 11, tiny.hidden_size))
+    tokens = jax.random.randint(jax.random.key(2), (3, 11), 0, tiny.vocab_size)
+
+    def gradients():
+        def total(params, hidden):
+            return jnp.sum(token_log_probs(tiny, params, hidden, tokens, 0.7) ** 2)
+
+        return jax.value_and_grad(total, argnums=(0, 1))(params, hidden)
+
+    whole = gradients()
+    monkeypatch.setattr(likelihood, "BLOCK", 3 * tiny.vocab_size * 4)  # 4 positions: the last block is not full
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradients(), whole)
+
+
+def test_a_step_holds_no_logits_of_all_positions(tiny):
+    """The compiled SFT step's temporary memory, beside the size of [batch, length, vocabulary]."""
+    config = dataclasses.replace(tiny, vocab_size=64_000)
+    optimizer = OptimizerConfig(1e-3, steps=2)
+    step = make_sft_step(config, optimizer, 1, data_mesh())
+    state = jax.eval_shape(
+        lambda key: init_state(init_decoder(config, key), make_optimizer(optimizer)), jax.random.key(0)
+    )
+    rows = Rows(jax.ShapeDtypeStruct((8, 256), jnp.int32), jax.ShapeDtypeStruct((8, 256), bool))
+    memory = step.lower(state, rows).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.7 * 8 * 255 * config.vocab_size * 4
 
 
 def test_masked_mean_of_nothing_is_zero():

@@ -9,7 +9,7 @@ import pytest
 
 from rerankjax.loop import checkpoint
 from rerankjax.model.decoder import init_decoder
-from rerankjax.model.likelihood import Rows
+from rerankjax.model.likelihood import Rows, Tree, completion_log_probs, masked_mean
 from rerankjax.model.sharding import data_mesh, replicated
 from rerankjax.model.training import OptimizerConfig, init_state, make_optimizer
 from rerankjax.prompts.tokenizer import train_tokenizer
@@ -76,16 +76,44 @@ def test_last_pools_the_last_real_token_not_the_last_that_is_no_padding_id(tiny,
     assert scores[0] != pytest.approx(scores[1], abs=1e-6)
 
 
+def pairs_of(seed, batch=4):
+    """Pairs as rows that share their prompt, and the same as rows of their own: better, worse."""
+    better, other = rows_of(seed, batch), rows_of(seed + 1000, batch)
+    worse = Rows(*(jnp.concatenate([a[:, :P], b[:, P:]], axis=1) for a, b in zip(better, other, strict=True)))
+    tokens, mask = (jnp.stack([a[:, P:], b[:, P:]], axis=1).reshape(-1, C) for a, b in zip(better, worse, strict=True))
+    return Tree(better.tokens[:, :P], better.mask[:, :P], tokens, mask), better, worse
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_rows_that_share_their_prompt_have_the_loss_and_gradient_of_rows_of_their_own(tiny, reranker, pooling):
+    pairs, better, worse = pairs_of(0)
+
+    def apart(params):
+        chosen, rejected = (score_rows(tiny, pooling, params, rows, P) for rows in (better, worse))
+        log_probs, _ = completion_log_probs(tiny, params["decoder"], better, P)
+        return jnp.mean(bradley_terry(chosen, rejected)) - 0.5 * masked_mean(log_probs, better.mask[:, P:])
+
+    with jax.default_matmul_precision("highest"):
+        config = RerankerConfig(pooling, 0.5)
+        shared = jax.jit(jax.value_and_grad(lambda params: reranker_loss(tiny, config, params, pairs)[0]))
+        loss, gradient = shared(reranker)
+        expected, expected_gradient = jax.jit(jax.value_and_grad(apart))(reranker)
+    assert float(loss) == pytest.approx(float(expected), abs=1e-6)
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient))
+    assert largest > 1e-2
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 * largest), gradient, expected_gradient)
+
+
 def test_the_loss_is_the_mean_over_pairs_plus_the_weighted_lm_loss(tiny, reranker):
-    better, worse = rows_of(0), rows_of(1)
+    pairs, better, worse = pairs_of(0)
     config = RerankerConfig("mean", 0.0)
     scores = [score_rows(tiny, "mean", reranker, rows, P) for rows in (better, worse)]
     margin = np.asarray(scores[0] - scores[1])
     expected = np.mean(np.log1p(np.exp(-margin)))
-    loss, metrics = reranker_loss(tiny, config, reranker, better, worse, P)
+    loss, metrics = reranker_loss(tiny, config, reranker, pairs)
     assert float(loss) == pytest.approx(expected, abs=1e-6)
     assert float(metrics["accuracy"]) == pytest.approx(np.mean(margin > 0))
-    both, metrics = reranker_loss(tiny, dataclasses.replace(config, lm_coef=0.5), reranker, better, worse, P)
+    both, metrics = reranker_loss(tiny, dataclasses.replace(config, lm_coef=0.5), reranker, pairs)
     assert float(both) == pytest.approx(expected + 0.5 * float(metrics["lm_loss"]), abs=1e-6)
 
 
@@ -94,13 +122,13 @@ def test_training_learns_which_of_two_tokens_is_better(tiny, reranker, pooling):
     config = RerankerConfig(pooling, 0.0)
     optimizer = OptimizerConfig(3e-3, steps=30)
     mesh = data_mesh()
-    step = make_reranker_step(tiny, config, optimizer, P, mesh)
+    step = make_reranker_step(tiny, config, optimizer, mesh)
     start = jax.jit(lambda p: init_state(p, make_optimizer(optimizer)), out_shardings=replicated(mesh))
     state = start(jax.tree.map(jnp.copy, reranker))
     for i in range(30):
-        rows = rows_of(i, batch=16)
-        better, worse = (Rows(rows.tokens.at[:, P].set(token), rows.mask) for token in (40, 50))
-        state, metrics = step(state, better, worse)
+        pairs, _, _ = pairs_of(i, batch=16)
+        tokens = pairs.completions.at[::2, 0].set(40).at[1::2, 0].set(50)
+        state, metrics = step(state, pairs._replace(completions=tokens))
     assert metrics["accuracy"] == 1.0
     assert metrics["pair_loss"] < 0.3
 

@@ -15,7 +15,7 @@ from rerankjax.candidates.stop import stop_table, token_texts
 from rerankjax.loop.experiment import Experiment, TrainingConfig
 from rerankjax.loop.metrics import WriteMetrics, metric_writer
 from rerankjax.model.decoder import Params, init_decoder
-from rerankjax.model.likelihood import Rows
+from rerankjax.model.likelihood import Rows, Tree
 from rerankjax.model.sharding import replicated
 from rerankjax.model.training import OptimizerConfig, TrainState, init_state, make_optimizer
 from rerankjax.pairs.mining import Pair
@@ -23,7 +23,7 @@ from rerankjax.policy.ppo import Reward, init_policy, make_ppo_step
 from rerankjax.policy.sft import make_sft_step
 from rerankjax.problems.problem import Problem, Solution
 from rerankjax.progress import Advance, progress
-from rerankjax.prompts.rows import pad_prompts, pad_rows, shuffled_batches
+from rerankjax.prompts.rows import pad_completions, pad_prompts, pad_rows, shuffled_batches
 from rerankjax.reranker.bradley_terry import init_reranker, make_reranker_step
 from rerankjax.reranker.score import encode_completions
 
@@ -65,12 +65,15 @@ def train_reranker(
 ) -> Params:
     """The reranker `params`, trained on the pairs."""
     prompt_of = {p.name: p.prompt for p in problems}
-    prompts = [prompt_of[p.problem] for p in pairs]
-    better = _rows(e, tokenizer, prompts, [p.better for p in pairs])
-    worse = _rows(e, tokenizer, prompts, [p.worse for p in pairs])
-    update = make_reranker_step(e.model, e.reranker, training.optimizer, e.max_prompt_length, mesh)
+    encoded = tokenizer([prompt_of[p.problem] for p in pairs], add_special_tokens=False)["input_ids"]
+    prompts, prompt_mask = pad_prompts(encoded, e.max_prompt_length, tokenizer.pad_token_id)
+    C = e.sampling.max_completion_length
+    texts = [text for p in pairs for text in (p.better, p.worse)]
+    rows = pad_completions(encode_completions(tokenizer, texts), C, tokenizer.pad_token_id)
+    completions, mask = (a.reshape(-1, 2, C) for a in rows)
+    update = make_reranker_step(e.model, e.reranker, training.optimizer, mesh)
     batches = (
-        (Rows(better[0][i], better[1][i]), Rows(worse[0][i], worse[1][i]))
+        (Tree(prompts[i], prompt_mask[i], completions[i].reshape(-1, C), mask[i].reshape(-1, C)),)
         for i in shuffled_batches(len(pairs), training.batch_size, training.optimizer.steps, seed)
     )
     state = _start(params, training.optimizer, mesh)

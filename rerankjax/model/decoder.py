@@ -213,9 +213,9 @@ def hidden_states_behind(
     prompt_mask: Bool[Array, "R P"],
     tokens: Int[Array, "B L"],
     mask: Bool[Array, "B L"],
-) -> Float[Array, "B L D"]:
-    """Hidden states of B = R * n rows, each behind its prompt, which is read once for its n neighbouring rows."""
-    _, caches = Decoder(config).apply({"params": params}, prompts, prompt_mask)
+) -> tuple[Float[Array, "R D"], Float[Array, "B L D"]]:
+    """Hidden states of the prompts' ends, and of B = R * n rows: a left-padded prompt is read once for n neighbours."""
+    of_prompts, caches = Decoder(config).apply({"params": params}, prompts, prompt_mask)
     rows = tokens.shape[0] // prompts.shape[0]
     positions = jnp.repeat(jnp.sum(prompt_mask, axis=1), rows)[:, None] + positions_of(mask)
     seen = causal_mask(mask)
@@ -227,7 +227,7 @@ def hidden_states_behind(
 
     x = Decoder(config).apply({"params": params}, tokens, method=lambda m, t: m.embed_tokens(t))
     x, _ = jax.lax.scan(step, x, (params["layers"], caches))
-    return Decoder(config).apply({"params": params}, x, method=lambda m, h: m.norm(h))
+    return of_prompts[:, -1], Decoder(config).apply({"params": params}, x, method=lambda m, h: m.norm(h))
 
 
 def to_logits(config: ModelConfig, params: Params, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rerankjax.model.config import ModelConfig
-from rerankjax.model.decoder import Params, hidden_states, to_logits
+from rerankjax.model.decoder import Params, hidden_states, hidden_states_behind, to_logits
+
+BLOCK = 1 << 24  # logits held at a time, 64 MB in float32
 
 
 class Rows(NamedTuple):
@@ -21,6 +23,18 @@ class Rows(NamedTuple):
     mask: Bool[Array, "B L"]
 
 
+class Tree(NamedTuple):
+    """Prompts, padded on the left, and n completions behind each, padded on the right; those of a prompt together.
+
+    B = R * n. A row of its own for each would hold, and compute, the prompt n times.
+    """
+
+    prompts: Int[Array, "R P"]
+    prompt_mask: Bool[Array, "R P"]
+    completions: Int[Array, "B C"]
+    mask: Bool[Array, "B C"]
+
+
 def select_log_probs(logits: Float[Array, "B C V"], tokens: Int[Array, "B C"]) -> Float[Array, "B C"]:
     """log softmax(logits) at `tokens`, in float32."""
     logits = logits.astype(jnp.float32)
@@ -28,14 +42,53 @@ def select_log_probs(logits: Float[Array, "B C V"], tokens: Int[Array, "B C"]) -
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
+def token_log_probs(
+    config: ModelConfig,
+    params: Params,
+    hidden: Float[Array, "B C D"],
+    tokens: Int[Array, "B C"],
+    temperature: float = 1.0,
+) -> Float[Array, "B C"]:
+    """log softmax(logits / temperature) at `tokens`, where `hidden` precede them; float32, nats.
+
+    No [B, C, V] array is held: logits are made for as many positions as `BLOCK` has room for, and, for the gradient,
+    made again.
+    """
+    B, C = tokens.shape
+
+    def of(block: tuple[Array, Array]) -> Array:
+        return select_log_probs(to_logits(config, params, block[0]) / temperature, block[1])
+
+    width = max(1, BLOCK // (B * config.vocab_size))
+    if width >= C:
+        return of((hidden, tokens))
+    blocks = -(-C // width)
+
+    def cut(a: Array) -> Array:
+        a = jnp.pad(a, [(0, 0), (0, blocks * width - C)] + [(0, 0)] * (a.ndim - 2))
+        return a.reshape(B, blocks, width, *a.shape[2:]).swapaxes(0, 1)
+
+    log_probs = jax.lax.map(jax.checkpoint(of), (cut(hidden), cut(tokens)))
+    return log_probs.swapaxes(0, 1).reshape(B, -1)[:, :C]
+
+
 def completion_log_probs(
     config: ModelConfig, params: Params, rows: Rows, prompt_length: int, temperature: float = 1.0
 ) -> tuple[Float[Array, "B C"], Float[Array, "B L D"]]:
     """Each completion token's log-probability at `temperature` (nats; padding holds 0), and the hidden states."""
     hidden = hidden_states(config, params, rows.tokens, rows.mask)
-    logits = to_logits(config, params, hidden[:, prompt_length - 1 : -1]) / temperature
-    log_probs = select_log_probs(logits, rows.tokens[:, prompt_length:])
+    before, tokens = hidden[:, prompt_length - 1 : -1], rows.tokens[:, prompt_length:]
+    log_probs = token_log_probs(config, params, before, tokens, temperature)
     return jnp.where(rows.mask[:, prompt_length:], log_probs, 0.0), hidden
+
+
+def tree_hidden_states(
+    config: ModelConfig, params: Params, tree: Tree
+) -> tuple[Float[Array, "B C D"], Float[Array, "B C D"]]:
+    """Hidden states of the completions' tokens, and those of the tokens before them, which foretell them."""
+    ends, hidden = hidden_states_behind(config, params, *tree)
+    first = jnp.repeat(ends, len(hidden) // len(ends), axis=0)[:, None]
+    return hidden, jnp.concatenate([first, hidden[:, :-1]], axis=1)
 
 
 def masked_mean(x: Float[Array, "..."], mask: Bool[Array, "..."], axis: int | None = None) -> Float[Array, "..."]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, hidden_states
-from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean
+from rerankjax.model.likelihood import Rows, Tree, masked_mean, token_log_probs, tree_hidden_states
 from rerankjax.model.sharding import by_row, replicated
 from rerankjax.model.training import OptimizerConfig, TrainState, apply_gradients, make_optimizer
 
@@ -67,34 +67,38 @@ def bradley_terry(better: Float[Array, " B"], worse: Float[Array, " B"]) -> Floa
 
 
 def reranker_loss(
-    config: ModelConfig, reranker: RerankerConfig, params: Params, better: Rows, worse: Rows, prompt_length: int
+    config: ModelConfig, reranker: RerankerConfig, params: Params, pairs: Tree
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Bradley-Terry loss, mean over pairs, plus the auxiliary language-model loss on the better completions."""
-    log_probs, hidden = completion_log_probs(config, params["decoder"], better, prompt_length)
-    chosen = pool_scores(reranker.pooling, params["score"], hidden, better.mask, prompt_length)
-    rejected = score_rows(config, reranker.pooling, params, worse, prompt_length)
+    """Bradley-Terry loss, mean over pairs, plus the auxiliary language-model loss on the better completions.
+
+    Each prompt of `pairs` has two completions, the better one first.
+    """
+    hidden, before = tree_hidden_states(config, params["decoder"], pairs)
+    scores = pool_scores(reranker.pooling, params["score"], hidden, pairs.mask, 0)
+    chosen, rejected = scores[::2], scores[1::2]
     pair_loss = jnp.mean(bradley_terry(chosen, rejected))
-    lm_loss = -masked_mean(log_probs, better.mask[:, prompt_length:])
+    log_probs = token_log_probs(config, params["decoder"], before[::2], pairs.completions[::2])
+    lm_loss = -masked_mean(log_probs, pairs.mask[::2])
     metrics = {"pair_loss": pair_loss, "lm_loss": lm_loss, "accuracy": jnp.mean(chosen > rejected)}
     return pair_loss + reranker.lm_coef * lm_loss, metrics
 
 
 @functools.cache
 def make_reranker_step(
-    config: ModelConfig, reranker: RerankerConfig, optimizer_config: OptimizerConfig, prompt_length: int, mesh: Mesh
-) -> Callable[[TrainState, Rows, Rows], tuple[TrainState, dict[str, Array]]]:
-    """The jitted update: (state, better rows, worse rows) -> (state, metrics). The state is donated."""
+    config: ModelConfig, reranker: RerankerConfig, optimizer_config: OptimizerConfig, mesh: Mesh
+) -> Callable[[TrainState, Tree], tuple[TrainState, dict[str, Array]]]:
+    """The jitted update: (state, pairs) -> (state, metrics), pairs as `reranker_loss`. The state is donated."""
     optimizer = make_optimizer(optimizer_config)
 
-    def step(state: TrainState, better: Rows, worse: Rows) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, pairs: Tree) -> tuple[TrainState, dict[str, Array]]:
         def loss_of(params: Params) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-            return reranker_loss(config, reranker, params, better, worse, prompt_length)
+            return reranker_loss(config, reranker, params, pairs)
 
         (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         return apply_gradients(state, gradients, optimizer), {"loss": loss, **metrics}
 
-    everywhere, rows = replicated(mesh), by_row(mesh)
-    return jax.jit(step, in_shardings=(everywhere, rows, rows), out_shardings=everywhere, donate_argnums=0)
+    everywhere = replicated(mesh)
+    return jax.jit(step, in_shardings=(everywhere, by_row(mesh)), out_shardings=everywhere, donate_argnums=0)
 
 
 @functools.cache

@@ -39,7 +39,7 @@ def score_behind(
     mask: Bool[Array, "B L"],
 ) -> Float[Array, " B"]:
     """r(x, y) of B = R * n completions, those of a prompt side by side: each prompt is read once."""
-    hidden = hidden_states_behind(config, params["decoder"], prompts, prompt_mask, completions, mask)
+    _, hidden = hidden_states_behind(config, params["decoder"], prompts, prompt_mask, completions, mask)
     return pool_scores(pooling, params["score"], hidden, mask, 0)
 
 
