@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from rerankjax.candidates.sampling import SamplingConfig, choose, make_sampler, nucleus, sample_keys
 from rerankjax.candidates.stop import stop_table, truncate
@@ -93,16 +95,16 @@ def test_nothing_follows_the_end_of_text(tiny, params):
 def test_tokens_are_drawn_as_often_as_they_are_likely():
     logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
     uniform = (jnp.arange(10_000) + 0.5) / 10_000
-    token, log_prob, _ = choose(jnp.tile(logits, (10_000, 1)), uniform, 1.0, 1.0)
+    token, log_prob, _ = choose(SamplingConfig(1.0, 1.0, C), jnp.tile(logits, (10_000, 1)), uniform)
     np.testing.assert_allclose(np.bincount(token) / 10_000, [0.5, 0.3, 0.15, 0.05], atol=1e-3)
     np.testing.assert_allclose(log_prob, logits[token], atol=1e-6)
     # 0.5 and 0.3 reach 0.7 together; they are then drawn in proportion.
-    token, log_prob, raw = choose(jnp.tile(logits, (10_000, 1)), uniform, 1.0, 0.7)
+    token, log_prob, raw = choose(SamplingConfig(1.0, 0.7, C), jnp.tile(logits, (10_000, 1)), uniform)
     np.testing.assert_allclose(np.bincount(token) / 10_000, [0.625, 0.375], atol=1e-3)
     np.testing.assert_allclose(log_prob[0], np.log(0.625), atol=1e-6)
     np.testing.assert_allclose(raw, logits[token], atol=1e-6)
     # Temperature 1/2 squares the probabilities.
-    token, *_ = choose(jnp.tile(logits, (10_000, 1)), uniform, 0.5, 1.0)
+    token, *_ = choose(SamplingConfig(0.5, 1.0, C), jnp.tile(logits, (10_000, 1)), uniform)
     squared = np.array([0.25, 0.09, 0.0225, 0.0025])
     np.testing.assert_allclose(np.bincount(token) / 10_000, squared / squared.sum(), atol=1e-3)
 
@@ -116,9 +118,37 @@ def test_the_nucleus_is_what_sorting_finds(top_p):
         np.testing.assert_array_equal(kept, row >= smallest)
 
 
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(0.8, 0, 0.95), (1.3, 5, 1.0), (0.7, 20, 0.6), (1.0, 500, 1.0)]
+)
+def test_the_distribution_is_that_of_transformers(temperature, top_k, top_p):
+    logits = 3 * np.random.default_rng(0).normal(size=(4, 97)).astype(np.float32)
+    warped = torch.from_numpy(logits)
+    for warp in (
+        TemperatureLogitsWarper(temperature),
+        *([TopKLogitsWarper(top_k)] if top_k else []),
+        *([TopPLogitsWarper(top_p)] if top_p < 1 else []),
+    ):
+        warped = warp(None, warped)
+    expected = torch.log_softmax(warped, -1).numpy()
+    uniform = jnp.tile((jnp.arange(2000) + 0.5) / 2000, 4)
+    sampling = SamplingConfig(temperature, top_p, C, top_k)
+    token, log_prob, raw = choose(sampling, jnp.repeat(logits, 2000, axis=0), uniform)
+    token, log_prob, raw = (np.asarray(a).reshape(4, 2000) for a in (token, log_prob, raw))
+    for row in range(4):
+        np.testing.assert_allclose(log_prob[row], expected[row, token[row]], atol=1e-5)
+        counts = np.bincount(token[row], minlength=97) / 2000
+        np.testing.assert_allclose(counts, np.exp(expected[row]), atol=1e-3)
+    np.testing.assert_allclose(
+        raw, torch.log_softmax(torch.from_numpy(logits), -1).numpy()[np.arange(4)[:, None], token], atol=1e-5
+    )
+
+
 def test_a_uniform_just_below_one_draws_a_possible_token():
     logits = jnp.log(jnp.array([[0.6, 0.4, 1e-30, 1e-38]]))
-    token, log_prob, _ = choose(logits, jnp.array([np.nextafter(np.float32(1), np.float32(0))]), 1.0, 0.9)
+    token, log_prob, _ = choose(
+        SamplingConfig(1.0, 0.9, C), logits, jnp.array([np.nextafter(np.float32(1), np.float32(0))])
+    )
     assert int(token[0]) == 1
     assert np.isfinite(log_prob).all()
 
@@ -169,7 +199,9 @@ def test_keys_are_each_samples_own():
     assert len({tuple(k) for k in np.asarray(keys)}) == 15
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"max_completion_length": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}, {"max_completion_length": 0}]
+)
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         dataclasses.replace(SamplingConfig(1.0, 1.0, 8), **bad)

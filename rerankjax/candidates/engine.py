@@ -167,7 +167,7 @@ def _draw(
         )
         logits = jnp.where((s.drawn == 0)[:, None], first, logits)
         uniform = jax.vmap(lambda k, t: jax.random.uniform(jax.random.fold_in(k, t)))(s.keys, s.drawn)
-        token, log_prob, raw = choose(logits, uniform, sampling.temperature, sampling.top_p)
+        token, log_prob, raw = choose(sampling, logits, uniform)
         matched = stops[s.matched, token]
         ends = (token == eos) | (matched == met)
         at = jnp.where(s.done, C, s.drawn)  # past the end where nothing is to be written
@@ -227,7 +227,7 @@ class Engine:
         *,
         samples: int,
         key: Key[Array, ""],
-        stops: Int[Array, "states V"],
+        stops: Int[Array, "states V"] | np.ndarray,
     ) -> Iterator[Sample]:
         """Yields `samples` samples of each prompt as they end. Prompts are taken as rows become free.
 
@@ -245,6 +245,7 @@ class Engine:
         todo: list[list[int]] = [[] for _ in range(R)]  # samples of it not yet begun
         drawing: list[tuple[int, int] | None] = [None] * (R * S)  # (prompt, sample) of each slot
         number = np.zeros(R, np.uint32)
+        finished: list[Sample] = []
         while True:
             free = [r for r in range(R) if not todo[r] and not any(drawing[r * S : (r + 1) * S])]
             fresh = [(r, *one) for r, one in zip(free, numbered, strict=False)] if free else []
@@ -257,16 +258,19 @@ class Engine:
                 if drawing[slot] is None and todo[slot // S]:
                     begin[slot], sample[slot] = True, todo[slot // S].pop()
                     drawing[slot] = at[slot // S], int(sample[slot])
+            if any(drawing):
+                state = self._draw(params, state, stops, begin, key, np.repeat(number, S), sample)
+            yield from finished  # while the device draws on
             if not any(drawing):
                 return
-            state = self._draw(params, state, stops, begin, key, np.repeat(number, S), sample)
-            done, drawn, finished = jax.device_get((state.done, state.drawn, state.finished))
+            done, drawn, stopped = jax.device_get((state.done, state.drawn, state.finished))
             ended = [(slot, *one) for slot, one in enumerate(drawing) if one is not None and done[slot]]
+            finished = []
             if ended:
                 out = jax.device_get((state.tokens, state.log_probs, state.raw_log_probs))
                 for slot, index, which in ended:
                     tokens, log_probs, raw_log_probs = (a[slot, : drawn[slot]].copy() for a in out)
-                    yield Sample(index, which, tokens, log_probs, raw_log_probs, bool(finished[slot]))
+                    finished.append(Sample(index, which, tokens, log_probs, raw_log_probs, bool(stopped[slot])))
                     drawing[slot] = None
 
     def _padded(
@@ -290,3 +294,11 @@ class Engine:
             for i, (row, tokens) in enumerate(group):
                 rows[i], filled[i, length - len(tokens) :], mask[i, length - len(tokens) :] = row, tokens, True
             yield rows, filled, mask
+
+
+@functools.cache
+def make_engine(
+    config: ModelConfig, sampling: SamplingConfig, engine: EngineConfig, eos: int, pad: int, mesh: Mesh
+) -> Engine:
+    """The engine of these settings, made once, so that it compiles once."""
+    return Engine(config, sampling, engine, eos=eos, pad=pad, mesh=mesh)

@@ -18,17 +18,24 @@ from rerankjax.model.sharding import by_row, replicated
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How tokens are drawn. `temperature` 0 is greedy; `top_p` 1 leaves the distribution whole (arXiv 1904.09751)."""
+    """How tokens are drawn. `temperature` 0 is greedy.
+
+    Of the tempered distribution the `top_k` likeliest tokens are kept (0: all, arXiv 1805.04833), and of these the
+    fewest that have `top_p` of their mass (1: all, arXiv 1904.09751).
+    """
 
     temperature: float
     top_p: float
     max_completion_length: int  # tokens, the end-of-text token included
+    top_k: int = 0
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
             raise ValueError(f"temperature = {self.temperature} is negative: use 0 for greedy, or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p = {self.top_p} is not in (0, 1]: use 1 for the whole distribution")
+        if self.top_k < 0:
+            raise ValueError(f"top_k = {self.top_k} is negative: use 0 for all tokens")
         if self.max_completion_length < 1:
             raise ValueError(f"max_completion_length = {self.max_completion_length}: a completion needs a token")
 
@@ -50,8 +57,10 @@ def sample_keys(key: Key[Array, ""], problems: Int[Array, " B"], samples: int) -
     return of_sample(of_problem).reshape(-1)
 
 
-def nucleus(probs: Float[Array, "B V"], top_p: float) -> Bool[Array, "B V"]:
-    """The fewest most likely tokens whose probabilities sum to at least `top_p`; ties at the edge are all kept.
+def _likeliest(
+    probs: Float[Array, "B V"], enough: Callable[[Bool[Array, "B V"]], Bool[Array, " B"]]
+) -> Bool[Array, "B V"]:
+    """The fewest most likely tokens that are `enough`; ties at the edge are all kept.
 
     The edge is found by bisection over the bit patterns of non-negative floats, which order as the floats do: 31 sums
     are exact and far cheaper than a sort of the vocabulary.
@@ -59,28 +68,40 @@ def nucleus(probs: Float[Array, "B V"], top_p: float) -> Bool[Array, "B V"]:
     bits = jax.lax.bitcast_convert_type(probs.astype(jnp.float32), jnp.int32)
 
     def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds  # enough mass at or above `low`, too little at or above `high`
+        low, high = bounds  # enough at or above `low`, too few at or above `high`
         middle = low + (high - low) // 2
-        enough = jnp.sum(jnp.where(bits >= middle[:, None], probs, 0), axis=-1) >= top_p
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+        holds = enough(bits >= middle[:, None])
+        return jnp.where(holds, middle, low), jnp.where(holds, high, middle)
 
     low = jnp.zeros(probs.shape[0], jnp.int32)
     high = jnp.full_like(low, jnp.float32(2).view(jnp.int32))
     return bits >= jax.lax.fori_loop(0, 31, halve, (low, high))[0][:, None]
 
 
+def nucleus(probs: Float[Array, "B V"], top_p: float) -> Bool[Array, "B V"]:
+    """The fewest most likely tokens whose probabilities sum to at least `top_p`; ties at the edge are all kept."""
+    return _likeliest(probs, lambda kept: jnp.sum(jnp.where(kept, probs, 0), axis=-1) >= top_p)
+
+
+def likeliest(probs: Float[Array, "B V"], top_k: int) -> Bool[Array, "B V"]:
+    """The `top_k` most likely tokens; ties at the edge are all kept."""
+    return _likeliest(probs, lambda kept: jnp.sum(kept, axis=-1) >= top_k)
+
+
 def choose(
-    logits: Float[Array, "B V"], uniform: Float[Array, " B"], temperature: float, top_p: float
+    sampling: SamplingConfig, logits: Float[Array, "B V"], uniform: Float[Array, " B"]
 ) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
     """A token by inversion of the cumulative distribution at `uniform`, its log-probability, and its raw one."""
     logits = logits.astype(jnp.float32)
-    if temperature == 0:
+    if sampling.temperature == 0:
         token = jnp.argmax(logits, axis=-1)
         raw = select_log_probs(logits[:, None], token[:, None])[:, 0]
         return token, jnp.zeros_like(raw), raw
-    scaled = logits / temperature
-    if top_p < 1:
-        scaled = jnp.where(nucleus(jax.nn.softmax(scaled), top_p), scaled, -jnp.inf)
+    scaled = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        scaled = jnp.where(likeliest(jax.nn.softmax(scaled), sampling.top_k), scaled, -jnp.inf)
+    if sampling.top_p < 1:
+        scaled = jnp.where(nucleus(jax.nn.softmax(scaled), sampling.top_p), scaled, -jnp.inf)
     mass = jnp.cumsum(jnp.exp(scaled - jnp.max(scaled, axis=-1, keepdims=True)), axis=-1)
     # Below the total whatever rounding does, so that the first sum to exceed it belongs to a token of some mass.
     aim = jnp.minimum(uniform * mass[:, -1], jnp.nextafter(mass[:, -1], jnp.float32(0)))
@@ -115,7 +136,7 @@ def sample(
 
     def draw(t: Array, logits: Array, matched: Array, done: Array, out: Samples) -> tuple[Array, Array, Array, Samples]:
         uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t)))(keys)
-        token, log_prob, raw = choose(logits, uniform, sampling.temperature, sampling.top_p)
+        token, log_prob, raw = choose(sampling, logits, uniform)
         token = jnp.where(done, pad, token)
         matched = stops[matched, token]
         ends = ~done & ((token == eos) | (matched == met))

@@ -1,5 +1,6 @@
 """Stop strings as an automaton over tokens, so that the device knows when a completion is done."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,6 +47,12 @@ def stop_table(texts: Sequence[str], stops: Sequence[str]) -> np.ndarray:
 
     table = [[run(p, t) if stops else 0 for t in texts] for p in prefixes]
     return np.array([*table, [done] * len(texts)], np.int32)
+
+
+@functools.lru_cache(maxsize=16)
+def stops_of(tokenizer: PreTrainedTokenizerBase, stops: tuple[str, ...]) -> np.ndarray:
+    """`stop_table` of a tokenizer's tokens, made once: of a large vocabulary it takes seconds."""
+    return stop_table(token_texts(tokenizer), stops)
 
 
 def truncate(text: str, stops: Sequence[str]) -> str:

@@ -14,20 +14,19 @@ DETAIL_CHARACTERS = 1000  # of a failing run's last words: enough for the test t
 def execute(
     config: SandboxConfig,
     problems: Sequence[Problem],
-    batches: Iterable[Sequence[Candidate]],
+    candidates: Iterable[Candidate],
     advance: Callable[[int], object] = lambda programs: None,
 ) -> list[Candidate]:
-    """The candidates with their verdicts, in the order they came. Batches are drawn only as fast as programs finish."""
+    """The candidates with their verdicts, in the order they came. They are drawn only as fast as programs finish."""
     problem_of = {p.name: p for p in problems}
     taken: list[Candidate] = []
 
     def programs() -> Iterator[sandbox.Program]:
-        for batch in batches:
-            for candidate in batch:
-                taken.append(candidate)
-                problem = problem_of[candidate.problem]
-                source = problem.prompt + candidate.completion
-                yield sandbox.Program(problem.language, source, "\n" + problem.tests)
+        for candidate in candidates:
+            taken.append(candidate)
+            problem = problem_of[candidate.problem]
+            source = problem.prompt + candidate.completion
+            yield sandbox.Program(problem.language, source, "\n" + problem.tests)
 
     limits = sandbox.Limits(cpu_seconds=config.cpu_seconds, wall_seconds=config.wall_seconds)
     results: dict[int, sandbox.Result] = {}

@@ -42,7 +42,7 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CandidatesConfig:
-    """Samples a problem on each split, and problems a batch on the device."""
+    """Samples a problem on each split, and problems under way on the device at a time."""
 
     train: int
     dev: int
@@ -189,6 +189,7 @@ def _check(e: Experiment, devices: int) -> None:
         f"an iteration takes each prompt once, and problems.train = {e.problems.train}; lower it",
     )
     require(e.sampling.top_p == 1.0, "sampling.top_p", e.sampling.top_p, "PPO learns from whole distributions; use 1.0")
+    require(e.sampling.top_k == 0, "sampling.top_k", e.sampling.top_k, "PPO learns from whole distributions; use 0")
     require(
         e.sampling.temperature > 0, "sampling.temperature", e.sampling.temperature, "greedy never explores; raise it"
     )

@@ -142,6 +142,8 @@ def candidates(run: SeedRun, policy: str, params: Params, split_name: str) -> li
         title = f"seed {run.seed}: {policy}, sample and execute {split_name}"
         with progress(title, samples * len(problems), "programs") as advance:
             executed = execute(e.sandbox, problems, _sample(run, params, problems, samples, key), advance)
+        place = {problem.name: i for i, problem in enumerate(problems)}
+        executed.sort(key=lambda c: (place[c.problem], c.sample))
         write_candidates(directory / "candidates.parquet", executed)
 
     path = write_stage(run.root / "candidates" / f"{policy}-{split_name}", fill)
@@ -150,7 +152,7 @@ def candidates(run: SeedRun, policy: str, params: Params, split_name: str) -> li
 
 def _sample(
     run: SeedRun, params: Params, problems: Sequence[Problem], samples: int, key: jax.Array
-) -> Iterator[list[Candidate]]:
+) -> Iterator[Candidate]:
     e = run.experiment
     return generate(
         e.model,

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from rerankjax.candidates.generate import problem_ids
-from rerankjax.candidates.stop import stop_table, token_texts
+from rerankjax.candidates.stop import stops_of
 from rerankjax.loop.experiment import Experiment, TrainingConfig
 from rerankjax.loop.metrics import WriteMetrics, metric_writer
 from rerankjax.model.decoder import Params, init_decoder
@@ -103,7 +103,7 @@ def train_ppo(
     step = make_ppo_step(
         e.model, e.reranker.pooling, e.sampling, ppo, P, tokenizer.eos_token_id, tokenizer.pad_token_id, mesh
     )
-    stops = jnp.asarray(stop_table(token_texts(tokenizer), problems[0].stop_tokens))
+    stops = stops_of(tokenizer, problems[0].stop_tokens)
     encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
     prompts, mask = pad_prompts(encoded, P, tokenizer.pad_token_id)
     ids = problem_ids(problems)
