@@ -44,5 +44,8 @@ if [ "$languages" = languages ]; then
   # Not among the dev packages: which build of torch is right differs by machine, and the tests want the CPU's.
   "$venv/bin/python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' ||
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+  # PEFT and what it needs beside torch, which it would choose itself.
+  "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --constraint constraints.txt \
+    --no-deps peft==0.21.2 accelerate==1.15.0 psutil
   "$venv/bin/python" -m rerankjax.sandbox.install
 fi

@@ -1,6 +1,7 @@
 """A Llama-family decoder: RoPE, RMSNorm, SwiGLU, grouped-query attention (arXiv 2302.13971, 2305.13245).
 
-Qwen2 (2407.10671) adds biases to it, Qwen3 (2505.09388) norms of queries and keys; `ModelConfig` says which.
+Qwen2 (2407.10671) adds biases to it, Qwen3 (2505.09388) norms of queries and keys; `ModelConfig` says which. Where a
+layer's parameters hold low-rank adapters beside a kernel (`lora.attach`), they are added to what it gives.
 
 Shapes: B batch, L query length, S key length, D hidden size, H query heads, K key/value heads, G = H // K, E head dim,
 N layers, V vocabulary. The layers' parameters are stacked on a leading axis of N and scanned over, so that compile time
@@ -117,6 +118,29 @@ class RMSNorm(nn.Module):
         return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)).astype(x.dtype) * scale
 
 
+class Linear(nn.Module):
+    """x @ kernel (+ bias), as nn.Dense, and + (x @ lora_a) @ lora_b where the parameters hold those.
+
+    Adapters compute in the activations' type, whatever they are kept in.
+    """
+
+    features: int
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
+        y = jnp.dot(x, kernel)
+        if bias is not None:
+            y = y + bias
+        if self.has_variable("params", "lora_a"):
+            a, b = (self.get_variable("params", name).astype(x.dtype) for name in ("lora_a", "lora_b"))
+            y = y + jnp.dot(jnp.dot(x, a), b)
+        return y
+
+
 class Block(nn.Module):
     """One layer. With a cache, keys and values are written into it at `start`, and attended with the rest."""
 
@@ -135,7 +159,7 @@ class Block(nn.Module):
         c = self.config
 
         def project(name: str, heads: int, y: Array) -> Array:
-            y = nn.Dense(heads * c.head_dim, use_bias=c.qkv_bias, name=name)(y)
+            y = Linear(heads * c.head_dim, c.qkv_bias, name=name)(y)
             return y.reshape(*y.shape[:2], heads, c.head_dim).swapaxes(1, 2)
 
         def place(name: str, y: Array) -> Array:
@@ -151,12 +175,12 @@ class Block(nn.Module):
             v = jax.lax.dynamic_update_slice_in_dim(cache.values, v, start, axis=2)
         y = attend(q, k, v, mask) if prefix is None else attend_shared(q, k, v, mask, prefix)
         y = y.swapaxes(1, 2).reshape(*x.shape[:2], -1)
-        x = x + nn.Dense(c.hidden_size, use_bias=c.attention_bias, name="o_proj")(y)
+        x = x + Linear(c.hidden_size, c.attention_bias, name="o_proj")(y)
 
         y = RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x)
-        gate = nn.silu(nn.Dense(c.intermediate_size, use_bias=False, name="gate_proj")(y))
-        up = nn.Dense(c.intermediate_size, use_bias=False, name="up_proj")(y)
-        return x + nn.Dense(c.hidden_size, use_bias=False, name="down_proj")(gate * up), Cache(k, v)
+        gate = nn.silu(Linear(c.intermediate_size, name="gate_proj")(y))
+        up = Linear(c.intermediate_size, name="up_proj")(y)
+        return x + Linear(c.hidden_size, name="down_proj")(gate * up), Cache(k, v)
 
 
 class Decoder(nn.Module):

@@ -132,7 +132,7 @@ def _leaves(tree: Params) -> list[tuple[ParamPath, Any]]:
     return [(tuple(key.key for key in path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def _names(path: ParamPath, layers: int) -> list[str]:
+def tensor_names(path: ParamPath, layers: int) -> list[str]:
     """The tensors that a parameter is made of: one for each layer, or one."""
     module, end = path[-2], "bias" if path[-1] == "bias" else "weight"
     if not _stacked(path):
@@ -163,7 +163,7 @@ def _load(
     arrays = {}
     # The largest first: what it takes to put one together is less than what is still to come.
     for path, leaf in sorted(leaves, key=lambda item: -item[1].size):
-        found = [tensors[name] for name in _names(path, config.num_hidden_layers)]
+        found = [tensors[name] for name in tensor_names(path, config.num_hidden_layers)]
         place = sharding(path, leaf.shape) if callable(sharding) else sharding
         arrays[path] = _put(path, leaf.shape, found, place or SingleDeviceSharding(jax.devices()[0]), dtype)
     return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[path] for path, _ in leaves])
@@ -201,7 +201,7 @@ def _check_tensors(
     expected: dict[str, tuple[int, ...]] = {}
     for path, leaf in leaves:
         shape = leaf.shape[1:] if _stacked(path) else leaf.shape
-        names = _names(path, config.num_hidden_layers)
+        names = tensor_names(path, config.num_hidden_layers)
         expected |= dict.fromkeys(names, shape[::-1] if _transposed(path) else shape)
 
     missing = sorted(expected.keys() - tensors.keys(), key=lambda name: (name not in (SCORE, LM_HEAD), name))
@@ -252,7 +252,7 @@ def _save(
         raise FileExistsError(f"{path} is not empty: give a new folder")
     tensors: dict[str, tuple[int, Callable[[], np.ndarray]]] = {}
     for at, leaf in _leaves(params):
-        names = _names(at, config.num_hidden_layers)
+        names = tensor_names(at, config.num_hidden_layers)
         for i, name in enumerate(names):
             fetch = functools.partial(_fetch, at, leaf, i)
             tensors[name] = leaf.nbytes // len(names), fetch

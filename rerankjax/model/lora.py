@@ -1,0 +1,103 @@
+"""LoRA: a model as low-rank changes of a frozen base (arXiv 2106.09685).
+
+An adapter is {"layers": {"q_proj": {"lora_a": [N, in, rank], "lora_b": [N, rank, out]}, ...}}, float32. Attached to a
+base it is decoder parameters like any others, whose frozen part is the base's own arrays: any number of models on one
+base cost one base. Where the base is None there is no adapter: parameters are whole, and trained whole.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from rerankjax.model.config import ModelConfig
+from rerankjax.model.decoder import Params, init_decoder
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """W + alpha / rank * A B for the kernel W of each of `targets`. Rank 0 adapts nothing: training is of the whole."""
+
+    rank: int
+    alpha: float = 16.0
+    targets: tuple[str, ...] = TARGETS
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"rank = {self.rank} is negative: use 1 or more, or 0 to train without adapters")
+        if not self.alpha > 0:
+            raise ValueError(f"alpha = {self.alpha} lets an adapter change nothing: use more than 0")
+        for name in self.targets:
+            if name not in TARGETS:
+                raise ValueError(f"targets = {self.targets}: {name} is no projection: use some of {', '.join(TARGETS)}")
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"targets = {self.targets}: name at least one projection, each once")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+FULL = LoraConfig(rank=0)
+
+
+def adapter_shapes(config: ModelConfig, lora: LoraConfig) -> Params:
+    """An adapter's shapes and types, without its numbers."""
+    decoder = jax.eval_shape(functools.partial(init_decoder, config), jax.random.key(0))
+
+    def of(name: str) -> Params:
+        layers, inputs, outputs = decoder["layers"][name]["kernel"].shape
+        return {
+            "lora_a": jax.ShapeDtypeStruct((layers, inputs, lora.rank), jnp.float32),
+            "lora_b": jax.ShapeDtypeStruct((layers, lora.rank, outputs), jnp.float32),
+        }
+
+    return {"layers": {name: of(name) for name in lora.targets}}
+
+
+def init_adapter(config: ModelConfig, lora: LoraConfig, key: Array) -> Params:
+    """An adapter that changes nothing yet: A uniform in +-1 / sqrt(in), as PEFT draws it, and B zero."""
+
+    def draw(shape: Params, key: Array) -> Params:
+        a, b = shape["lora_a"], shape["lora_b"]
+        bound = a.shape[1] ** -0.5
+        return {"lora_a": jax.random.uniform(key, a.shape, a.dtype, -bound, bound), "lora_b": jnp.zeros_like(b)}
+
+    shapes = adapter_shapes(config, lora)["layers"]
+    keys = jax.random.split(key, len(shapes))
+    return {"layers": {name: draw(shapes[name], k) for name, k in zip(lora.targets, keys, strict=True)}}
+
+
+def attach(base: Params | None, adapter: Params, lora: LoraConfig) -> Params:
+    """Decoder parameters: the base's arrays, and the adapter's beside the kernels that it changes.
+
+    The scale goes into B. Without a base the parameters are whole already, and returned as they are.
+    """
+    if base is None:
+        return adapter
+    layers = dict(base["layers"])
+    for name, pair in adapter["layers"].items():
+        layers[name] = layers[name] | {"lora_a": pair["lora_a"], "lora_b": pair["lora_b"] * lora.scale}
+    return base | {"layers": layers}
+
+
+def merge(base: Params | None, adapter: Params, lora: LoraConfig) -> Params:
+    """`attach` for export: W + scale * A B, summed in float32 and rounded to W's type, with nothing beside it."""
+    if base is None:
+        return adapter
+
+    def add(layer: tuple[Array, Any]) -> Array:
+        kernel, pair = layer
+        change = jnp.dot(pair["lora_a"], pair["lora_b"], precision=jax.lax.Precision.HIGHEST)
+        return (kernel.astype(jnp.float32) + lora.scale * change).astype(kernel.dtype)
+
+    layers = dict(base["layers"])
+    for name, pair in adapter["layers"].items():
+        # A layer at a time: all of them in float32 are twice a bfloat16 kernel.
+        layers[name] = layers[name] | {"kernel": jax.lax.map(add, (layers[name]["kernel"], pair))}
+    return base | {"layers": layers}
