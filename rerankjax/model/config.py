@@ -42,6 +42,8 @@ class ModelConfig:
 
     `model_type` "qwen2" adds biases to the query, key and value projections, "qwen3" an RMSNorm of each head's queries
     and keys; `attention_bias` adds biases to all four projections of the others.
+
+    `remat` is of training alone: each layer is computed again in the backward pass, so that only its input is kept.
     """
 
     vocab_size: int
@@ -58,6 +60,7 @@ class ModelConfig:
     model_type: str = "llama"
     attention_bias: bool = False
     rope_scaling: RopeScaling = UNSCALED
+    remat: bool = False
 
     def __post_init__(self) -> None:
         if self.model_type not in MODEL_TYPES:

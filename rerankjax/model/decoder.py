@@ -193,7 +193,7 @@ class Decoder(nn.Module):
         init = nn.initializers.normal(0.02)
         self.embed_tokens = nn.Embed(c.vocab_size, c.hidden_size, embedding_init=init)
         self.layers = nn.scan(
-            Block,
+            nn.remat(Block, prevent_cse=False) if c.remat else Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast),
@@ -250,6 +250,7 @@ def hidden_states_behind(
         return Block(config).apply({"params": block}, x, positions, seen, None, 0, prefix)[0], None
 
     x = Decoder(config).apply({"params": params}, tokens, method=lambda m, t: m.embed_tokens(t))
+    step = jax.checkpoint(step, prevent_cse=False) if config.remat else step
     x, _ = jax.lax.scan(step, x, (params["layers"], caches))
     return of_prompts[:, -1], Decoder(config).apply({"params": params}, x, method=lambda m, h: m.norm(h))
 

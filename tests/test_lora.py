@@ -1,0 +1,166 @@
+"""LoRA: an adapter is the change of the weights that it says, and nothing but it is trained."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rerankjax.candidates.sampling import SamplingConfig, make_sampler
+from rerankjax.model.decoder import decode_step, hidden_states, hidden_states_behind, init_decoder, prefill, to_logits
+from rerankjax.model.decoder import unstack as layers_of
+from rerankjax.model.lora import FULL, TARGETS, LoraConfig, attach, init_adapter, merge
+from rerankjax.model.sharding import data_mesh
+
+LORA = LoraConfig(rank=3, alpha=5.0)
+TOKENS = np.random.default_rng(0).integers(2, 97, (4, 10))
+MASK = np.arange(10) >= np.array([0, 3, 1, 0])[:, None]
+
+
+def with_noise(tree, key, std=0.1):
+    leaves, structure = jax.tree.flatten(tree)
+    drawn = [a + std * jax.random.normal(jax.random.fold_in(key, i), a.shape) for i, a in enumerate(leaves)]
+    return jax.tree.unflatten(structure, drawn)
+
+
+@pytest.fixture
+def base(tiny):
+    return with_noise(init_decoder(tiny, jax.random.key(0)), jax.random.key(1))
+
+
+@pytest.fixture
+def adapter(tiny):
+    """One that changes something."""
+    return with_noise(init_adapter(tiny, LORA, jax.random.key(2)), jax.random.key(3))
+
+
+def logits_of(config, params, tokens=TOKENS, mask=MASK):
+    return jax.jit(lambda p: to_logits(config, p, hidden_states(config, p, tokens, mask)))(params)
+
+
+def test_a_new_adapter_changes_nothing(tiny, base):
+    new = init_adapter(tiny, LORA, jax.random.key(0))
+    np.testing.assert_array_equal(logits_of(tiny, attach(base, new, LORA)), logits_of(tiny, base))
+    jax.tree.map(np.testing.assert_array_equal, merge(base, new, LORA), base)
+    a = new["layers"]["down_proj"]["lora_a"]
+    assert a.shape == (2, 48, 3)
+    assert 0.9 * 48**-0.5 < float(jnp.abs(a).max()) <= 48**-0.5  # PEFT's: kaiming_uniform_(a=sqrt(5))
+
+
+@pytest.mark.parametrize("changes", [{}, {"model_type": "qwen2"}, {"remat": True}], ids=["llama", "qwen2", "remat"])
+@pytest.mark.parametrize("targets", [TARGETS, ("v_proj", "gate_proj")], ids=["all", "two"])
+def test_attached_and_merged_give_the_same_logits(tiny, changes, targets):
+    config = dataclasses.replace(tiny, **changes)
+    lora = dataclasses.replace(LORA, targets=targets)
+    base = with_noise(init_decoder(config, jax.random.key(0)), jax.random.key(1))
+    adapter = with_noise(init_adapter(config, lora, jax.random.key(2)), jax.random.key(3))
+    attached, merged = (logits_of(config, combine(base, adapter, lora)) for combine in (attach, merge))
+    np.testing.assert_allclose(attached, merged, atol=2e-5)
+    assert float(jnp.abs(merged - logits_of(config, base)).max()) > 0.1
+
+
+def test_merging_is_w_plus_scale_a_b_in_float32(base, adapter):
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), base)
+    merged = merge(half, adapter, LORA)
+    for name in TARGETS:
+        w = np.asarray(half["layers"][name]["kernel"], np.float64)
+        a, b = (np.asarray(adapter["layers"][name][x], np.float64) for x in ("lora_a", "lora_b"))
+        kernel = merged["layers"][name]["kernel"]
+        assert kernel.dtype == jnp.bfloat16
+        exact = w + 5 / 3 * a @ b
+        np.testing.assert_allclose(np.asarray(kernel, np.float64), exact, rtol=2**-8, atol=1e-5)
+    assert merged["embed_tokens"]["embedding"] is half["embed_tokens"]["embedding"]
+
+
+def test_every_path_through_the_layers_is_adapted(tiny, base, adapter):
+    """The scan, a prefix that rows share, and token by token with a cache, against the merged model's scan."""
+    attached = attach(base, adapter, LORA)
+    expected = logits_of(tiny, merge(base, adapter, LORA))
+    behind = hidden_states_behind(tiny, attached, TOKENS[:, :6], MASK[:, :6], TOKENS[:, 6:], MASK[:, 6:])
+    np.testing.assert_allclose(to_logits(tiny, attached, behind), expected[:, 6:], atol=2e-5)
+    logits, caches = prefill(tiny, attached, TOKENS[:, :6], MASK[:, :6], 4)
+    for i in range(6, 10):
+        np.testing.assert_allclose(logits, expected[:, i - 1], atol=2e-5)
+        seen = np.where(np.arange(10) <= i, MASK, False)
+        positions = MASK[:, :i].sum(1)
+        layers = layers_of(tiny, attached["layers"])
+        logits, caches = decode_step(tiny, attached, layers, TOKENS[:, i], positions, seen, caches, i)
+    np.testing.assert_allclose(logits, expected[:, 9], atol=2e-5)
+
+
+def test_a_policy_samples_the_same_attached_and_merged(tiny, base, adapter):
+    sampler = make_sampler(tiny, SamplingConfig(1.0, 1.0, 8), 2, 1, 0, data_mesh())
+    stops = np.zeros((2, 97), np.int32) + np.array([[0], [1]], np.int32)
+    ids = np.arange(4, dtype=np.uint32)
+    attached, merged, plain = (
+        sampler(params, TOKENS, MASK, jax.random.key(0), ids, stops).tokens
+        for params in (attach(base, adapter, LORA), merge(base, adapter, LORA), base)
+    )
+    np.testing.assert_array_equal(attached, merged)
+    assert (attached != plain).any()
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_the_gradient_is_that_of_the_weights_through_their_factors(tiny, base, adapter, remat):
+    """For W + s A B: dA = s dW B^T and dB = s A^T dW, with dW the merged model's own."""
+    config = dataclasses.replace(tiny, remat=remat)
+
+    def loss(params):
+        return jnp.mean(jnp.sin(logits_of(config, params)))
+
+    with jax.default_matmul_precision("highest"):
+        whole = jax.jit(jax.grad(loss))(merge(base, adapter, LORA))
+        got = jax.jit(jax.grad(lambda a: loss(attach(base, a, LORA))))(adapter)
+    assert jax.tree.structure(got) == jax.tree.structure(adapter)
+    for name in TARGETS:
+        dw, pair = whole["layers"][name]["kernel"], adapter["layers"][name]
+        of_a = LORA.scale * dw @ pair["lora_b"].swapaxes(1, 2)
+        of_b = LORA.scale * pair["lora_a"].swapaxes(1, 2) @ dw
+        for ours, expected in ((got["layers"][name]["lora_a"], of_a), (got["layers"][name]["lora_b"], of_b)):
+            np.testing.assert_allclose(ours, expected, atol=1e-5 * float(jnp.abs(expected).max()), rtol=1e-3)
+
+
+def test_remat_changes_no_gradient(tiny, base):
+    def gradient(config):
+        def loss(params):
+            hidden = hidden_states_behind(config, params, TOKENS[:, :6], MASK[:, :6], TOKENS[:, 6:], MASK[:, 6:])
+            return jnp.sum(jnp.sin(hidden)) + jnp.sum(jnp.sin(logits_of(config, params)))
+
+        return jax.jit(jax.grad(loss))(base)
+
+    plain, again = gradient(tiny), gradient(dataclasses.replace(tiny, remat=True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), plain, again)
+
+
+def test_a_bfloat16_base_takes_a_float32_adapter(tiny, base, adapter):
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), base)
+
+    def loss(a):
+        logits = logits_of(tiny, attach(half, a, LORA))
+        assert logits.dtype == jnp.bfloat16
+        return jnp.mean(jnp.sin(logits.astype(jnp.float32)))
+
+    gradients = jax.grad(loss)(adapter)
+    assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(gradients))
+    assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradients))
+
+
+def test_without_a_base_parameters_are_whole(base):
+    assert attach(None, base, FULL) is base
+    assert merge(None, base, FULL) is base
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"rank": -1}, "rank = -1"),
+        ({"alpha": 0.0}, "alpha = 0.0"),
+        ({"targets": ("q_proj", "lm_head")}, "lm_head is no projection: use some of q_proj"),
+        ({"targets": ("q_proj", "q_proj")}, "each once"),
+        ({"targets": ()}, "at least one"),
+    ],
+)
+def test_impossible_adapters_are_refused(bad, said):
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(LORA, **bad)
