@@ -55,6 +55,12 @@ def get_config(arg: str = "demo") -> ConfigDict:
                 "minibatches": 4,
                 "kl_coef": 0.15,
             },
+            # A rank above 0 trains rerankers and policies as adapters over the frozen SFT model.
+            "lora": {
+                "rank": 0,
+                "alpha": 16.0,
+                "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+            },
             "early_stopping": {"every": 5, "samples": 4},
             "arms": ("control", "random", "hard", "self_training"),
             "ppo_arms": ("control", "random", "hard", "self_training"),

@@ -56,6 +56,8 @@ def test_a_locked_config_refuses_fields_it_does_not_have():
         ("seeds", (0, "b"), r"config.seeds\[1\] = 'b' is str: give a int"),
         ("arms", ("hardest",), "config.arms = hardest: unknown"),
         ("ppo_arms", ("hard",), "config.ppo_arms = hard: its reranker is not trained"),
+        ("lora.rank", -1, "config.lora.rank = -1 is negative"),
+        ("lora.targets", ("lm_head",), "config.lora.targets = .*: lm_head is no projection"),
         ("problems", 5, "config.problems = 5 is no section"),
     ],
 )

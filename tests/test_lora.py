@@ -10,8 +10,13 @@ import pytest
 from rerankjax.candidates.sampling import SamplingConfig, make_sampler
 from rerankjax.model.decoder import decode_step, hidden_states, hidden_states_behind, init_decoder, prefill, to_logits
 from rerankjax.model.decoder import unstack as layers_of
+from rerankjax.model.likelihood import Rows, Tree, completion_log_probs, masked_mean
 from rerankjax.model.lora import FULL, TARGETS, LoraConfig, attach, init_adapter, merge
-from rerankjax.model.sharding import data_mesh
+from rerankjax.model.sharding import data_mesh, replicated
+from rerankjax.model.training import OptimizerConfig, init_state, make_optimizer
+from rerankjax.policy.ppo import PPOConfig, Reward, init_policy, make_ppo_step
+from rerankjax.policy.sft import make_sft_step
+from rerankjax.reranker.bradley_terry import RerankerConfig, init_reranker, make_reranker_step
 
 LORA = LoraConfig(rank=3, alpha=5.0)
 TOKENS = np.random.default_rng(0).integers(2, 97, (4, 10))
@@ -77,7 +82,7 @@ def test_every_path_through_the_layers_is_adapted(tiny, base, adapter):
     """The scan, a prefix that rows share, and token by token with a cache, against the merged model's scan."""
     attached = attach(base, adapter, LORA)
     expected = logits_of(tiny, merge(base, adapter, LORA))
-    behind = hidden_states_behind(tiny, attached, TOKENS[:, :6], MASK[:, :6], TOKENS[:, 6:], MASK[:, 6:])
+    _, behind = hidden_states_behind(tiny, attached, TOKENS[:, :6], MASK[:, :6], TOKENS[:, 6:], MASK[:, 6:])
     np.testing.assert_allclose(to_logits(tiny, attached, behind), expected[:, 6:], atol=2e-5)
     logits, caches = prefill(tiny, attached, TOKENS[:, :6], MASK[:, :6], 4)
     for i in range(6, 10):
@@ -124,7 +129,7 @@ def test_the_gradient_is_that_of_the_weights_through_their_factors(tiny, base, a
 def test_remat_changes_no_gradient(tiny, base):
     def gradient(config):
         def loss(params):
-            hidden = hidden_states_behind(config, params, TOKENS[:, :6], MASK[:, :6], TOKENS[:, 6:], MASK[:, 6:])
+            _, hidden = hidden_states_behind(config, params, TOKENS[:, :6], MASK[:, :6], TOKENS[:, 6:], MASK[:, 6:])
             return jnp.sum(jnp.sin(hidden)) + jnp.sum(jnp.sin(logits_of(config, params)))
 
         return jax.jit(jax.grad(loss))(base)
@@ -164,3 +169,74 @@ def test_without_a_base_parameters_are_whole(base):
 def test_impossible_adapters_are_refused(bad, said):
     with pytest.raises(ValueError, match=said):
         dataclasses.replace(LORA, **bad)
+
+
+P, C, B = 6, 8, 4
+PPO = PPOConfig(iterations=2, batch_size=B, learning_rate=1e-2, epochs=2, minibatches=2, kl_coef=0.1)
+
+
+def shapes_of(tree):
+    return jax.tree.map(lambda a: a.shape, tree)
+
+
+def start(params, optimizer, mesh):
+    make = jax.jit(lambda p: init_state(jax.tree.map(jnp.copy, p), optimizer), out_shardings=replicated(mesh))
+    return make(params)
+
+
+def test_sft_trains_the_adapter_alone(tiny, base):
+    config, mesh = OptimizerConfig(3e-2, steps=20), data_mesh()
+    step = make_sft_step(tiny, config, P, mesh, LORA)
+    state = start(init_adapter(tiny, LORA, jax.random.key(0)), make_optimizer(config), mesh)
+    before, rows = jax.device_get(base), Rows(jnp.asarray(TOKENS), jnp.asarray(MASK))
+    losses = []
+    for _ in range(20):
+        state, metrics = step(state, base, rows)
+        losses.append(float(metrics["loss"]))
+    expected = -masked_mean(completion_log_probs(tiny, before, rows, P)[0], rows.mask[:, P:])
+    assert losses[0] == pytest.approx(float(expected), rel=1e-5)
+    assert losses[-1] < 0.7 * losses[0]
+    jax.tree.map(np.testing.assert_array_equal, base, before)
+    moments = [m for m in jax.tree.leaves(state.opt_state) if m.ndim]
+    assert sum(m.size for m in moments) == 2 * sum(a.size for a in jax.tree.leaves(state.params))
+
+
+def test_a_reranker_is_an_adapter_and_a_head(tiny, base):
+    """Its first update's loss and head are those of full fine-tuning, for its trunk is the base still."""
+    reranker, config, mesh = RerankerConfig("mean", 0.5), OptimizerConfig(1e-2, steps=2), data_mesh()
+    whole = init_reranker(base, jax.random.key(5))
+    params = whole | {"decoder": init_adapter(tiny, LORA, jax.random.key(6))}
+    pairs = Tree(*map(jnp.asarray, (TOKENS[:2, :P], MASK[:2, :P], TOKENS[:, P:], MASK[:, P:])))
+    optimizer = make_optimizer(dataclasses.replace(config, max_grad_norm=1e9))
+    state, metrics = make_reranker_step(tiny, reranker, config, mesh, LORA)(start(params, optimizer, mesh), base, pairs)
+    full, full_metrics = make_reranker_step(tiny, reranker, config, mesh)(start(whole, optimizer, mesh), None, pairs)
+    assert float(metrics["loss"]) == pytest.approx(float(full_metrics["loss"]), rel=1e-5)
+    moved = state.params["score"] - whole["score"]
+    np.testing.assert_allclose(moved, full.params["score"] - whole["score"], rtol=1e-2, atol=1e-4)
+    assert shapes_of(state.params) == shapes_of(params)
+
+
+def test_four_models_on_one_base(tiny, base, adapter):
+    """PPO with policy, value, reference and reward over one base: its first ratio is 1, and the base stays."""
+    config, mesh = dataclasses.replace(tiny, remat=True), data_mesh()
+    reward = Reward(init_reranker(attach(base, adapter, LORA), jax.random.key(5)), jnp.float32(0), jnp.float32(1))
+    before = jax.device_get(base)
+    new = init_adapter(config, LORA, jax.random.key(6))
+    state = start(init_policy(base) | {"decoder": new}, make_optimizer(PPO.optimizer), mesh)
+    step = make_ppo_step(config, "mean", SamplingConfig(1.0, 1.0, C), PPO, P, 1, 0, mesh, LORA)
+    # An automaton that says a stop string was met after C tokens, whatever they are: scores are then the reranker's.
+    stops = np.repeat(np.minimum(np.arange(C + 1) + 1, C)[:, None], 97, axis=1).astype(np.int32)
+    of_batch = TOKENS[:, :P].astype(np.int32), MASK[:, :P], np.arange(B, dtype=np.uint32)
+    kl_coef, history = jnp.float32(PPO.kl_coef), []
+    for i in range(2):
+        state, kl_coef, metrics = step(state, base, base, reward, *of_batch, jax.random.key(i), kl_coef, stops)
+        history.append(jax.device_get(metrics))
+    for metrics in history:
+        assert metrics["first_ratio_deviation"] == 0.0
+        assert metrics["last_ratio_deviation"] > 0.0
+    assert abs(history[0]["kl"]) < 1e-5
+    assert abs(history[1]["kl"]) > 1e-4
+    jax.tree.map(np.testing.assert_array_equal, base, before)
+    assert shapes_of(state.params) == {"decoder": shapes_of(new), "value": (tiny.hidden_size,)}
+    for pair in state.params["decoder"]["layers"].values():
+        assert (np.asarray(pair["lora_b"]) != 0).any()

@@ -113,7 +113,7 @@ def test_a_step_holds_no_logits_of_all_positions(tiny):
         lambda key: init_state(init_decoder(config, key), make_optimizer(optimizer)), jax.random.key(0)
     )
     rows = Rows(jax.ShapeDtypeStruct((8, 256), jnp.int32), jax.ShapeDtypeStruct((8, 256), bool))
-    memory = step.lower(state, rows).compile().memory_analysis()
+    memory = step.lower(state, None, rows).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 0.7 * 8 * 255 * config.vocab_size * 4
 
 

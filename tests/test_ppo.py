@@ -129,7 +129,7 @@ def iterate(tiny, setting, ppo=PPO, temperature=1.0, iterations=1, devices=2, po
     state, kl_coef, history = start(init_policy(policy or trunk)), jnp.float32(ppo.kl_coef), []
     for i in range(iterations):
         key = jax.random.fold_in(jax.random.key(0), i)
-        state, kl_coef, metrics = step(state, trunk, reward, prompts, mask, ids, key, kl_coef, stops)
+        state, kl_coef, metrics = step(state, None, trunk, reward, prompts, mask, ids, key, kl_coef, stops)
         history.append(jax.device_get(metrics))
     return state, history
 

@@ -128,7 +128,7 @@ def test_training_learns_which_of_two_tokens_is_better(tiny, reranker, pooling):
     for i in range(30):
         pairs, _, _ = pairs_of(i, batch=16)
         tokens = pairs.completions.at[::2, 0].set(40).at[1::2, 0].set(50)
-        state, metrics = step(state, pairs._replace(completions=tokens))
+        state, metrics = step(state, None, pairs._replace(completions=tokens))
     assert metrics["accuracy"] == 1.0
     assert metrics["pair_loss"] < 0.3
 

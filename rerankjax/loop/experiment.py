@@ -12,6 +12,7 @@ from typing import Any
 
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.model.config import ModelConfig
+from rerankjax.model.lora import FULL, LoraConfig
 from rerankjax.model.training import OptimizerConfig
 from rerankjax.pairs.mining import ARMS
 from rerankjax.policy.ppo import PPOConfig
@@ -95,6 +96,7 @@ class Experiment:
     ppo_arms: tuple[str, ...]  # of those, for which PPO runs again from the SFT model
     lambdas: tuple[float, ...]  # tried on the dev split for reranker + lambda * log-probability
     sandbox: SandboxConfig
+    lora: LoraConfig = FULL  # rerankers and policies as adapters over the SFT model, or trained whole
 
 
 def resolve(config: Mapping[str, Any], devices: int) -> Experiment:

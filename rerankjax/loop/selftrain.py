@@ -52,7 +52,7 @@ def run_seed(e: Experiment, seed: int, root: Path, mesh: Mesh) -> Iterator[Evalu
     ppo_train = stages.candidates(run, "ppo", ppo, "train")
     ppo_scores = stages.scores(run, "first", first, "ppo", "train", ppo_train)
     for arm in e.arms:
-        second = stages.grown_reranker(run, arm, first, sft_train, ppo_train, ppo_scores)
+        second = stages.grown_reranker(run, arm, sft, sft_train, ppo_train, ppo_scores)
         yield stages.evaluate(run, arm, "ppo", ppo, arm, second)
         if arm in e.ppo_arms:
             # From the SFT model again, not from the first policy: PPO is the adversary, not the product.

@@ -6,6 +6,8 @@ seedN/policies/NAME                       sft; ppo; ppo2-ARM: checkpoint and met
 seedN/candidates/POLICY-SPLIT             sampled and executed
 seedN/rerankers/NAME                      first; ARM: pairs, checkpoint and metrics
 seedN/scores/RERANKER/POLICY-SPLIT        a reranker's score of each candidate
+
+Where the config asks for adapters, the checkpoints of rerankers and of PPO's policies are those over the SFT model.
 """
 
 import dataclasses
@@ -28,6 +30,7 @@ from rerankjax.loop.execution import execute
 from rerankjax.loop.experiment import ConfigError, Experiment, TrainingConfig
 from rerankjax.loop.rundir import write_stage
 from rerankjax.model.decoder import Params, init_decoder
+from rerankjax.model.lora import attach, attach_trunk
 from rerankjax.model.sharding import replicated
 from rerankjax.pairs.mining import Pair, grow, pair_up, split, write_pairs
 from rerankjax.policy.ppo import Reward
@@ -63,7 +66,7 @@ class SeedRun:
 
     @property
     def reranker_like(self) -> Params:
-        shapes = jax.eval_shape(lambda p: trainers.start_reranker(p, 0), self.decoder_like)
+        shapes = jax.eval_shape(lambda p: trainers.start_reranker(self.experiment, p, 0), self.decoder_like)
         return checkpoint.abstract(shapes, replicated(self.mesh))
 
 
@@ -200,14 +203,14 @@ def first_reranker(run: SeedRun, sft: Params, sampled: Sequence[Candidate]) -> P
     def pairs() -> list[Pair]:
         return pair_up(split(itertools.compress(sampled, _fits(run, sampled))), e.mining.pairs, [run.seed, 1])
 
-    start = trainers.start_reranker(sft, run.seed)
-    return _reranker(run, "first", start, e.reranker_training, pairs, [run.seed, 2])
+    start = trainers.start_reranker(e, sft, run.seed)
+    return _reranker(run, "first", sft, start, e.reranker_training, pairs, [run.seed, 2])
 
 
 def grown_reranker(
     run: SeedRun,
     arm: str,
-    first: Params,
+    sft: Params,
     sft_sampled: Sequence[Candidate],
     ppo_sampled: Sequence[Candidate],
     ppo_scores: np.ndarray,
@@ -228,7 +231,8 @@ def grown_reranker(
             seed=[run.seed, 3],
         )
 
-    return _reranker(run, arm, first, e.retraining, pairs, [run.seed, 4])
+    first = checkpoint.restore(run.root / "rerankers" / "first" / "checkpoint", run.reranker_like)
+    return _reranker(run, arm, sft, first, e.retraining, pairs, [run.seed, 4])
 
 
 def _fits(run: SeedRun, sampled: Sequence[Candidate]) -> np.ndarray:
@@ -240,17 +244,21 @@ def _fits(run: SeedRun, sampled: Sequence[Candidate]) -> np.ndarray:
 def _reranker(
     run: SeedRun,
     name: str,
+    sft: Params,
     start: Params,
     training: TrainingConfig,
     make_pairs: Callable[[], list[Pair]],
     seed: Sequence[int],
 ) -> Params:
+    base = trainers.frozen(run.experiment, sft)
+
     def fill(directory: Path) -> None:
         pairs = make_pairs()
         write_pairs(directory / "pairs.jsonl", pairs)
         params = trainers.train_reranker(
             run.experiment,
             training,
+            base,
             start,
             pairs,
             run.problems["train"],
@@ -263,7 +271,8 @@ def _reranker(
         checkpoint.save(directory / "checkpoint", params)
 
     path = write_stage(run.root / "rerankers" / name, fill)
-    return checkpoint.restore(path / "checkpoint", run.reranker_like)
+    params = checkpoint.restore(path / "checkpoint", run.reranker_like)
+    return attach_trunk(base, params, run.experiment.lora)
 
 
 def ppo_policy(run: SeedRun, name: str, sft: Params, reranker: Params, reference_scores: np.ndarray) -> Params:
@@ -295,7 +304,9 @@ def ppo_policy(run: SeedRun, name: str, sft: Params, reranker: Params, reference
         checkpoint.save(directory / "checkpoint", params)
 
     path = write_stage(run.root / "policies" / name, fill)
-    return checkpoint.restore(path / "checkpoint", run.decoder_like)
+    # A policy is saved without its value head: as a reranker without its own.
+    params = checkpoint.restore(path / "checkpoint", run.reranker_like["decoder"])
+    return attach(trainers.frozen(e, sft), params, e.lora)
 
 
 def evaluate(run: SeedRun, arm: str, policy: str, policy_params: Params, reranker: str, params: Params) -> Evaluation:

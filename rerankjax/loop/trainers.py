@@ -16,6 +16,7 @@ from rerankjax.loop.experiment import Experiment, TrainingConfig
 from rerankjax.loop.metrics import WriteMetrics, metric_writer
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.likelihood import Rows, Tree
+from rerankjax.model.lora import attach, init_adapter
 from rerankjax.model.sharding import replicated
 from rerankjax.model.training import OptimizerConfig, TrainState, init_state, make_optimizer
 from rerankjax.pairs.mining import Pair
@@ -43,7 +44,7 @@ def train_sft(
     update = make_sft_step(e.model, e.sft.optimizer, e.max_prompt_length, mesh)
     params = jax.jit(lambda key: init_decoder(e.model, key))(jax.random.key(seed))
     batches = (
-        (Rows(tokens[i], mask[i]),)
+        (None, Rows(tokens[i], mask[i]))
         for i in shuffled_batches(len(corpus), e.sft.batch_size, e.sft.optimizer.steps, [seed, 0])
     )
     return _fit(
@@ -54,6 +55,7 @@ def train_sft(
 def train_reranker(
     e: Experiment,
     training: TrainingConfig,
+    base: Params | None,
     params: Params,
     pairs: Sequence[Pair],
     problems: Sequence[Problem],
@@ -63,7 +65,7 @@ def train_reranker(
     directory: Path,
     title: str,
 ) -> Params:
-    """The reranker `params`, trained on the pairs."""
+    """The reranker `params`, over `base` if that is not None, trained on the pairs."""
     prompt_of = {p.name: p.prompt for p in problems}
     encoded = tokenizer([prompt_of[p.problem] for p in pairs], add_special_tokens=False)["input_ids"]
     prompts, prompt_mask = pad_prompts(encoded, e.max_prompt_length, tokenizer.pad_token_id)
@@ -71,18 +73,29 @@ def train_reranker(
     texts = [text for p in pairs for text in (p.better, p.worse)]
     rows = pad_completions(encode_completions(tokenizer, texts), C, tokenizer.pad_token_id)
     completions, mask = (a.reshape(-1, 2, C) for a in rows)
-    update = make_reranker_step(e.model, e.reranker, training.optimizer, mesh)
+    update = make_reranker_step(e.model, e.reranker, training.optimizer, mesh, e.lora)
     batches = (
-        (Tree(prompts[i], prompt_mask[i], completions[i].reshape(-1, C), mask[i].reshape(-1, C)),)
+        (base, Tree(prompts[i], prompt_mask[i], completions[i].reshape(-1, C), mask[i].reshape(-1, C)))
         for i in shuffled_batches(len(pairs), training.batch_size, training.optimizer.steps, seed)
     )
     state = _start(params, training.optimizer, mesh)
     return _fit(update, state, batches, training.optimizer.steps, title, directory).params
 
 
-def start_reranker(trunk: Params, seed: int) -> Params:
-    """An untrained reranker on a copy of the SFT model's trunk."""
-    return init_reranker(trunk, jax.random.key(seed))
+def frozen(e: Experiment, sft: Params) -> Params | None:
+    """What every later training leaves as it is: the SFT model if the config asks for adapters, else nothing."""
+    return sft if e.lora.rank else None
+
+
+def start_decoder(e: Experiment, sft: Params, key: jax.Array) -> Params:
+    """What training from the SFT model begins with: a new adapter, or that model itself."""
+    return init_adapter(e.model, e.lora, key) if e.lora.rank else sft
+
+
+def start_reranker(e: Experiment, sft: Params, seed: int) -> Params:
+    """An untrained reranker from the SFT model."""
+    head, decoder = jax.random.key(seed), jax.random.fold_in(jax.random.key(seed), 1)
+    return init_reranker(sft, head) | {"decoder": start_decoder(e, sft, decoder)}
 
 
 def train_ppo(
@@ -98,27 +111,27 @@ def train_ppo(
     directory: Path,
     title: str,
 ) -> Params:
-    """The policy that solved most dev problems on the way, the SFT model itself among them (its decoder alone)."""
+    """The policy that solved most dev problems on the way, the SFT model itself among them: its adapter or decoder."""
     ppo, P = e.ppo, e.max_prompt_length
     step = make_ppo_step(
-        e.model, e.reranker.pooling, e.sampling, ppo, P, tokenizer.eos_token_id, tokenizer.pad_token_id, mesh
+        e.model, e.reranker.pooling, e.sampling, ppo, P, tokenizer.eos_token_id, tokenizer.pad_token_id, mesh, e.lora
     )
     stops = stops_of(tokenizer, problems[0].stop_tokens)
     encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
     prompts, mask = pad_prompts(encoded, P, tokenizer.pad_token_id)
     ids = problem_ids(problems)
-    state = _start(init_policy(sft), ppo.optimizer, mesh)
+    base, best = frozen(e, sft), start_decoder(e, sft, jax.random.fold_in(key, 0))
+    state = _start(init_policy(sft) | {"decoder": best}, ppo.optimizer, mesh)
     kl_coef = jnp.float32(ppo.kl_coef)
-    best, best_rate = sft, dev_pass_rate(sft)
+    best_rate = dev_pass_rate(sft)
     with metric_writer(directory) as write, progress(title, ppo.iterations, "iterations") as advance:
         write(0, pass_rate=best_rate)
         for i, batch in enumerate(shuffled_batches(len(problems), ppo.batch_size, ppo.iterations, seed), start=1):
-            state, kl_coef, metrics = step(
-                state, sft, reward, prompts[batch], mask[batch], ids[batch], jax.random.fold_in(key, i), kl_coef, stops
-            )
+            of_batch = prompts[batch], mask[batch], ids[batch], jax.random.fold_in(key, i)
+            state, kl_coef, metrics = step(state, base, sft, reward, *of_batch, kl_coef, stops)
             figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
             if i % e.early_stopping.every == 0 or i == ppo.iterations:
-                figures["pass_rate"] = rate = dev_pass_rate(state.params["decoder"])
+                figures["pass_rate"] = rate = dev_pass_rate(attach(base, state.params["decoder"], e.lora))
                 if rate > best_rate:
                     best, best_rate = jax.tree.map(jnp.copy, state.params["decoder"]), rate
             write(i, **figures)

@@ -86,6 +86,11 @@ def attach(base: Params | None, adapter: Params, lora: LoraConfig) -> Params:
     return base | {"layers": layers}
 
 
+def attach_trunk(base: Params | None, params: Params, lora: LoraConfig) -> Params:
+    """`attach` for a model with a head beside its decoder."""
+    return params | {"decoder": attach(base, params["decoder"], lora)}
+
+
 def merge(base: Params | None, adapter: Params, lora: LoraConfig) -> Params:
     """`attach` for export: W + scale * A B, summed in float32 and rounded to W's type, with nothing beside it."""
     if base is None:

@@ -1,8 +1,9 @@
 """PPO against the reranker with a KL penalty to the SFT model (stage C of the paper; arXiv 1707.06347, 2403.17031).
 
-The policy and its value function share a trunk: parameters {"decoder": ..., "value": [D]}. One iteration samples a
-rollout, then takes `epochs` passes over it in `minibatches` updates each. What an update is measured against (the old
-log-probabilities, values, advantages) is computed once, by the policy that sampled.
+The policy and its value function share a trunk: parameters {"decoder": ..., "value": [D]}. With adapters (`model.lora`)
+the reference and the reranker share it too. One iteration samples a rollout, then takes `epochs` passes over it in
+`minibatches` updates each. What an update is measured against (the old log-probabilities, values, advantages) is
+computed once, by the policy that sampled.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from rerankjax.candidates.sampling import SamplingConfig, sample, sample_keys
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
 from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean
+from rerankjax.model.lora import FULL, LoraConfig, attach_trunk
 from rerankjax.model.sharding import by_row, replicated
 from rerankjax.model.training import OptimizerConfig, TrainState, apply_gradients, make_optimizer
 from rerankjax.policy.advantages import adapt_kl_coef, gae, token_rewards, whiten
@@ -98,7 +100,7 @@ class Reward(NamedTuple):
 
 def init_policy(trunk: Params) -> Params:
     """A policy on the SFT model's trunk; its value head starts at zero."""
-    return {"decoder": trunk, "value": jnp.zeros_like(trunk["norm"]["scale"])}
+    return {"decoder": trunk, "value": jnp.zeros_like(trunk["norm"]["scale"], jnp.float32)}
 
 
 def policy_outputs(
@@ -151,6 +153,25 @@ def ppo_loss(
         "approx_kl": masked_mean(jnp.expm1(log_ratio) - log_ratio, mask),  # k3, joschu.net/blog/kl-approx.html
     }
     return policy + ppo.value_coef * value, metrics
+
+
+def ppo_update(
+    config: ModelConfig,
+    ppo: PPOConfig,
+    lora: LoraConfig,
+    state: TrainState,
+    base: Params | None,
+    batch: Rollout,
+    prompt_length: int,
+    temperature: float,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update. The base, None where the state is of the whole policy, has no gradient and no optimiser state."""
+
+    def loss_of(params: Params) -> tuple[Array, dict[str, Array]]:
+        return ppo_loss(config, ppo, attach_trunk(base, params, lora), batch, prompt_length, temperature)
+
+    (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    return apply_gradients(state, gradients, make_optimizer(ppo.optimizer)), {"loss": loss, **metrics}
 
 
 def collect(
@@ -212,38 +233,38 @@ def make_ppo_step(
     eos: int,
     pad: int,
     mesh: Mesh,
+    lora: LoraConfig = FULL,
 ) -> Callable[..., tuple[TrainState, Float[Array, ""], dict[str, Array]]]:
-    """One iteration: (state, reference, reward, prompts, mask, problem ids, key, KL coefficient, stop table)
+    """One iteration: (state, base, reference, reward, prompts, mask, problem ids, key, KL coefficient, stop table)
     -> (state, next KL coefficient, metrics). The state is donated; nothing leaves the device.
+
+    The state is of {"decoder": an adapter, "value"} over the frozen base, or of the whole policy where that is None.
+    The base may be the reference too, and part of the reward: an array that is passed twice is there once.
 
     The old log-probabilities are taken in minibatches of an update's shape: a batch of another shape may be summed in
     another order. Minibatches are programs of their own, not a scan: XLA runs a loop's body on one CPU core.
     """
-    optimizer = make_optimizer(ppo.optimizer)
-    everywhere, by_rows = replicated(mesh), by_row(mesh)
+    by_rows = by_row(mesh)
 
     def take(rows: Taken, index: Int[Array, " M"]) -> Taken:
         return jax.lax.with_sharding_constraint(jax.tree.map(lambda a: a[index], rows), by_rows)
 
     @functools.partial(jax.jit, out_shardings=by_rows)
-    def gather(
-        policy: Params, reference: Params, reward: Reward, prompts: Array, mask: Array, keys: Array, stops: Array
-    ) -> Experience:
+    def gather(params: Params, base: Params | None, reference: Params, reward: Reward, *of_batch: Array) -> Experience:
+        prompts, mask, keys, stops = of_batch
+        policy = attach_trunk(base, params, lora)
         return collect(config, pooling, sampling, ppo, policy, reference, reward, prompts, mask, keys, stops, eos, pad)
 
     @functools.partial(jax.jit, out_shardings=by_rows)
-    def outputs(policy: Params, rows: Rows, index: Int[Array, " M"]) -> tuple[Array, Array]:
-        return policy_outputs(config, policy, take(rows, index), prompt_length, sampling.temperature)
+    def outputs(params: Params, base: Params | None, rows: Rows, index: Int[Array, " M"]) -> tuple[Array, Array]:
+        policy, batch = attach_trunk(base, params, lora), take(rows, index)
+        return policy_outputs(config, policy, batch, prompt_length, sampling.temperature)
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=everywhere)
-    def update(state: TrainState, rollout: Rollout, index: Int[Array, " M"]) -> tuple[TrainState, dict[str, Array]]:
-        batch = take(rollout, index)
-
-        def loss_of(params: Params) -> tuple[Array, dict[str, Array]]:
-            return ppo_loss(config, ppo, params, batch, prompt_length, sampling.temperature)
-
-        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        return apply_gradients(state, gradients, optimizer), {"loss": loss, **metrics}
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=replicated(mesh))
+    def update(
+        state: TrainState, base: Params | None, rollout: Rollout, index: Int[Array, " M"]
+    ) -> tuple[TrainState, dict[str, Array]]:
+        return ppo_update(config, ppo, lora, state, base, take(rollout, index), prompt_length, sampling.temperature)
 
     @jax.jit
     def orders(key: Key[Array, ""]) -> Int[Array, "epochs*minibatches M"]:
@@ -256,6 +277,7 @@ def make_ppo_step(
 
     def step(
         state: TrainState,
+        base: Params | None,
         reference: Params,
         reward: Reward,
         prompts: Array,
@@ -267,13 +289,13 @@ def make_ppo_step(
     ) -> tuple[TrainState, Array, dict[str, Array]]:
         sample_key, order_key = jax.random.split(key)
         keys = keys_of(sample_key, problems)
-        experience = gather(state.params, reference, reward, prompts, prompt_mask, keys, stops)
+        experience = gather(state.params, base, reference, reward, prompts, prompt_mask, keys, stops)
         in_turn = jnp.arange(ppo.batch_size).reshape(ppo.minibatches, -1)
-        log_probs, values = join([outputs(state.params, experience.rows, index) for index in in_turn])
+        log_probs, values = join([outputs(state.params, base, experience.rows, index) for index in in_turn])
         rollout, next_coef, metrics = finish(experience, log_probs, values, kl_coef)
         updates = []
         for index in orders(order_key):
-            state, update_metrics = update(state, rollout, index)
+            state, update_metrics = update(state, base, rollout, index)
             updates.append(update_metrics)
         mean = {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
         ends = {f"{which}_ratio_deviation": updates[i]["ratio_deviation"] for which, i in (("first", 0), ("last", -1))}

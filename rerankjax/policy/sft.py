@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
 from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean
+from rerankjax.model.lora import FULL, LoraConfig, attach
 from rerankjax.model.sharding import by_row, replicated
 from rerankjax.model.training import OptimizerConfig, TrainState, apply_gradients, make_optimizer
 
@@ -22,14 +23,20 @@ def sft_loss(config: ModelConfig, params: Params, rows: Rows, prompt_length: int
 
 @functools.cache
 def make_sft_step(
-    config: ModelConfig, optimizer_config: OptimizerConfig, prompt_length: int, mesh: Mesh
-) -> Callable[[TrainState, Rows], tuple[TrainState, dict[str, Array]]]:
-    """The jitted update: (state, rows) -> (state, metrics). The state is donated."""
+    config: ModelConfig, optimizer_config: OptimizerConfig, prompt_length: int, mesh: Mesh, lora: LoraConfig = FULL
+) -> Callable[[TrainState, Params | None, Rows], tuple[TrainState, dict[str, Array]]]:
+    """The jitted update: (state, frozen base, rows) -> (state, metrics). The state, an adapter's, is donated.
+
+    Without adapters the base is None and the state that of the whole model.
+    """
     optimizer = make_optimizer(optimizer_config)
 
-    def step(state: TrainState, rows: Rows) -> tuple[TrainState, dict[str, Array]]:
-        loss, gradients = jax.value_and_grad(lambda p: sft_loss(config, p, rows, prompt_length))(state.params)
+    def step(state: TrainState, base: Params | None, rows: Rows) -> tuple[TrainState, dict[str, Array]]:
+        def loss_of(params: Params) -> Float[Array, ""]:
+            return sft_loss(config, attach(base, params, lora), rows, prompt_length)
+
+        loss, gradients = jax.value_and_grad(loss_of)(state.params)
         return apply_gradients(state, gradients, optimizer), {"loss": loss}
 
-    everywhere = replicated(mesh)
-    return jax.jit(step, in_shardings=(everywhere, by_row(mesh)), out_shardings=everywhere, donate_argnums=0)
+    everywhere, rows = replicated(mesh), by_row(mesh)
+    return jax.jit(step, in_shardings=(everywhere, everywhere, rows), out_shardings=everywhere, donate_argnums=0)

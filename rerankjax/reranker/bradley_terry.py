@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, hidden_states
 from rerankjax.model.likelihood import Rows, Tree, masked_mean, token_log_probs, tree_hidden_states
+from rerankjax.model.lora import FULL, LoraConfig, attach_trunk
 from rerankjax.model.sharding import by_row, replicated
 from rerankjax.model.training import OptimizerConfig, TrainState, apply_gradients, make_optimizer
 
@@ -85,20 +86,27 @@ def reranker_loss(
 
 @functools.cache
 def make_reranker_step(
-    config: ModelConfig, reranker: RerankerConfig, optimizer_config: OptimizerConfig, mesh: Mesh
-) -> Callable[[TrainState, Tree], tuple[TrainState, dict[str, Array]]]:
-    """The jitted update: (state, pairs) -> (state, metrics), pairs as `reranker_loss`. The state is donated."""
+    config: ModelConfig,
+    reranker: RerankerConfig,
+    optimizer_config: OptimizerConfig,
+    mesh: Mesh,
+    lora: LoraConfig = FULL,
+) -> Callable[[TrainState, Params | None, Tree], tuple[TrainState, dict[str, Array]]]:
+    """The jitted update: (state, frozen base, pairs) -> (state, metrics), pairs as `reranker_loss`.
+
+    The state is donated: of {"decoder": an adapter, "score"}, or of the whole reranker where the base is None.
+    """
     optimizer = make_optimizer(optimizer_config)
 
-    def step(state: TrainState, pairs: Tree) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, base: Params | None, pairs: Tree) -> tuple[TrainState, dict[str, Array]]:
         def loss_of(params: Params) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-            return reranker_loss(config, reranker, params, pairs)
+            return reranker_loss(config, reranker, attach_trunk(base, params, lora), pairs)
 
         (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         return apply_gradients(state, gradients, optimizer), {"loss": loss, **metrics}
 
-    everywhere = replicated(mesh)
-    return jax.jit(step, in_shardings=(everywhere, by_row(mesh)), out_shardings=everywhere, donate_argnums=0)
+    everywhere, rows = replicated(mesh), by_row(mesh)
+    return jax.jit(step, in_shardings=(everywhere, everywhere, rows), out_shardings=everywhere, donate_argnums=0)
 
 
 @functools.cache
