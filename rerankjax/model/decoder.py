@@ -8,6 +8,7 @@ N layers, V vocabulary. The layers' parameters are stacked on a leading axis of 
 does not grow with depth; `decode_step` walks them one by one, because a scan would copy the whole cache every token.
 """
 
+import itertools
 import math
 import operator
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rerankjax.model.config import UNSCALED, ModelConfig, RopeScaling
+
+BLOCK, MOST_BLOCKS = 128, 16  # of queries: tokens in one that attends by itself, and how many of them at most
 
 Params = Any  # a pytree of arrays, as flax.linen's init returns under "params"
 
@@ -84,6 +87,29 @@ def attend(
     return jnp.einsum("bkgls,bkse->bkgle", weights, v).reshape(B, H, L, E)
 
 
+def attend_causal(
+    q: Float[Array, "B H L E"], k: Float[Array, "B K L E"], v: Float[Array, "B K L E"], mask: Bool[Array, "B L"]
+) -> Float[Array, "B H L E"]:
+    """`attend` to real tokens up to each query's own, a block of queries at a time: half of the products, which a mask
+    would throw away, are never made, and the gradient makes a block's weights again instead of keeping them all."""
+    length = q.shape[2]
+    width = max(BLOCK, -(-length // MOST_BLOCKS))
+    if length <= width:
+        return attend(q, k, v, causal_mask(mask))
+
+    @jax.checkpoint
+    def block(q: Array, k: Array, v: Array, mask: Array) -> Array:
+        L, S = q.shape[2], k.shape[2]
+        return attend(q, k, v, jnp.tril(jnp.ones((L, S), bool), S - L) & mask[:, None, :])
+
+    edges = [*range(0, length, width), length]
+    blocks = [
+        block(q[:, :, start:end], k[:, :, :end], v[:, :, :end], mask[:, :end])
+        for start, end in itertools.pairwise(edges)
+    ]
+    return jnp.concatenate(blocks, axis=2)
+
+
 def attend_shared(
     q: Float[Array, "B H L E"],
     k: Float[Array, "B K S E"],
@@ -142,7 +168,10 @@ class Linear(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer. With a cache, keys and values are written into it at `start`, and attended with the rest."""
+    """One layer. With a cache, keys and values are written into it at `start`, and attended with the rest.
+
+    `mask` says which keys each query sees, or, as [B, L], which tokens are real: each then sees those up to itself.
+    """
 
     config: ModelConfig
 
@@ -151,7 +180,7 @@ class Block(nn.Module):
         self,
         x: Float[Array, "B L D"],
         positions: Int[Array, "B L"],
-        mask: Bool[Array, "B L S"],
+        mask: Bool[Array, "B L S"] | Bool[Array, "B L"],
         cache: Cache | None = None,
         start: Int[Array, ""] | int = 0,
         prefix: Prefix | None = None,
@@ -173,7 +202,10 @@ class Block(nn.Module):
         if cache is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache.keys, k, start, axis=2)
             v = jax.lax.dynamic_update_slice_in_dim(cache.values, v, start, axis=2)
-        y = attend(q, k, v, mask) if prefix is None else attend_shared(q, k, v, mask, prefix)
+        if mask.ndim == 2:
+            y = attend_causal(q, k, v, mask)
+        else:
+            y = attend(q, k, v, mask) if prefix is None else attend_shared(q, k, v, mask, prefix)
         y = y.swapaxes(1, 2).reshape(*x.shape[:2], -1)
         x = x + Linear(c.hidden_size, c.attention_bias, name="o_proj")(y)
 
@@ -205,7 +237,7 @@ class Decoder(nn.Module):
 
     def __call__(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> tuple[Float[Array, "B L D"], Cache]:
         """Hidden states and every layer's keys and values (stacked over layers), for rows padded on either side."""
-        x, cache = self.layers(self.embed_tokens(tokens), positions_of(mask), causal_mask(mask))
+        x, cache = self.layers(self.embed_tokens(tokens), positions_of(mask), mask)
         return self.norm(x), cache
 
     def logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
