@@ -86,9 +86,8 @@ def programs(config: ModelConfig, lora: LoraConfig, rows: int, P: int, C: int) -
         # Here and not before, so that arrays which are shared are counted once.
         policy = attach_trunk(base, params, lora)
         scorer = reward._replace(params=attach_trunk(base, reward.params, lora))
-        prompts, mask, keys, stops = of_batch
         known = base if reference is None else reference
-        return collect(config, "last", sampling, ppo, policy, known, scorer, prompts, mask, keys, stops, 1, 0)
+        return collect(config, "last", sampling, ppo, 1, 0, policy, known, scorer, *of_batch)
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
     of_batch = of((rows, P), jnp.int32), of((rows, P), bool), keys, of((STATES, config.vocab_size), jnp.int32)

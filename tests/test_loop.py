@@ -96,6 +96,21 @@ def test_kills_at_random_moments_change_nothing(whole, tmp_path):
         assert [name for name in expected if expected[name] != got[name]] == []
 
 
+def test_a_run_with_adapters_trains_nothing_else(tmp_path):
+    """Rerankers and policies are adapters over the SFT model, in the checkpoints too."""
+    finish(start(tmp_path, "--config.lora.rank=2", "--config.arms=('hard',)", "--config.ppo_arms=()"))
+    for path in tmp_path.glob("seed0/*/*/checkpoint"):
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore(path)
+        decoder = tree.get("decoder", tree)
+        found = {key for name in decoder["layers"] for key in decoder["layers"][name]}
+        assert found == ({"kernel", "scale"} if path.parent.name == "sft" else {"lora_a", "lora_b"})
+        assert decoder.keys() == ({"layers", "embed_tokens", "norm"} if path.parent.name == "sft" else {"layers"})
+    assert {p.parent.name for p in tmp_path.glob("seed0/*/*/checkpoint")} == {"sft", "ppo", "first", "hard"}
+    rows = [json.loads(line) for line in (tmp_path / "seed0/policies/ppo/metrics.jsonl").open()]
+    assert [row["first_ratio_deviation"] for row in rows[1:]] == [0.0] * 2
+
+
 def test_a_finished_run_starts_again_in_no_time_and_says_the_same(whole):
     workdir, output = whole
     before = {p: p.stat().st_mtime_ns for p in workdir.glob("seed*/**/stage.json")}
@@ -116,6 +131,7 @@ def test_another_config_in_the_directory_is_refused_with_the_difference(whole):
     ("override", "said"),
     [
         ("--config.ppo.kl_coeff=0.2", "kl_coeff"),
+        ("--config.lora.rank=-8", "config.lora.rank = -8 is negative: use 1 or more"),
         ("--config.ppo.kl_coef=-0.2", "config.ppo.kl_coef = -0.2 is negative: use 0 or more"),
         ("--config.max_prompt_length=4000", "config.model.max_position_embeddings = 256"),
     ],

@@ -1,15 +1,14 @@
 """PPO against the reranker with a KL penalty to the SFT model (stage C of the paper; arXiv 1707.06347, 2403.17031).
 
-The policy and its value function share a trunk: parameters {"decoder": ..., "value": [D]}. With adapters (`model.lora`)
-the reference and the reranker share it too. One iteration samples a rollout, then takes `epochs` passes over it in
-`minibatches` updates each. What an update is measured against (the old log-probabilities, values, advantages) is
-computed once, by the policy that sampled.
+The policy and its value function share a trunk: parameters {"decoder": ..., "value": [D]}. One iteration samples a
+rollout, then takes `epochs` passes over it in `minibatches` updates each. What an update is measured against (the old
+log-probabilities, values, advantages) is computed once, by the policy that sampled.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -179,6 +178,8 @@ def collect(
     pooling: str,
     sampling: SamplingConfig,
     ppo: PPOConfig,
+    eos: int,
+    pad: int,
     policy: Params,
     reference: Params,
     reward: Reward,
@@ -186,8 +187,6 @@ def collect(
     prompt_mask: Bool[Array, "B P"],
     keys: Key[Array, " B"],
     stops: Int[Array, "states V"],
-    eos: int,
-    pad: int,
 ) -> Experience:
     """One completion a prompt, scored by the reranker and weighed by the reference, at the sampling temperature."""
     P = prompts.shape[1]
@@ -239,7 +238,7 @@ def make_ppo_step(
     -> (state, next KL coefficient, metrics). The state is donated; nothing leaves the device.
 
     The state is of {"decoder": an adapter, "value"} over the frozen base, or of the whole policy where that is None.
-    The base may be the reference too, and part of the reward: an array that is passed twice is there once.
+    Policy, reference and reward may share a base: an array that is passed more than once is there once.
 
     The old log-probabilities are taken in minibatches of an update's shape: a batch of another shape may be summed in
     another order. Minibatches are programs of their own, not a scan: XLA runs a loop's body on one CPU core.
@@ -250,10 +249,8 @@ def make_ppo_step(
         return jax.lax.with_sharding_constraint(jax.tree.map(lambda a: a[index], rows), by_rows)
 
     @functools.partial(jax.jit, out_shardings=by_rows)
-    def gather(params: Params, base: Params | None, reference: Params, reward: Reward, *of_batch: Array) -> Experience:
-        prompts, mask, keys, stops = of_batch
-        policy = attach_trunk(base, params, lora)
-        return collect(config, pooling, sampling, ppo, policy, reference, reward, prompts, mask, keys, stops, eos, pad)
+    def gather(params: Params, base: Params | None, *others: Any) -> Experience:
+        return collect(config, pooling, sampling, ppo, eos, pad, attach_trunk(base, params, lora), *others)
 
     @functools.partial(jax.jit, out_shardings=by_rows)
     def outputs(params: Params, base: Params | None, rows: Rows, index: Int[Array, " M"]) -> tuple[Array, Array]:
