@@ -170,7 +170,7 @@ def compare_training(
         def on_step_end(self, *_: Any, **__: Any) -> None:
             nonlocal state
             theirs.append(time.perf_counter() - self.start)
-            seconds, (state, metrics) = timed(lambda: jax.block_until_ready(step(state, tree)))
+            seconds, (state, metrics) = timed(lambda: jax.block_until_ready(step(state, None, tree)))
             ours.append(seconds)
             losses.append(float(metrics["loss"]))
 
