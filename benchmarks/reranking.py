@@ -97,7 +97,7 @@ def fastest(run: Callable[..., Any], settings: Iterable[tuple[int, ...]]) -> tup
 def compare_scoring(
     folder: str, mesh: Mesh, rounds: int, prompts: int, prompt_length: int, length: int
 ) -> dict[str, Any]:
-    config, params = load_reranker(folder, sharding=replicated(mesh))
+    config, params, _ = load_reranker(folder, sharding=replicated(mesh))
     model = read_model(folder).eval()
     shared = random_tokens(prompts, prompt_length, seed=0)
     completions = random_tokens(prompts * CANDIDATES, length, seed=1)
@@ -155,7 +155,7 @@ def compare_training(
 
     prompts, completions = random_tokens(pairs, prompt_length, seed=2), random_tokens(2 * pairs, length, seed=3)
     chosen, rejected = (np.concatenate([prompts, completions[i::2]], axis=1).tolist() for i in (0, 1))
-    config, params = load_reranker(folder, sharding=replicated(mesh))
+    config, params, _ = load_reranker(folder, sharding=replicated(mesh))
     optimizer = OptimizerConfig(LEARNING_RATE, steps=steps)
     state = jax.jit(lambda p: init_state(p, make_optimizer(optimizer)), out_shardings=replicated(mesh))(params)
     step = make_reranker_step(config, RerankerConfig("last", 0.0), optimizer, mesh)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -50,7 +51,8 @@ def artifacts(workdir):
     for path in sorted(workdir.glob("seed*/candidates/*/candidates.parquet")):
         columns = pyarrow.parquet.read_table(path).to_pydict()
         found |= {f"{path.relative_to(workdir)}:{name}": column for name, column in columns.items()}
-    for pattern in ("seed*/rerankers/*/pairs.jsonl", "seed*/*/*/metrics.jsonl", "seed*/scores/*/*/scores.npy"):
+    bytewise = ("rerankers/*/pairs.jsonl", "*/*/metrics.jsonl", "scores/*/*/scores.npy", "export/[!s]*")
+    for pattern in (f"seed*/{name}" for name in bytewise):
         found |= {str(path.relative_to(workdir)): path.read_bytes() for path in sorted(workdir.glob(pattern))}
     return found
 
@@ -64,6 +66,28 @@ def test_a_run_ends_in_a_table_and_a_report_with_every_arm(whole):
     assert "http://" not in page.replace("http://www.w3.org", "")  # self-contained: nothing to fetch
     arms = {row["arm"] for row in json.loads((workdir / "results.json").read_text())["arms"]}
     assert arms == {"sft", "ppo", "control", "random", "hard", "self_training", "self_training+ppo"}
+
+
+def test_the_command_it_prints_ranks_as_the_loop_scored(whole):
+    workdir, output = whole
+    command = shlex.split(output.rsplit("rank with it: ", 1)[1])
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    scores = np.load(workdir / "seed0" / "scores" / "self_training" / "ppo2-self_training-test" / "scores.npy")
+    np.testing.assert_allclose(np.ravel([row["scores"] for row in rows]), scores, atol=1e-5)
+    examples = [json.loads(line) for line in (workdir / "seed0" / "export" / "examples.jsonl").open()]
+    assert [row["best"] for row in rows] == [
+        e["candidates"][row["ranking"][0]] for e, row in zip(examples, rows, strict=True)
+    ]
+    assert [sum(e["passed"]) for e in examples] == [
+        sum(v == "passed" for v in verdicts_of(workdir, e["name"])) for e in examples
+    ]
+
+
+def verdicts_of(workdir, problem):
+    path = workdir / "seed0" / "candidates" / "ppo2-self_training-test" / "candidates.parquet"
+    return [row["verdict"] for row in pyarrow.parquet.read_table(path).to_pylist() if row["problem"] == problem]
 
 
 def test_first_ratios_of_the_whole_run_are_exactly_one(whole):

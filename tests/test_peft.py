@@ -63,33 +63,34 @@ def logits_of(config, params, tokens, mask):
     return to_logits(config, params, hidden_states(config, params, tokens, mask))
 
 
-def outputs(folder, task, combine):
+def outputs(folder, task, merged):
     """(ours, where they count): logits of a causal model, scores of a reward model."""
+    combine = merge if merged else lambda params: params
     tokens, mask = rows()
     if task == "CAUSAL_LM":
         config, base = load(folder / "base")
         lora, adapter, head = load_adapter(folder / "adapter", config)
         assert head is None
-        return logits_of(config, combine(base, adapter, lora), tokens, mask), mask
-    config, reward = load_reranker(folder / "base")
+        return logits_of(config, combine(attach(base, adapter, lora)), tokens, mask), mask
+    config, reward, _ = load_reranker(folder / "base")
     lora, adapter, head = load_adapter(folder / "adapter", config)
-    params = {"decoder": combine(reward["decoder"], adapter, lora), "score": head}
+    params = {"decoder": combine(attach(reward["decoder"], adapter, lora)), "score": head}
     return score_rows(config, "last", params, Rows(tokens, mask), 0)[:, None], np.ones(3, bool)
 
 
-@pytest.mark.parametrize("combine", [attach, merge])
+@pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("task", KINDS)
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
-def test_what_peft_computes_is_computed(tmp_path, model_type, task, combine):
+def test_what_peft_computes_is_computed(tmp_path, model_type, task, merged):
     expected = torch_outputs(write_adapted(tmp_path, model_type, task))
-    ours, counts = outputs(tmp_path, task, combine)
+    ours, counts = outputs(tmp_path, task, merged)
     np.testing.assert_allclose(ours[counts], expected[counts], atol=1e-4, rtol=1e-5)
 
 
 def test_rank_stabilised_scale_and_fewer_targets(tmp_path):
     targets = ("v_proj", "down_proj")
     expected = torch_outputs(write_adapted(tmp_path, "llama", "CAUSAL_LM", targets, use_rslora=True))
-    ours, counts = outputs(tmp_path, "CAUSAL_LM", attach)
+    ours, counts = outputs(tmp_path, "CAUSAL_LM", merged=False)
     np.testing.assert_allclose(ours[counts], expected[counts], atol=1e-4, rtol=1e-5)
     assert load_adapter(tmp_path / "adapter", load(tmp_path / "base")[0])[0] == LoraConfig(4, 12.0, targets)
 

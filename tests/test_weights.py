@@ -154,8 +154,8 @@ def test_greedy_continuations_are_those_of_transformers(pair):
 def test_rewards_are_those_of_transformers(pair, side):
     _, model, folder = pair
     tokens, mask = batch(side)
-    config, params = load_reranker(folder / "reward")
-    scores = scores_of(config, "last", params, Rows(tokens, mask), 0)
+    config, params, pooling = load_reranker(folder / "reward")
+    scores = scores_of(config, pooling, params, Rows(tokens, mask), 0)
     np.testing.assert_allclose(scores, torch_logits(model, tokens, mask)[:, 0], atol=1e-5, rtol=1e-5)
 
 
@@ -180,8 +180,8 @@ def test_transformers_loads_what_is_saved(pair, tmp_path, dtype, max_file_bytes)
     causal_model, reward_model, folder = pair
     config, params = load(folder / "causal", dtype=dtype)
     save(tmp_path / "causal", config, params, max_file_bytes=max_file_bytes)
-    config, params = load_reranker(folder / "reward", dtype=dtype)
-    to = {"pooling": "last", "pad_token_id": PAD, "max_file_bytes": max_file_bytes}
+    config, params, pooling = load_reranker(folder / "reward", dtype=dtype)
+    to = {"pooling": pooling, "pad_token_id": PAD, "max_file_bytes": max_file_bytes}
     save_reranker(tmp_path / "reward", config, params, **to)
     assert (tmp_path / "causal" / "model.safetensors").exists() == (max_file_bytes == 10**9)
     for model, name in ((causal_model, "causal"), (reward_model, "reward")):
@@ -207,9 +207,25 @@ def test_a_reranker_of_our_own_scores_the_same_in_transformers(tiny, tmp_path):
     tokens[mask & (tokens == PAD)] = 1
     scores = scores_of(tiny, "last", params, Rows(tokens, mask), 0)
     np.testing.assert_allclose(scores, torch_logits(model, tokens, mask)[:, 0], atol=1e-5)
-    config, again = load_reranker(tmp_path)
-    assert config == tiny
+    config, again, pooling = load_reranker(tmp_path)
+    assert (config, pooling) == (tiny, "last")
     jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_a_mean_reranker_comes_back_here_and_never_silently_in_transformers(tiny, tmp_path):
+    params = init_reranker(init(tiny, jax.random.key(0)), jax.random.key(1))
+    save_reranker(tmp_path, tiny, params, pooling="mean", pad_token_id=PAD)
+    config, again, pooling = load_reranker(tmp_path)
+    assert (config, pooling) == (tiny, "mean")
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    _, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(info["missing_keys"]) == {"score.weight"}
+    assert set(info["unexpected_keys"]) == {"mean_score.weight"}
+    with pytest.raises(ValueError, match=r"unexpected mean_score\.weight: load a reward model with load_reranker"):
+        load(tmp_path)
+    edit_tensors(tmp_path, **{"score.weight": torch.ones(1, tiny.hidden_size)})
+    with pytest.raises(ValueError, match=r"both score\.weight and mean_score\.weight"):
+        load_reranker(tmp_path)
 
 
 def test_sharded_files_hold_what_one_does(pair, tmp_path):
@@ -230,9 +246,9 @@ def test_each_device_gets_its_part(pair):
         axis = {"embedding": 0, "scale": 0, "bias": 1}.get(path[-1], 1 + path[-2].startswith("o"))
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data") if shape[axis] % 2 == 0 else PartitionSpec())
 
-    _, whole = load_reranker(folder)
-    _, halved = load_reranker(folder, sharding=halve)
-    _, copied = load_reranker(folder, sharding=replicated(mesh))
+    _, whole, _ = load_reranker(folder)
+    _, halved, _ = load_reranker(folder, sharding=halve)
+    _, copied, _ = load_reranker(folder, sharding=replicated(mesh))
     jax.tree.map(np.testing.assert_array_equal, whole, halved)
     jax.tree.map(np.testing.assert_array_equal, whole, copied)
     for name, axis in {"q_proj": 1, "o_proj": 2}.items():
@@ -381,7 +397,7 @@ def test_what_transformers_cannot_score_is_not_saved(tiny, tmp_path):
     tokenizer = train_tokenizer(["def f(x):\n    return x\n"], 300)
     params = init_reranker(init(tiny, jax.random.key(0)), jax.random.key(1))
     cases = {
-        "pooling": {"pooling": "mean", "pad_token_id": 0},
+        'pooling = "first"': {"pooling": "first", "pad_token_id": 0},
         "pad_token_id = 97": {"pooling": "last", "pad_token_id": 97},
         "end of text": {"pooling": "last", "pad_token_id": tokenizer.eos_token_id, "tokenizer": tokenizer},
     }

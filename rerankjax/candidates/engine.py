@@ -135,6 +135,7 @@ def _draw(
     chunk: int,
     eos: int,
     params: Params,
+    layers: tuple[Params, ...],
     state: _State,
     stops: Int[Array, "states V"],
     begin: Bool[Array, " B"],
@@ -145,7 +146,6 @@ def _draw(
     """Draws up to `chunk` tokens in every slot; those of `begin` begin sample `sample` of prompt `number` first."""
     B, C = state.tokens.shape
     slots = B // state.length.shape[0]
-    layers = unstack(config, params["layers"])
     own = jax.vmap(lambda n, s: jax.random.fold_in(jax.random.fold_in(key, n), s))(number, sample)
     state = state._replace(
         drawn=jnp.where(begin, 0, state.drawn),
@@ -210,15 +210,16 @@ class Engine:
         self._sharding = jax.tree.map(lambda a: rows if a.ndim else everywhere, made)
         self.compilations = 0  # so far; bounded by the lengths and numbers of prompts that are read together
 
-        def compiled(function: Callable[..., _State]) -> Callable[..., _State]:
+        def compiled(function: Callable[..., _State], state: int) -> Callable[..., _State]:
             def traced(*arguments: Any) -> _State:
                 self.compilations += 1
                 return function(*arguments)
 
-            return jax.jit(traced, donate_argnums=1, out_shardings=self._sharding)
+            return jax.jit(traced, donate_argnums=state, out_shardings=self._sharding)
 
-        self._draw = compiled(functools.partial(_draw, config, sampling, engine.chunk, eos))
-        self._read = compiled(functools.partial(_read, config))
+        self._draw = compiled(functools.partial(_draw, config, sampling, engine.chunk, eos), 2)
+        self._read = compiled(functools.partial(_read, config), 1)
+        self._unstack = jax.jit(functools.partial(unstack, config))
 
     def stream(
         self,
@@ -232,7 +233,10 @@ class Engine:
         """Yields `samples` samples of each prompt as they end. Prompts are taken as rows become free.
 
         A sample depends on `params`, its prompt's tokens, `key`, the prompt's number and its own: on nothing else.
-        `stops` is `stop_table`'s. Raises ValueError for a prompt without tokens, or with more than `prompt_length`.
+        `stops` is `stop_table`'s. The layers' parameters are on the devices twice meanwhile.
+
+        Raises:
+            ValueError: a prompt has no token, or more than `prompt_length`.
         """
         R, S = self._engine.rows, self._engine.slots
         dtype = jax.tree.leaves(params)[0].dtype
@@ -240,6 +244,9 @@ class Engine:
             functools.partial(_empty, self._config, self._engine, self._sampling.max_completion_length, dtype),
             out_shardings=self._sharding,
         )()
+        # Stacked to read prompts, one by one to draw: sliced at every chunk they would be copied at every chunk.
+        layers = self._unstack(params["layers"])
+        others = {name: part for name, part in params.items() if name != "layers"}
         numbered = enumerate(prompts)
         at = [-1] * R  # which prompt each row has
         todo: list[list[int]] = [[] for _ in range(R)]  # samples of it not yet begun
@@ -259,7 +266,7 @@ class Engine:
                     begin[slot], sample[slot] = True, todo[slot // S].pop()
                     drawing[slot] = at[slot // S], int(sample[slot])
             if any(drawing):
-                state = self._draw(params, state, stops, begin, key, np.repeat(number, S), sample)
+                state = self._draw(others, layers, state, stops, begin, key, np.repeat(number, S), sample)
             yield from finished  # while the device draws on
             if not any(drawing):
                 return

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from rerankjax import sandbox
 from rerankjax.loop import stages
 from rerankjax.loop.experiment import Experiment, resolve
+from rerankjax.loop.export import export, rerank_command
 from rerankjax.loop.rundir import open_run
 from rerankjax.loop.summary import conclude
 from rerankjax.model.sharding import data_mesh
@@ -34,10 +35,14 @@ def selftrain(config: ConfigDict, workdir: str) -> None:
         mesh = data_mesh()
         evaluations = [found for seed in e.seeds for found in run_seed(e, seed, root / f"seed{seed}", mesh)]
         conclude(root, resolved, evaluations)
+        print(f"rank with it: {rerank_command(root / f'seed{e.seeds[0]}')}")
 
 
 def run_seed(e: Experiment, seed: int, root: Path, mesh: Mesh) -> Iterator[Evaluation]:
-    """Every arm's evaluation, as soon as it is known. Stages that `root` holds already are read, not run."""
+    """Every arm's evaluation, as soon as it is known; then the last reranker is exported.
+
+    Stages that `root` holds already are read, not run.
+    """
     run = stages.open_seed(e, seed, root, mesh)
 
     sft = stages.sft_policy(run)
@@ -47,15 +52,20 @@ def run_seed(e: Experiment, seed: int, root: Path, mesh: Mesh) -> Iterator[Evalu
 
     sft_scores = stages.scores(run, "first", first, "sft", "train", sft_train)
     ppo = stages.ppo_policy(run, "ppo", sft, first, sft_scores)
-    yield stages.evaluate(run, "ppo", "ppo", ppo, "first", first)
+    evaluation = stages.evaluate(run, "ppo", "ppo", ppo, "first", first)
+    yield evaluation
 
+    second = first
     ppo_train = stages.candidates(run, "ppo", ppo, "train")
     ppo_scores = stages.scores(run, "first", first, "ppo", "train", ppo_train)
     for arm in e.arms:
         second = stages.grown_reranker(run, arm, sft, sft_train, ppo_train, ppo_scores)
-        yield stages.evaluate(run, arm, "ppo", ppo, arm, second)
+        evaluation = stages.evaluate(run, arm, "ppo", ppo, arm, second)
+        yield evaluation
         if arm in e.ppo_arms:
             # From the SFT model again, not from the first policy: PPO is the adversary, not the product.
             arm_scores = stages.scores(run, arm, second, "sft", "train", sft_train)
             policy = stages.ppo_policy(run, f"ppo2-{arm}", sft, second, arm_scores)
-            yield stages.evaluate(run, f"{arm}+ppo", f"ppo2-{arm}", policy, arm, second)
+            evaluation = stages.evaluate(run, f"{arm}+ppo", f"ppo2-{arm}", policy, arm, second)
+            yield evaluation
+    export(run, second, evaluation)

@@ -6,6 +6,7 @@ seedN/policies/NAME                       sft; ppo; ppo2-ARM: checkpoint and met
 seedN/candidates/POLICY-SPLIT             sampled and executed
 seedN/rerankers/NAME                      first; ARM: pairs, checkpoint and metrics
 seedN/scores/RERANKER/POLICY-SPLIT        a reranker's score of each candidate
+seedN/export                              the last reranker, to be used elsewhere (see `export`)
 
 Where the config asks for adapters, the checkpoints of rerankers and of PPO's policies are those over the SFT model.
 """

@@ -7,7 +7,6 @@ base cost one base. Where the base is None there is no adapter: parameters are w
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,18 +90,22 @@ def attach_trunk(base: Params | None, params: Params, lora: LoraConfig) -> Param
     return params | {"decoder": attach(base, params["decoder"], lora)}
 
 
-def merge(base: Params | None, adapter: Params, lora: LoraConfig) -> Params:
-    """`attach` for export: W + scale * A B, summed in float32 and rounded to W's type, with nothing beside it."""
-    if base is None:
-        return adapter
+def merge(params: Params) -> Params:
+    """Attached decoder parameters for export: W + A B, summed in float32 and rounded to W's type, with nothing beside.
 
-    def add(layer: tuple[Array, Any]) -> Array:
-        kernel, pair = layer
-        change = jnp.dot(pair["lora_a"], pair["lora_b"], precision=jax.lax.Precision.HIGHEST)
-        return (kernel.astype(jnp.float32) + lora.scale * change).astype(kernel.dtype)
+    Parameters that are whole already are returned as they are.
+    """
 
-    layers = dict(base["layers"])
-    for name, pair in adapter["layers"].items():
+    def add(layer: tuple[Array, Array, Array]) -> Array:
+        kernel, a, b = layer
+        change = jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
+        return (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
+
+    def whole(module: Params) -> Params:
+        if "lora_a" not in module:
+            return module
         # A layer at a time: all of them in float32 are twice a bfloat16 kernel.
-        layers[name] = layers[name] | {"kernel": jax.lax.map(add, (layers[name]["kernel"], pair))}
-    return base | {"layers": layers}
+        kernel = jax.lax.map(add, (module["kernel"], module["lora_a"], module["lora_b"]))
+        return {name: leaf for name, leaf in module.items() if not name.startswith("lora_")} | {"kernel": kernel}
+
+    return params | {"layers": {name: whole(module) for name, module in params["layers"].items()}}

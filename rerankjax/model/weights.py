@@ -25,7 +25,11 @@ Placement = Sharding | Callable[[ParamPath, tuple[int, ...]], Sharding]
 
 FLOATS = ("F32", "F16", "BF16")
 MLP = ("gate_proj", "up_proj", "down_proj")
-LM_HEAD, SCORE = "lm_head.weight", "score.weight"
+LM_HEAD = "lm_head.weight"
+# A reward head's name by how it pools. transformers' classes score the last token and know its head alone: the
+# other they report as missing and unexpected, where by the same name they would score otherwise and say nothing.
+HEADS = {"last": "score", "mean": "mean_score"}
+SCORES = tuple(f"{head}.weight" for head in HEADS.values())
 MAX_FILE_BYTES = 5 * 10**9
 
 
@@ -49,28 +53,33 @@ def load(
 
 def load_reranker(
     path_or_id: Path | str, *, sharding: Placement | None = None, dtype: Any = None, revision: str | None = None
-) -> tuple[ModelConfig, Params]:
-    """A `*ForSequenceClassification` checkpoint with one label: {"decoder": the trunk, "score": the head}.
+) -> tuple[ModelConfig, Params, str]:
+    """A `*ForSequenceClassification` checkpoint with one label: {"decoder": the trunk, "score": the head}; its pooling.
 
-    Such a model scores a row's last token: its pooling is "last". The format has no language-model head, so one that is
-    not tied to the embeddings is there only if the checkpoint holds it all the same. Arguments as `load`'s, the head's
-    path being ("score", "kernel") and its shape [D, 1].
+    With `score.weight`, as transformers' models have it, the pooling is "last"; with `mean_score.weight`, our own,
+    "mean". The format has no language-model head, so one that is not tied to the embeddings is there only if the
+    checkpoint holds it all the same. Arguments as `load`'s, the head's path being ("score", "kernel") or ("mean_score",
+    "kernel"), and its shape [D, 1].
 
     Raises:
-        FileNotFoundError, ValueError: as `load`; ValueError also for no `score.weight`, or more labels than one.
+        FileNotFoundError, ValueError: as `load`; ValueError also for no head, for both, or more labels than one.
     """
     folder = find_folder(path_or_id, revision)
     config, hf = read_config(folder)
     tensors = find_tensors(folder)
-    if SCORE in tensors and hf.num_labels != 1:
+    poolings = [pooling for pooling, head in HEADS.items() if f"{head}.weight" in tensors] or ["last"]
+    if len(poolings) > 1:
+        raise ValueError(f"{folder} holds both {' and '.join(SCORES)}: remove the one that was not trained")
+    head = HEADS[poolings[0]]
+    if f"{head}.weight" in tensors and hf.num_labels != 1:
         raise ValueError(
             f"{folder / 'config.json'}: num_labels = {hf.num_labels} is not supported: a reranker has one score, give "
             "a reward model with num_labels = 1"
         )
     decoder = {k: v for k, v in _decoder_shapes(config).items() if k != "lm_head" or LM_HEAD in tensors}
     score = {"kernel": jax.ShapeDtypeStruct((config.hidden_size, 1), jnp.float32)}
-    params = _load(folder, config, {"decoder": decoder, "score": score}, tensors, sharding, dtype)
-    return config, params | {"score": params["score"]["kernel"][:, 0]}
+    params = _load(folder, config, {"decoder": decoder, head: score}, tensors, sharding, dtype)
+    return config, {"decoder": params["decoder"], "score": params[head]["kernel"][:, 0]}, poolings[0]
 
 
 def save(
@@ -103,23 +112,24 @@ def save_reranker(
 ) -> None:
     """Writes a reranker as `*ForSequenceClassification` with one label, without its language-model head; see `save`.
 
-    `transformers` scores the last token that is not `pad_token_id`, so that no text may hold this token.
+    With the pooling "last", `transformers` loads it and gives the same scores: it scores the last token that is not
+    `pad_token_id`, so that no text may hold this token. It does not load the head of a "mean", and says so.
 
     Raises:
         FileExistsError: `path` holds something.
-        ValueError: `transformers` would compute other scores, for `pooling` is not "last" or padding ends texts.
+        ValueError: an unknown pooling or token, or padding that ends texts, with which `transformers` scores otherwise.
     """
-    if pooling != "last":
-        raise ValueError(f'pooling = "{pooling}" cannot be saved: transformers scores the last token, use "last"')
+    if pooling not in HEADS:
+        raise ValueError(f'pooling = "{pooling}" is unknown: use one of {", ".join(HEADS)}')
     if not 0 <= pad_token_id < config.vocab_size:
         raise ValueError(f"pad_token_id = {pad_token_id} is no token: use one of 0 to {config.vocab_size - 1}")
-    if tokenizer is not None and pad_token_id == tokenizer.eos_token_id:
+    if pooling == "last" and tokenizer is not None and pad_token_id == tokenizer.eos_token_id:
         raise ValueError(
             f"pad_token_id = {pad_token_id} is also the tokenizer's end of text, which would count as padding: give "
             "padding a token of its own"
         )
     decoder = {name: value for name, value in params["decoder"].items() if name != "lm_head"}
-    reranker = {"decoder": decoder, "score": {"kernel": params["score"][:, None]}}
+    reranker = {"decoder": decoder, HEADS[pooling]: {"kernel": params["score"][:, None]}}
     head = {"num_labels": 1, "pad_token_id": pad_token_id}
     _save(path, config, reranker, "ForSequenceClassification", tokenizer, max_file_bytes, **head)
 
@@ -136,7 +146,7 @@ def tensor_names(path: ParamPath, layers: int) -> list[str]:
     """The tensors that a parameter is made of: one for each layer, or one."""
     module, end = path[-2], "bias" if path[-1] == "bias" else "weight"
     if not _stacked(path):
-        return [f"{module}.{end}" if module in ("lm_head", "score") else f"model.{module}.{end}"]
+        return [f"{module}.{end}" if module in ("lm_head", *HEADS.values()) else f"model.{module}.{end}"]
     if not module.endswith("layernorm"):
         module = f"{'mlp' if module in MLP else 'self_attn'}.{module}"
     return [f"model.layers.{i}.{module}.{end}" for i in range(layers)]
@@ -204,10 +214,10 @@ def _check_tensors(
         names = tensor_names(path, config.num_hidden_layers)
         expected |= dict.fromkeys(names, shape[::-1] if _transposed(path) else shape)
 
-    missing = sorted(expected.keys() - tensors.keys(), key=lambda name: (name not in (SCORE, LM_HEAD), name))
+    missing = sorted(expected.keys() - tensors.keys(), key=lambda name: (name not in (*SCORES, LM_HEAD), name))
     if missing:
         remedy = {
-            SCORE: "this is no reward model; load it with load and give it a head with init_reranker",
+            SCORES[0]: "this is no reward model; load it with load and give it a head with init_reranker",
             LM_HEAD: "this is no *ForCausalLM, or its config.json should have tie_word_embeddings = true",
         }.get(missing[0], "complete the checkpoint")
         raise ValueError(f"{folder} lacks {_listed(missing)}, and nothing is initialised instead: {remedy}")
@@ -230,7 +240,11 @@ def _check_tensors(
             )
         surplus.remove(LM_HEAD)
     if surplus:
-        remedy = "load a reward model with load_reranker" if SCORE in surplus else "correct config.json or remove them"
+        remedy = (
+            "load a reward model with load_reranker"
+            if set(SCORES) & set(surplus)
+            else "correct config.json or remove them"
+        )
         raise ValueError(f"{tensors[surplus[0]].file}: unexpected {_listed(surplus)}: {remedy}")
 
 

@@ -36,5 +36,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer in the folder `path`.
+
+    Raises:
+        FileNotFoundError: it has no tokenizer.json.
+    """
+    if not (path / "tokenizer.json").is_file():
+        raise FileNotFoundError(
+            f"{path} has no tokenizer.json: other formats are not read; load the tokenizer with transformers and write "
+            "it there with save_pretrained"
+        )
     # AutoTokenizer of transformers 5.12 to 5.17 drops the whitespace of some code tokenizers (their #46489).
     return PreTrainedTokenizerFast.from_pretrained(path)

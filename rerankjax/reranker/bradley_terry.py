@@ -78,10 +78,12 @@ def reranker_loss(
     scores = pool_scores(reranker.pooling, params["score"], hidden, pairs.mask, 0)
     chosen, rejected = scores[::2], scores[1::2]
     pair_loss = jnp.mean(bradley_terry(chosen, rejected))
+    metrics = {"pair_loss": pair_loss, "accuracy": jnp.mean(chosen > rejected)}
+    if not reranker.lm_coef:
+        return pair_loss, metrics
     log_probs = token_log_probs(config, params["decoder"], before[::2], pairs.completions[::2])
     lm_loss = -masked_mean(log_probs, pairs.mask[::2])
-    metrics = {"pair_loss": pair_loss, "lm_loss": lm_loss, "accuracy": jnp.mean(chosen > rejected)}
-    return pair_loss + reranker.lm_coef * lm_loss, metrics
+    return pair_loss + reranker.lm_coef * lm_loss, metrics | {"lm_loss": lm_loss}
 
 
 @functools.cache

@@ -4,10 +4,9 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from transformers import PreTrainedTokenizerBase
@@ -15,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from rerankjax.model import weights
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, hidden_states_behind
-from rerankjax.model.sharding import data_mesh, replicated
+from rerankjax.model.pretrained import find_folder
+from rerankjax.model.sharding import by_row, data_mesh, replicated
 from rerankjax.prompts.rows import pad_completions, pad_prompts
 from rerankjax.prompts.tokenizer import load_tokenizer
 from rerankjax.reranker.bradley_terry import pool_scores
@@ -23,10 +23,8 @@ from rerankjax.reranker.score import encode_completions
 
 TOKENS = 16_384  # in one batch, padding included
 MOST_TOGETHER = 16  # candidates of one prompt in one batch
-PROMPT_BUCKET, COMPLETION_BUCKET = (
-    32,
-    16,
-)  # lengths are padded to a power of two above the first, a multiple of the other
+PROMPT_BUCKET = 32  # prompts are padded to a power of two, at least this
+COMPLETION_BUCKET = 16  # candidates are padded to a multiple of this
 
 
 def score_behind(
@@ -43,25 +41,60 @@ def score_behind(
     return pool_scores(pooling, params["score"], hidden, mask, 0)
 
 
+class PromptLengthError(ValueError):
+    """A prompt that nothing can be scored behind, for `reason`; `problem` is its number, from 0."""
+
+    def __init__(self, problem: int, length: int, context: int) -> None:
+        self.problem = problem
+        self.reason = (
+            f"the prompt has {length} tokens; a prompt needs 1 to {context - 1}, for the context holds it and its "
+            "candidates: shorten it, or drop the problem"
+        )
+        super().__init__(f"problem {problem}: {self.reason}")
+
+
+class Row(NamedTuple):
+    """A candidate of a problem, and the token ids that stand behind its prompt."""
+
+    problem: int
+    candidate: str
+    ids: list[int]
+
+
 @dataclasses.dataclass(frozen=True)
 class Reranker:
-    """Scores completions of a prompt; higher is better. `pooling` as in RerankerConfig."""
+    """Scores completions of a prompt; higher is better. `pooling` as in RerankerConfig.
+
+    What is scored is the prompt's text, the candidate's and the tokenizer's end-of-text token; with `chat` instead a
+    conversation by the tokenizer's chat template, the prompt being the user's message and the candidate the answer.
+
+    Raises:
+        ValueError: the tokenizer has no end-of-text token, or with `chat` no chat template.
+    """
 
     config: ModelConfig
     params: Params
     tokenizer: PreTrainedTokenizerBase
     pooling: str = "last"
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        _check_tokenizer(self.tokenizer, self.chat)
 
     @classmethod
-    def from_pretrained(cls, path_or_id: Path | str, *, dtype: Any = None, revision: str | None = None) -> "Reranker":
+    def from_pretrained(
+        cls, path_or_id: Path | str, *, chat: bool = False, dtype: Any = None, revision: str | None = None
+    ) -> "Reranker":
         """A `*ForSequenceClassification` with one label, from a folder or a hub id: ours or anyone's reward model.
 
-        dtype: of the parameters; without it, as saved. Raises as `rerankjax.model.weights.load_reranker`.
+        dtype: of the parameters; without it, as saved. The pooling is the checkpoint's.
+        Raises as `rerankjax.model.weights.load_reranker`, `load_tokenizer` and the class.
         """
-        config, params = weights.load_reranker(
-            path_or_id, sharding=replicated(data_mesh()), dtype=dtype, revision=revision
-        )
-        return cls(config, params, load_tokenizer(Path(path_or_id)))
+        folder = find_folder(path_or_id, revision)
+        tokenizer = load_tokenizer(folder)
+        _check_tokenizer(tokenizer, chat)  # before the weights, which can take minutes
+        config, params, pooling = weights.load_reranker(folder, sharding=replicated(data_mesh()), dtype=dtype)
+        return cls(config, params, tokenizer, pooling, chat)
 
     def score(self, prompt: str, candidates: Sequence[str]) -> np.ndarray:
         """r(prompt, candidate) of each candidate, float32 [N]."""
@@ -69,7 +102,7 @@ class Reranker:
 
     def rank(self, prompt: str, candidates: Sequence[str]) -> list[int]:
         """The candidates' positions, the best first; of equals the earlier first."""
-        return np.argsort(-self.score(prompt, candidates), kind="stable").tolist()
+        return best_first(self.score(prompt, candidates))
 
     def score_all(
         self,
@@ -79,60 +112,108 @@ class Reranker:
         """`score` of many (prompt, candidates) at once, in batches of `TOKENS`; `advance` hears how many are scored.
 
         Equal candidates of a prompt are scored once. A candidate that the context has no room for is scored by what
-        fits of it. Raises ValueError for a prompt that leaves no room at all.
+        fits of it.
+
+        Raises:
+            PromptLengthError: a prompt has no token, or leaves no room at all.
+            ValueError: the chat template writes a prompt otherwise once an answer stands behind it.
         """
         problems = list(problems)
-        groups: dict[tuple[int, int, int], list[tuple[list[int], list[tuple[int, str, list[int]]]]]] = {}
+        context = self.config.max_position_embeddings
+        groups: dict[tuple[int, int, int], list[tuple[tuple[int, ...], list[Row]]]] = {}
         for number, (prompt, candidates) in enumerate(problems):
-            prompt_ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            room = self.config.max_position_embeddings - len(prompt_ids)
-            if not prompt_ids or room < 1:
-                raise ValueError(
-                    f"problem {number}: its prompt has {len(prompt_ids)} tokens; a prompt needs 1 to "
-                    f"{self.config.max_position_embeddings - 1}, for the context holds it and its candidates"
-                )
-            distinct = list(dict.fromkeys(candidates))
-            encoded = [ids[:room] for ids in encode_completions(self.tokenizer, distinct)] if distinct else []
-            ordered = sorted(zip(distinct, encoded, strict=True), key=lambda one: len(one[1]))
-            for start in range(0, len(ordered), MOST_TOGETHER):
-                part = [(number, *one) for one in ordered[start : start + MOST_TOGETHER]]
-                shape = (_power(len(prompt_ids), PROMPT_BUCKET), _power(len(part), 1), _multiple(len(part[-1][2])))
-                groups.setdefault(shape, []).append((prompt_ids, part))
+            prompt_ids, encoded = self._encode(prompt, list(dict.fromkeys(candidates)))
+            if not 0 < len(prompt_ids) < context:
+                raise PromptLengthError(number, len(prompt_ids), context)
+            rows_behind: dict[tuple[int, ...], list[Row]] = {}  # by what they share of the prompt: nearly always all
+            for candidate, ids in encoded.items():
+                shared = _shared(prompt_ids, ids)
+                rows_behind.setdefault(tuple(ids[:shared]), []).append(Row(number, candidate, ids[shared:context]))
+            for prefix, rows in rows_behind.items():
+                rows.sort(key=lambda row: len(row.ids))
+                for start in range(0, len(rows), MOST_TOGETHER):
+                    part = rows[start : start + MOST_TOGETHER]
+                    shape = (_power(len(prefix), PROMPT_BUCKET), _power(len(part), 1), _multiple(len(part[-1].ids)))
+                    groups.setdefault(shape, []).append((prefix, part))
         scores: dict[tuple[int, str], float] = {}
         for (prompt_length, together, length), parts in sorted(groups.items()):
-            rows = max(1, TOKENS // (prompt_length + together * length))
-            rows = 1 << (min(rows, len(parts)).bit_length() - 1)
-            for start in range(0, len(parts), rows):
-                batch = parts[start : start + rows]
-                self._score_batch(batch, rows, prompt_length, together, length, scores)
+            count = max(1, TOKENS // (prompt_length + together * length))
+            count = 1 << (min(count, len(parts)).bit_length() - 1)
+            for start in range(0, len(parts), count):
+                batch = parts[start : start + count]
+                self._score_batch(batch, count, prompt_length, together, length, scores)
                 advance(sum(len(part) for _, part in batch))
         return [
             np.array([scores[number, candidate] for candidate in candidates], np.float32)
             for number, (_, candidates) in enumerate(problems)
         ]
 
+    def _encode(self, prompt: str, candidates: list[str]) -> tuple[list[int], dict[str, list[int]]]:
+        """Token ids of the prompt, and of each candidate with the prompt before it."""
+        if not self.chat:
+            prompt_ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            rows = encode_completions(self.tokenizer, candidates) if candidates else []
+            return prompt_ids, {text: prompt_ids + ids for text, ids in zip(candidates, rows, strict=True)}
+        asked = [{"role": "user", "content": prompt}]
+        render = functools.partial(self.tokenizer.apply_chat_template, tokenize=False)
+        opening = render(asked, add_generation_prompt=True)
+        texts = [render([*asked, {"role": "assistant", "content": candidate}]) for candidate in candidates]
+        for text in texts:
+            if not text.startswith(opening):
+                at = next((i for i, (a, b) in enumerate(zip(text, opening, strict=False)) if a != b), len(text))
+                raise ValueError(
+                    "the chat template asks for an answer otherwise than it writes one: the prompt goes on with "
+                    f"{opening[at : at + 40]!r}, and with an answer behind it with {text[at : at + 40]!r}; correct the "
+                    "tokenizer's chat_template"
+                )
+        opening_ids, *rows = self.tokenizer([opening, *texts], add_special_tokens=False)["input_ids"]
+        return opening_ids, dict(zip(candidates, rows, strict=True))
+
     def _score_batch(
         self,
-        batch: Sequence[tuple[list[int], list[tuple[int, str, list[int]]]]],
-        rows: int,
+        batch: Sequence[tuple[tuple[int, ...], list[Row]]],
+        count: int,
         prompt_length: int,
         together: int,
         length: int,
         scores: dict[tuple[int, str], float],
     ) -> None:
         # What fills the batch up is the first prompt and each prompt's last candidate once more.
-        filled = [batch[i] if i < len(batch) else batch[0] for i in range(rows)]
+        filled = [batch[i] if i < len(batch) else batch[0] for i in range(count)]
         pad = self.tokenizer.pad_token_id or 0
         prompts = pad_prompts([prompt for prompt, _ in filled], prompt_length, pad)
-        completions = [part[min(i, len(part) - 1)][2] for _, part in filled for i in range(together)]
-        out = np.asarray(
-            _scorer(self.config, self.pooling)(
-                self.params, *map(jnp.asarray, (*prompts, *pad_completions(completions, length, pad)))
-            )
+        completions = [part[min(i, len(part) - 1)].ids for _, part in filled for i in range(together)]
+        mesh = data_mesh()
+        split = by_row(mesh) if count % mesh.size == 0 else replicated(mesh)
+        rows = jax.device_put((*prompts, *pad_completions(completions, length, pad)), split)
+        out = np.asarray(_scorer(self.config, self.pooling)(self.params, *rows))
+        for place, (_, part) in enumerate(batch):
+            for i, row in enumerate(part):
+                scores[row.problem, row.candidate] = float(out[place * together + i])
+
+
+def best_first(scores: np.ndarray) -> list[int]:
+    """Positions by falling score; of equals the earlier first."""
+    return np.argsort(-scores, kind="stable").tolist()
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, chat: bool) -> None:
+    if chat and not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat template: score without chat, or give it the model's chat_template")
+    if not chat and tokenizer.eos_token_id is None:
+        raise ValueError(
+            "the tokenizer has no end-of-text token, with which a candidate ends: set its eos_token to the "
+            "one that the model was trained with, or score with chat if it was trained on conversations"
         )
-        for row, (_, part) in enumerate(batch):
-            for i, (number, candidate, _) in enumerate(part):
-                scores[number, candidate] = float(out[row * together + i])
+
+
+def _shared(prompt: list[int], row: list[int]) -> int:
+    """How many tokens of a row are read once for all candidates: those of its prompt, at least one.
+
+    The tokenizer may merge the prompt's end with the candidate's beginning, and something must stand behind them.
+    """
+    most = min(len(prompt), len(row) - 1)
+    return max(1, next((i for i in range(most) if prompt[i] != row[i]), most))
 
 
 @functools.cache

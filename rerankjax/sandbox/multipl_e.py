@@ -63,7 +63,7 @@ def read_evaluations(file: Path, output: Path, csharp_lists: str) -> Iterator[Ev
     if not file.name.endswith(INPUTS):
         raise ValueError(f"{file}: its name must end in one of {', '.join(INPUTS)}.")
     by_row = file.name.endswith((".jsonl", ".jsonl.gz"))
-    for where, problem in _read_objects(file, by_row=by_row):
+    for where, problem in read_objects(file, by_row=by_row):
         if by_row:
             name = field(problem, where, "name", str).replace("/", "_")
             if not name:
@@ -87,7 +87,7 @@ def _evaluation(where: str, problem: dict[str, Any], path: Path, csharp_lists: s
     programs = tuple(Program(language, f"{prompt}{completion}\n", tests) for completion in problem["completions"])
     results = {name: value for name, value in problem.items() if name != "completions"} | {"results": []}
     if path.exists():
-        ((there, results),) = _read_objects(path, by_row=False)
+        ((there, results),) = read_objects(path, by_row=False)
         _check_kept(there, results, programs, csharp_lists if language == "cs" else AS_SHIPPED)
     if language == "cs":
         results["csharp_lists"] = csharp_lists
@@ -161,7 +161,11 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def _read_objects(path: Path, *, by_row: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_objects(path: Path, *, by_row: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields ("file" or "file, row n", record) of a file that is one JSON object, or has one a row; gzip by its name.
+
+    Raises ValueError that names file and row of what is not a JSON object or cannot be read.
+    """
     where = str(path)
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:

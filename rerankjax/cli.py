@@ -1,0 +1,123 @@
+"""The command `rerankjax`. What needs JAX is imported once the input is found good: help and errors come at once."""
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+from rerankjax.problems.jsonl import write_text
+from rerankjax.reranker.samples import Samples, read_samples
+
+DESCRIPTION = "Sample many programs from a code model, and learn which one to trust."
+EPILOG = "To run programs against their tests: python -m rerankjax.sandbox --help"
+RANK = """\
+Scores every candidate of every problem with a reranker, and ranks them.
+
+    rerankjax rerank --model runs/mini/seed0/export --problems runs/mini/seed0/export/examples.jsonl
+    rerankjax rerank --model FOLDER_OR_HUB_ID --problems samples.jsonl --output ranked.jsonl --chat
+
+Input: a .jsonl or .jsonl.gz file with a row a problem,
+    {"prompt": "...", "candidates": ["...", ...], "name": "..."}
+where MultiPL-E's "completions" does for "candidates" and "name" may be left out; one of MultiPL-E's completions files
+(.json, .json.gz); or a directory of such files.
+
+Output: a row a problem, in the input's order,
+    {"name": "...", "scores": [0.7, ...], "ranking": [3, ...], "best": "..."}
+scores in the candidates' order, the candidates' numbers from 0 with the best first, and the best one's text.
+
+Exit code: 0 all ranked; 2 bad input, found before the model is loaded where it can be; 130 interrupted.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code, see `RANK`; argparse itself leaves with SystemExit(2)."""
+    args = _parse(argv)
+    try:
+        samples = read_samples(args.problems)
+        text = _rank(args, samples)
+        if args.output:
+            write_text(args.output, text)
+            _say(f"wrote {args.output}")
+        else:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    except BrokenPipeError:  # as of `| head`: whoever read has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it closes it
+    except (ValueError, OSError) as error:
+        _say(str(error))
+        return 2
+    except KeyboardInterrupt:
+        _say("interrupted; nothing is written")
+        return 130
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("rerankjax", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=importlib.metadata.version("rerankjax"))
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    rank = commands.add_parser(
+        "rerank",
+        help="score and rank the candidates of problems",
+        description=RANK,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    rank.add_argument(
+        "--model",
+        required=True,
+        metavar="FOLDER_OR_ID",
+        help="a reranker's folder, or a hub id (owner/name): *ForSequenceClassification with one label",
+    )
+    rank.add_argument("--problems", required=True, type=Path, metavar="FILE_OR_DIR", help="what to rank, see above")
+    rank.add_argument("--output", type=_new_file, metavar="FILE", help="written whole or not at all (default: stdout)")
+    rank.add_argument(
+        "--chat",
+        action="store_true",
+        help="score conversations by the tokenizer's chat template: the prompt asks, a candidate answers",
+    )
+    rank.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the parameters (default: as saved)"
+    )
+    rank.add_argument("--revision", metavar="NAME", help="of a hub id: a branch, tag or commit")
+    return parser.parse_args(argv)
+
+
+def _new_file(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir() or path.suffix == ".gz":
+        raise argparse.ArgumentTypeError(f"must be a plain file in a directory that exists, got {text!r}")
+    return path
+
+
+def _rank(args: argparse.Namespace, samples: list[Samples]) -> str:
+    """The output's text."""
+    _say(f"loading {args.model}")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
+    from rich.console import Console
+
+    from rerankjax.progress import progress
+    from rerankjax.reranker.rerank import PromptLengthError, Reranker, best_first
+
+    reranker = Reranker.from_pretrained(args.model, chat=args.chat, dtype=args.dtype, revision=args.revision)
+    total = sum(len(set(one.candidates)) for one in samples)
+    with progress("rerank", total, "candidates", Console(stderr=True)) as advance:
+        try:
+            scores = reranker.score_all([(one.prompt, one.candidates) for one in samples], advance)
+        except PromptLengthError as error:
+            raise ValueError(f"{samples[error.problem].where}: field 'prompt': {error.reason}") from error
+    rows = []
+    for one, of_problem in zip(samples, scores, strict=True):
+        ranking = best_first(of_problem)
+        for number, score in enumerate(of_problem.tolist(), start=1):
+            if not math.isfinite(score):
+                raise ValueError(f"{one.where}: candidate {number} scores {score}; try --dtype float32")
+        best = one.candidates[ranking[0]] if ranking else None
+        rows.append({"name": one.name, "scores": of_problem.tolist(), "ranking": ranking, "best": best})
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def _say(text: str) -> None:
+    print(f"rerankjax: {text}", file=sys.stderr)

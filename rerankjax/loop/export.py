@@ -1,0 +1,54 @@
+"""What a run leaves to be used elsewhere: a reranker in Hugging Face's format, and samples to try it on."""
+
+import dataclasses
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from rerankjax.loop.rundir import write_stage
+from rerankjax.loop.stages import SeedRun
+from rerankjax.model.decoder import Params
+from rerankjax.model.lora import merge
+from rerankjax.model.weights import save_reranker
+from rerankjax.problems.jsonl import write_records
+from rerankjax.table.evaluation import Evaluation
+
+EXAMPLES = "examples.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A row of what `rerankjax rerank` reads; `passed` says which candidates pass their tests, which it never sees."""
+
+    name: str
+    prompt: str
+    candidates: tuple[str, ...]
+    passed: tuple[bool, ...]
+
+
+def export(run: SeedRun, reranker: Params, evaluation: Evaluation) -> Path:
+    """seedN/export: `reranker` with its tokenizer, and the test problems with the samples of `evaluation`."""
+    prompt_of = {p.name: p.prompt for p in run.problems["test"]}
+
+    def fill(directory: Path) -> None:
+        save_reranker(
+            directory,
+            run.experiment.model,
+            reranker | {"decoder": merge(reranker["decoder"])},
+            pooling=run.experiment.reranker.pooling,
+            pad_token_id=run.tokenizer.pad_token_id,
+            tokenizer=run.tokenizer,
+        )
+        rows = zip(evaluation.problems, evaluation.programs, evaluation.passed.tolist(), strict=True)
+        examples = [Example(name, prompt_of[name], programs, tuple(passed)) for name, programs, passed in rows]
+        write_records(directory / EXAMPLES, examples)
+
+    return write_stage(run.root / "export", fill)
+
+
+def rerank_command(seed: Path) -> str:
+    """The command line that ranks the examples of a seed's export, from where this process runs."""
+    script = Path(sys.executable).with_name("rerankjax")
+    program = [os.path.relpath(script)] if script.exists() else [os.path.relpath(sys.executable), "-m", "rerankjax"]
+    return shlex.join([*program, "rerank", "--model", f"{seed}/export", "--problems", f"{seed}/export/{EXAMPLES}"])

@@ -1,0 +1,60 @@
+"""The samples that are to be ranked: one's own JSONL files, and MultiPL-E's completions files."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rerankjax.problems.jsonl import field
+from rerankjax.sandbox.multipl_e import INPUTS, find_files, read_objects
+
+CANDIDATES = ("candidates", "completions")  # the field's names: a plain one, and MultiPL-E's
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """A prompt and its candidates. `where`: "file" or "file, row n"; `name`: the row's own, or "file:n"."""
+
+    where: str
+    name: str
+    prompt: str
+    candidates: tuple[str, ...]
+
+
+def read_samples(path: Path) -> list[Samples]:
+    """The samples of a file, or of the files of a directory in the order of their names.
+
+    A .jsonl or .jsonl.gz file has an object {"prompt", "candidates" or "completions": [...], "name"?} a row; a .json or
+    .json.gz file is one. Other fields are passed over, and MultiPL-E's results files too.
+
+    Raises:
+        ValueError: names file, row and field of what is not as it should be; or nothing is there.
+    """
+    found = []
+    for file in find_files(path, recursive=True) if path.is_dir() else [path]:
+        if not file.name.endswith(INPUTS):
+            raise ValueError(f"{file}: its name must end in one of {', '.join(INPUTS)}; rename it.")
+        by_row = file.name.endswith((".jsonl", ".jsonl.gz"))
+        found += [_samples(file, where, record) for where, record in read_objects(file, by_row=by_row)]
+    if not found:
+        raise ValueError(f"{path}: has no row; give one a problem.")
+    return found
+
+
+def _samples(file: Path, where: str, record: dict[str, Any]) -> Samples:
+    given = [name for name in CANDIDATES if name in record]
+    if len(given) != 1:
+        raise ValueError(
+            f"{where}: needs one of the fields {' and '.join(map(repr, CANDIDATES))}; the row has {sorted(record)}."
+        )
+    candidates = field(record, where, given[0], list)
+    for number, candidate in enumerate(candidates, start=1):
+        if not isinstance(candidate, str):
+            raise ValueError(
+                f"{where}: field {given[0]!r} must hold strings; number {number} is {candidate!r}; correct that row."
+            )
+    prompt = field(record, where, "prompt", str)
+    if not prompt:
+        raise ValueError(f"{where}: field 'prompt' is empty; give the text that the candidates continue or answer.")
+    default = where.replace(str(file), file.name, 1).replace(", row ", ":")
+    name = field(record, where, "name", str) if record.get("name") is not None else default
+    return Samples(where, name, prompt, tuple(candidates))

@@ -1,0 +1,155 @@
+"""The command `rerankjax`: every kind of input to the scores of `Reranker`, and bad input named before any work."""
+
+import gzip
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from rerankjax.cli import main
+from rerankjax.model.config import ModelConfig
+from rerankjax.model.decoder import init_decoder
+from rerankjax.model.weights import save_reranker
+from rerankjax.prompts.tokenizer import train_tokenizer
+from rerankjax.reranker.bradley_terry import init_reranker
+from rerankjax.reranker.rerank import Reranker
+from rerankjax.reranker.samples import read_samples
+
+GIVEN = [
+    ("first", "def f(x):\n", ["    return x\n", "    return 1\n", "    return x\n", "    pass\n"]),
+    ("second", "def g(x):\n", []),
+    ("third", "def h(x, y):\n", ["    return x + y\n", "    return y\n"]),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    tokenizer = train_tokenizer(["def f(x):\n    return x + 1\n"], 300)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if "
+    tokenizer.chat_template += "add_generation_prompt %}<assistant>{% endif %}"
+    config = ModelConfig(300, 32, 48, 2, 4, 2, 8, 64)
+    params = init_reranker(init_decoder(config, jax.random.key(0)), jax.random.key(1))
+    folder = tmp_path_factory.mktemp("model") / "it"
+    save_reranker(folder, config, params, pooling="mean", pad_token_id=tokenizer.pad_token_id, tokenizer=tokenizer)
+    return folder
+
+
+def as_rows(field="candidates"):
+    return "".join(json.dumps({"name": n, "prompt": p, field: c, "other": 1}) + "\n" for n, p, c in GIVEN)
+
+
+def as_file(folder, name, text):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    return folder / name
+
+
+def inputs(folder):
+    """The same problems as JSONL, as compressed JSONL with MultiPL-E's name, and as a directory of its files."""
+    for i, row in enumerate(as_rows("completions").splitlines()):
+        as_file(folder / "directory", f"{i}.json" + ".gz" * (i % 2), row)
+    as_file(folder / "directory", "0.results.json.gz", "{}")
+    yield as_file(folder, "rows.jsonl", as_rows().replace("\n", "\n\n"))
+    yield as_file(folder, "rows.jsonl.gz", as_rows("completions"))
+    yield folder / "directory"
+
+
+def test_every_input_is_ranked_as_reranker_does(model, tmp_path, capsys):
+    reranker = Reranker.from_pretrained(model)
+    expected = [reranker.score(prompt, candidates) for _, prompt, candidates in GIVEN]
+    outputs = []
+    for path in inputs(tmp_path):
+        assert main(["rerank", "--model", str(model), "--problems", str(path)]) == 0
+        out, err = capsys.readouterr()
+        outputs.append(out)
+        assert "5/5 candidates" in err  # each distinct one once
+    assert len(set(outputs)) == 1
+    rows = [json.loads(line) for line in outputs[0].splitlines()]
+    for (name, prompt, candidates), scores, row in zip(GIVEN, expected, rows, strict=True):
+        assert list(row) == ["name", "scores", "ranking", "best"]
+        assert row["name"] == name
+        np.testing.assert_allclose(row["scores"], scores, atol=1e-5)
+        assert row["ranking"] == reranker.rank(prompt, candidates)
+        assert row["best"] == (candidates[row["ranking"][0]] if candidates else None)
+
+
+def test_output_is_whole_or_as_it_was(model, tmp_path, capsys):
+    rows, output = as_file(tmp_path, "rows.jsonl", as_rows()), tmp_path / "ranked.jsonl"
+    command = ["rerank", "--model", str(model), "--output", str(output), "--problems"]
+    assert main([*command, str(rows)]) == 0
+    assert capsys.readouterr().out == ""
+    written = output.read_text()
+    assert [json.loads(line)["name"] for line in written.splitlines()] == ["first", "second", "third"]
+    long = as_file(tmp_path, "long.jsonl", '\n{"prompt": "' + "1" * 64 + '", "candidates": ["x"]}\n')
+    assert main([*command, str(long)]) == 2
+    assert f"{long}, row 2: field 'prompt': the prompt has 64 tokens" in capsys.readouterr().err
+    assert output.read_text() == written
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["long.jsonl", "ranked.jsonl", "rows.jsonl"]
+
+
+def test_options_reach_the_reranker(model, tmp_path, capsys):
+    rows = as_file(tmp_path, "rows.jsonl", as_rows())
+    _, prompt, candidates = GIVEN[0]
+    for flags, options in ((["--chat"], {"chat": True}), (["--dtype", "bfloat16"], {"dtype": "bfloat16"})):
+        assert main(["rerank", "--model", str(model), "--problems", str(rows), *flags]) == 0
+        scores = json.loads(capsys.readouterr().out.splitlines()[0])["scores"]
+        expected = Reranker.from_pretrained(model, **options).score(prompt, candidates)
+        np.testing.assert_allclose(scores, expected, atol=1e-2 if "dtype" in options else 1e-5)
+        assert not np.array_equal(scores, Reranker.from_pretrained(model).score(prompt, candidates))
+
+
+def test_names_are_those_of_rows_or_say_where_they_stand(tmp_path):
+    row = '{"prompt": "a", "candidates": []}'
+    assert [s.name for s in read_samples(as_file(tmp_path, "a.jsonl", f"{row}\n\n{row}"))] == ["a.jsonl:1", "a.jsonl:3"]
+    assert [s.name for s in read_samples(as_file(tmp_path, "b.json.gz", row))] == ["b.json.gz"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.jsonl", '{"prompt": "a", "candidates": []}\n{"prompt": "b"}', ["row 2", "'candidates' and 'completions'"]),
+        ("a.jsonl", '{"prompt": "a", "candidates": [], "completions": []}', ["row 1", "one of the fields"]),
+        ("a.jsonl", '{"prompt": "a", "candidates": ["x", 1]}', ["row 1", "'candidates'", "number 2 is 1", "correct"]),
+        ("a.json", '{"prompt": "a", "completions": "x"}', ["a.json:", "'completions' must be list"]),
+        ("a.jsonl.gz", '{"candidates": ["x"]}', ["row 1", "'prompt' is missing"]),
+        ("a.jsonl", '{"prompt": "", "candidates": ["x"]}', ["row 1", "'prompt' is empty"]),
+        ("a.jsonl", '{"prompt": "a", "candidates": ["x"], "name": 7}', ["row 1", "'name' must be str"]),
+        ("a.jsonl", '{"prompt": "a", "cand', ["row 1", "not JSON", "cut off"]),
+        ("a.jsonl", "[]", ["row 1", "expected a JSON object"]),
+        ("a.jsonl", "\n", ["has no row"]),
+        ("a.txt", "", ["must end in", ".jsonl.gz"]),
+    ],
+)
+def test_bad_input_is_named_before_the_model_is_loaded(tmp_path, capsys, name, text, said):
+    path = as_file(tmp_path, name, text)
+    assert main(["rerank", "--model", "./missing", "--problems", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [part for part in [str(path), *said] if part not in err] == []
+    assert "missing" not in err.replace("is missing", "")
+
+
+def test_what_is_not_there_is_named(model, tmp_path, capsys):
+    rows = as_file(tmp_path, "rows.jsonl", as_rows())
+    for arguments, said in (
+        (["--model", "./missing", "--problems", str(rows)], "./missing is no folder"),
+        (["--model", str(model), "--problems", str(tmp_path / "none.jsonl")], "none.jsonl"),
+        (["--model", str(model), "--problems", str(tmp_path / "none")], "must end in"),
+    ):
+        assert main(["rerank", *arguments]) == 2
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["rerank", "--model", str(model), "--problems", str(rows), "--output", str(tmp_path / "no" / "file")])
+    assert "directory that exists" in capsys.readouterr().err
+
+
+def test_help_tells_formats_without_jax():
+    code = "import sys; sys.modules.update(jax=None, numpy=None, transformers=None); from rerankjax.cli import main; "
+    for arguments, said in ((["--help"], "rerank"), (["rerank", "--help"], '{"prompt": "...", "candidates"')):
+        command = [sys.executable, "-c", f"{code}main({arguments})"]
+        assert said in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-m", "rerankjax", "rerank"]
+    assert "--problems" in subprocess.run(command, capture_output=True, text=True, check=False).stderr
