@@ -17,6 +17,7 @@ sides by turns, each warmed up first; medians of the ratios. Needs torch and TRL
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import json
@@ -156,6 +157,7 @@ def compare_training(
     prompts, completions = random_tokens(pairs, prompt_length, seed=2), random_tokens(2 * pairs, length, seed=3)
     chosen, rejected = (np.concatenate([prompts, completions[i::2]], axis=1).tolist() for i in (0, 1))
     config, params, _ = load_reranker(folder, sharding=replicated(mesh))
+    config = dataclasses.replace(config, unroll=config.num_hidden_layers)
     optimizer = OptimizerConfig(LEARNING_RATE, steps=steps)
     state = jax.jit(lambda p: init_state(p, make_optimizer(optimizer)), out_shardings=replicated(mesh))(params)
     step = make_reranker_step(config, RerankerConfig("last", 0.0), optimizer, mesh)

@@ -127,7 +127,8 @@ def test_the_gradient_is_that_of_the_weights_through_their_factors(tiny, base, a
             np.testing.assert_allclose(ours, expected, atol=1e-5 * float(jnp.abs(expected).max()), rtol=1e-3)
 
 
-def test_remat_changes_no_gradient(tiny, base):
+@pytest.mark.parametrize("change", [{"remat": True}, {"unroll": 2}])
+def test_how_layers_are_run_changes_no_gradient(tiny, base, change):
     def gradient(config):
         def loss(params):
             _, hidden = hidden_states_behind(config, params, TOKENS[:, :6], MASK[:, :6], TOKENS[:, 6:], MASK[:, 6:])
@@ -135,7 +136,7 @@ def test_remat_changes_no_gradient(tiny, base):
 
         return jax.jit(jax.grad(loss))(base)
 
-    plain, again = gradient(tiny), gradient(dataclasses.replace(tiny, remat=True))
+    plain, again = gradient(tiny), gradient(dataclasses.replace(tiny, **change))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), plain, again)
 
 

@@ -163,7 +163,11 @@ def test_learning_rate_warms_up_to_its_peak_and_ends_near_zero(schedule):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"num_key_value_heads": 3}, "num_key_value_heads = 3"), ({"head_dim": 7}, "head_dim = 7")],
+    [
+        ({"num_key_value_heads": 3}, "num_key_value_heads = 3"),
+        ({"head_dim": 7}, "head_dim = 7"),
+        ({"unroll": 3}, "unroll = 3"),
+    ],
 )
 def test_impossible_shapes_are_refused(tiny, change, said):
     with pytest.raises(ValueError, match=said):

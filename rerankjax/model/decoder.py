@@ -230,6 +230,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast),
             length=c.num_hidden_layers,
+            unroll=c.unroll,
         )(c)
         self.norm = RMSNorm(c.rms_norm_eps)
         if not c.tie_word_embeddings:
@@ -283,7 +284,7 @@ def hidden_states_behind(
 
     x = Decoder(config).apply({"params": params}, tokens, method=lambda m, t: m.embed_tokens(t))
     step = jax.checkpoint(step, prevent_cse=False) if config.remat else step
-    x, _ = jax.lax.scan(step, x, (params["layers"], caches))
+    x, _ = jax.lax.scan(step, x, (params["layers"], caches), unroll=config.unroll)
     return of_prompts[:, -1], Decoder(config).apply({"params": params}, x, method=lambda m, h: m.norm(h))
 
 
