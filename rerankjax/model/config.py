@@ -44,8 +44,8 @@ class ModelConfig:
     and keys; `attention_bias` adds biases to all four projections of the others.
 
     `remat` is of training alone: each layer is computed again in the backward pass, so that only its input is kept.
-    `unroll` layers are compiled as one body of the loop over layers: all of a shallow model train a tenth faster on CPU,
-    where a loop copies what the gradient needs, and take as many times longer to compile.
+    `unroll` layers are compiled as one body of the loop over layers: all of a shallow model train a tenth faster on
+    CPU, where a loop copies what the gradient needs, and take as many times longer to compile.
     """
 
     vocab_size: int
