@@ -44,7 +44,7 @@ from rerankjax.model.sharding import by_row, data_mesh, replicated
 from rerankjax.model.training import OptimizerConfig, init_state, make_optimizer
 from rerankjax.model.weights import load_reranker
 from rerankjax.prompts.tokenizer import train_tokenizer
-from rerankjax.reranker.bradley_terry import RerankerConfig, make_reranker_step, make_scorer
+from rerankjax.reranker.bradley_terry import RerankerConfig, make_reranker_step, score_rows
 from rerankjax.reranker.rerank import score_behind
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 5, "num_attention_heads": 4}
@@ -103,7 +103,11 @@ def compare_scoring(
     shared = random_tokens(prompts, prompt_length, seed=0)
     completions = random_tokens(prompts * CANDIDATES, length, seed=1)
     rows = np.concatenate([np.repeat(shared, CANDIDATES, axis=0), completions], axis=1)
-    plain = make_scorer(config, "last", prompt_length, mesh)
+    plain = jax.jit(
+        lambda params, rows: score_rows(config, "last", params, rows, prompt_length),
+        in_shardings=(replicated(mesh), by_row(mesh)),
+        out_shardings=by_row(mesh),
+    )
     behind = jax.jit(
         functools.partial(score_behind, config, "last"),
         in_shardings=(replicated(mesh), *[by_row(mesh)] * 4),

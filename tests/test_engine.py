@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from rerankjax.candidates.engine import Engine, EngineConfig, Prompt
 from rerankjax.candidates.sampling import SamplingConfig, make_sampler
@@ -26,9 +27,9 @@ def params(tiny):
     return jax.tree.map(lambda a: a * 2, init_decoder(tiny, jax.random.key(0)))
 
 
-def engine(tiny, *, rows=2, slots=2, chunk=3, temperature=1.0, top_p=0.9):
+def engine(tiny, *, rows=2, slots=2, chunk=3, temperature=1.0, top_p=0.9, mesh=None):
     sampling, shape = SamplingConfig(temperature, top_p, C), EngineConfig(rows, slots, 40, chunk)
-    return Engine(tiny, sampling, shape, eos=EOS, pad=PAD, mesh=data_mesh())
+    return Engine(tiny, sampling, shape, eos=EOS, pad=PAD, mesh=mesh or data_mesh())
 
 
 def drawn(engine, params, prompts, *, samples=5, stops=NO_STOPS, key=7):
@@ -59,6 +60,10 @@ def test_a_sample_depends_on_its_key_alone(tiny, params, prompts):
     other_shape = drawn(engine(tiny, rows=4, slots=3, chunk=1), params, prompts[::-1], samples=6)
     for (prompt, sample), got in together.items():
         np.testing.assert_array_equal(got.tokens, other_shape[len(prompts) - 1 - prompt, sample].tokens)
+    alone = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    one_device = drawn(engine(tiny, rows=3, mesh=alone), params, prompts)
+    for at, got in together.items():
+        np.testing.assert_array_equal(got.tokens, one_device[at].tokens)
     other_key = drawn(engine(tiny), params, prompts, key=8)
     assert any(len(a.tokens) != len(b.tokens) or (a.tokens != b.tokens).any()
                for a, b in zip(together.values(), (other_key[k] for k in together), strict=True))  # fmt: skip

@@ -12,13 +12,13 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rerankjax.model.decoder import init_decoder
-from rerankjax.model.sharding import data_mesh
+from rerankjax.model.likelihood import Rows
 from rerankjax.model.weights import save_reranker
-from rerankjax.prompts.tokenizer import load_tokenizer, train_tokenizer
+from rerankjax.prompts.rows import pad_rows
+from rerankjax.prompts.tokenizer import encode_completions, load_tokenizer, train_tokenizer
 from rerankjax.reranker import rerank
-from rerankjax.reranker.bradley_terry import POOLINGS, init_reranker
+from rerankjax.reranker.bradley_terry import POOLINGS, init_reranker, score_rows
 from rerankjax.reranker.rerank import PromptLengthError, Reranker
-from rerankjax.reranker.score import score_texts
 
 CONTEXT = 64
 CHAT = (
@@ -58,8 +58,10 @@ def problems(seed=0, count=5):
 def plain_scores(reranker, given, prompt_length):
     """The scores of plain rows of every problem, padded to one length of prompts."""
     prompts, completions = zip(*((p, c) for p, candidates in given for c in candidates), strict=True)
-    arguments = (reranker.config, reranker.pooling, reranker.params, reranker.tokenizer, prompts, completions)
-    return score_texts(*arguments, prompt_length=prompt_length, batch_size=16, mesh=data_mesh())
+    ids = [row[: CONTEXT - prompt_length] for row in encode_completions(reranker.tokenizer, completions)]
+    encoded = reranker.tokenizer(list(prompts))["input_ids"]
+    rows = Rows(*pad_rows(encoded, ids, prompt_length, CONTEXT - prompt_length, reranker.tokenizer.pad_token_id))
+    return score_rows(reranker.config, reranker.pooling, reranker.params, rows, prompt_length)
 
 
 def test_scores_are_those_of_plain_rows(reranker, monkeypatch):

@@ -12,7 +12,6 @@ from rerankjax.model.decoder import init_decoder
 from rerankjax.model.likelihood import Rows, Tree, completion_log_probs, masked_mean
 from rerankjax.model.sharding import data_mesh, replicated
 from rerankjax.model.training import OptimizerConfig, init_state, make_optimizer
-from rerankjax.prompts.tokenizer import train_tokenizer
 from rerankjax.reranker.bradley_terry import (
     POOLINGS,
     RerankerConfig,
@@ -22,7 +21,6 @@ from rerankjax.reranker.bradley_terry import (
     reranker_loss,
     score_rows,
 )
-from rerankjax.reranker.score import score_texts
 
 P, C = 6, 8
 
@@ -137,47 +135,6 @@ def test_the_head_survives_saving(tiny, reranker, tmp_path):
     checkpoint.save(tmp_path / "reranker", reranker)
     restored = checkpoint.restore(tmp_path / "reranker", checkpoint.abstract(reranker, replicated(data_mesh())))
     jax.tree.map(np.testing.assert_array_equal, restored, reranker)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(["def f(x):\n    return x", "12"], 97 + 256)
-
-
-def test_texts_are_scored_once_and_in_their_place(tiny, tokenizer):
-    tiny = dataclasses.replace(tiny, vocab_size=len(tokenizer))
-    params = init_reranker(init_decoder(tiny, jax.random.key(0)), jax.random.key(1))
-    prompts, completions = ["a", "b", "a", "a"], ["return 1", "return 1", "x", "return 1"]
-    done = []
-
-    def score(order, **more):
-        arguments = [[texts[i] for i in order] for texts in (prompts, completions)]
-        return score_texts(
-            tiny, "mean", params, tokenizer, *arguments, prompt_length=4, batch_size=2, mesh=data_mesh(), **more
-        )
-
-    scores = score([0, 1, 2, 3], advance=done.append)
-    assert sum(done) == 3  # the last is the first again
-    assert scores[0] == scores[3]
-    assert len({float(s) for s in scores}) == 3
-    np.testing.assert_allclose(score([2, 0]), scores[[2, 0]], atol=1e-6)
-
-
-def test_a_completion_beyond_the_context_is_scored_by_what_fits(tiny, tokenizer):
-    tiny = dataclasses.replace(tiny, vocab_size=len(tokenizer))
-    params = init_reranker(init_decoder(tiny, jax.random.key(0)), jax.random.key(1))
-    fits = "x" * (tiny.max_position_embeddings - 4)
-
-    def score(prompts, completions):
-        return score_texts(
-            tiny, "mean", params, tokenizer, prompts, completions, prompt_length=4, batch_size=2, mesh=data_mesh()
-        )
-
-    assert len(tokenizer.encode(fits)) == len(fits)
-    same = score(["a"] * 3, [fits, fits + "\ufffd" * 99, "y" + fits])
-    assert same[0] == same[1] != same[2]
-    with pytest.raises(ValueError, match="max_prompt_length = 4"):
-        score(["12" * 9], ["x"])
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ from rerankjax.problems.corpus import make_corpus
 from rerankjax.problems.family import make_family
 from rerankjax.problems.problem import Problem, Solution, read_problems, read_solutions, write_problems, write_solutions
 from rerankjax.progress import progress
-from rerankjax.prompts.tokenizer import load_tokenizer, train_tokenizer
-from rerankjax.reranker.score import encode_completions, score_texts
+from rerankjax.prompts.tokenizer import encode_completions, load_tokenizer, train_tokenizer
+from rerankjax.reranker.rerank import Reranker
 from rerankjax.table.evaluation import Evaluation
 from rerankjax.table.selection import choose_lambda
 
@@ -180,17 +180,11 @@ def scores(
     prompt_of = {p.name: p.prompt for p in run.problems[split_name]}
 
     def fill(directory: Path) -> None:
-        scored = score_texts(
-            e.model,
-            e.reranker.pooling,
-            params,
-            run.tokenizer,
-            [prompt_of[c.problem] for c in of],
-            [c.completion for c in of],
-            prompt_length=e.max_prompt_length,
-            batch_size=e.candidates.batch_size * 4,
-            mesh=run.mesh,
-        )
+        by_problem = [
+            (name, [c.completion for c in found]) for name, found in itertools.groupby(of, lambda c: c.problem)
+        ]
+        scorer = Reranker(e.model, params, run.tokenizer, e.reranker.pooling)
+        scored = np.concatenate(scorer.score_all((prompt_of[name], texts) for name, texts in by_problem))
         np.save(directory / "scores.npy", scored)
 
     path = write_stage(run.root / "scores" / reranker / f"{policy}-{split_name}", fill)

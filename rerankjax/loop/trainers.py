@@ -25,8 +25,8 @@ from rerankjax.policy.sft import make_sft_step
 from rerankjax.problems.problem import Problem, Solution
 from rerankjax.progress import Advance, progress
 from rerankjax.prompts.rows import pad_completions, pad_prompts, pad_rows, shuffled_batches
+from rerankjax.prompts.tokenizer import encode_completions
 from rerankjax.reranker.bradley_terry import init_reranker, make_reranker_step
-from rerankjax.reranker.score import encode_completions
 
 
 def train_sft(

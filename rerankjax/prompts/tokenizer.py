@@ -1,10 +1,10 @@
 """Tokenizers: one trained on the corpus, saved and loaded in Hugging Face's format."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 EOS, PAD = "<|eos|>", "<|pad|>"
 
@@ -48,3 +48,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
         )
     # AutoTokenizer of transformers 5.12 to 5.17 drops the whitespace of some code tokenizers (their #46489).
     return PreTrainedTokenizerFast.from_pretrained(path)
+
+
+def encode_completions(tokenizer: PreTrainedTokenizerBase, completions: Sequence[str]) -> list[list[int]]:
+    """Token ids with the end-of-text token that says the solution is whole."""
+    rows = tokenizer(list(completions), add_special_tokens=False)["input_ids"]
+    return [[*row, tokenizer.eos_token_id] for row in rows]

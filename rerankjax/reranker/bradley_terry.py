@@ -109,15 +109,3 @@ def make_reranker_step(
 
     everywhere, rows = replicated(mesh), by_row(mesh)
     return jax.jit(step, in_shardings=(everywhere, everywhere, rows), out_shardings=everywhere, donate_argnums=0)
-
-
-@functools.cache
-def make_scorer(
-    config: ModelConfig, pooling: str, prompt_length: int, mesh: Mesh
-) -> Callable[[Params, Rows], Float[Array, " B"]]:
-    """The jitted forward pass: (parameters, rows) -> scores."""
-    return jax.jit(
-        lambda params, rows: score_rows(config, pooling, params, rows, prompt_length),
-        in_shardings=(replicated(mesh), by_row(mesh)),
-        out_shardings=by_row(mesh),
-    )

@@ -17,14 +17,15 @@ from rerankjax.model.decoder import Params, hidden_states_behind
 from rerankjax.model.pretrained import find_folder
 from rerankjax.model.sharding import by_row, data_mesh, replicated
 from rerankjax.prompts.rows import pad_completions, pad_prompts
-from rerankjax.prompts.tokenizer import load_tokenizer
+from rerankjax.prompts.tokenizer import encode_completions, load_tokenizer
 from rerankjax.reranker.bradley_terry import pool_scores
-from rerankjax.reranker.score import encode_completions
 
 TOKENS = 16_384  # in one batch, padding included
-MOST_TOGETHER = 16  # candidates of one prompt in one batch
-PROMPT_BUCKET = 32  # prompts are padded to a power of two, at least this
-COMPLETION_BUCKET = 16  # candidates are padded to a multiple of this
+# Few shapes, for each is compiled: candidates are taken so many at a time behind one prompt, padded to a multiple of so
+# many tokens; prompts to a power of two, at least this.
+TOGETHER = (16, 4, 1)
+COMPLETION_BUCKET = 32
+PROMPT_BUCKET = 32
 
 
 def score_behind(
@@ -131,9 +132,10 @@ class Reranker:
                 rows_behind.setdefault(tuple(ids[:shared]), []).append(Row(number, candidate, ids[shared:context]))
             for prefix, rows in rows_behind.items():
                 rows.sort(key=lambda row: len(row.ids))
-                for start in range(0, len(rows), MOST_TOGETHER):
-                    part = rows[start : start + MOST_TOGETHER]
-                    shape = (_power(len(prefix), PROMPT_BUCKET), _power(len(part), 1), _multiple(len(part[-1].ids)))
+                while rows:
+                    together = next(size for size in TOGETHER if size < 2 * len(rows))
+                    part, rows = rows[:together], rows[together:]
+                    shape = (_power(len(prefix)), together, _multiple(len(part[-1].ids)))
                     groups.setdefault(shape, []).append((prefix, part))
         scores: dict[tuple[int, str], float] = {}
         for (prompt_length, together, length), parts in sorted(groups.items()):
@@ -221,8 +223,8 @@ def _scorer(config: ModelConfig, pooling: str) -> Callable[..., Float[Array, " B
     return jax.jit(functools.partial(score_behind, config, pooling))
 
 
-def _power(length: int, least: int) -> int:
-    return max(least, 1 << (length - 1).bit_length())
+def _power(length: int) -> int:
+    return max(PROMPT_BUCKET, 1 << (length - 1).bit_length())
 
 
 def _multiple(length: int) -> int:
