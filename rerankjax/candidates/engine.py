@@ -111,6 +111,7 @@ def _empty(config: ModelConfig, engine: EngineConfig, length: int, dtype: Any) -
 
 def _read(
     config: ModelConfig,
+    mesh: Mesh,
     params: Params,
     state: _State,
     prompts: Int[Array, "N P"],
@@ -119,6 +120,8 @@ def _read(
 ) -> _State:
     """Reads prompts, padded on the left, into `rows`; a row number past the last drops its prompt."""
     length = state.prefixes[0].mask.shape[1]
+    if len(prompts) % mesh.size == 0:  # or every device would read all of them
+        prompts, mask = jax.lax.with_sharding_constraint((prompts, mask), by_row(mesh))
     logits, caches = prefill(config, params, prompts, mask, length - prompts.shape[1])
     mask = jnp.pad(mask, ((0, 0), (0, length - mask.shape[1])))
     put = functools.partial(jax.tree.map, lambda old, new: old.at[rows].set(new.astype(old.dtype), mode="drop"))
@@ -218,7 +221,7 @@ class Engine:
             return jax.jit(traced, donate_argnums=state, out_shardings=self._sharding)
 
         self._draw = compiled(functools.partial(_draw, config, sampling, engine.chunk, eos), 2)
-        self._read = compiled(functools.partial(_read, config), 1)
+        self._read = compiled(functools.partial(_read, config, mesh), 1)
         self._unstack = jax.jit(functools.partial(unstack, config))
 
     def stream(
