@@ -35,7 +35,7 @@ class EngineConfig:
     rows: int  # prompts
     slots: int  # samples of one prompt
     prompt_length: int  # tokens; a longer prompt is refused
-    chunk: int = 16  # tokens between two looks of the host
+    chunk: int = 8  # tokens between two looks of the host
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -161,8 +161,7 @@ def _draw(
     met = stops.shape[0] - 1
     every = jnp.arange(B)
 
-    def body(carry: tuple[Array, _State]) -> tuple[Array, _State]:
-        step, s = carry
+    def body(s: _State) -> _State:
         age = (s.column - jnp.arange(C)) % C  # of each place in the ring, 0 for the one written now
         seen = age[None] < s.drawn[:, None]
         logits, caches = decode_step(
@@ -179,7 +178,7 @@ def _draw(
             return old.at[every, at].set(new, mode="drop")
 
         drawn = s.drawn + ~s.done
-        return step + 1, s._replace(
+        return s._replace(
             caches=caches,
             column=(s.column + 1) % C,
             token=token,
@@ -192,7 +191,8 @@ def _draw(
             raw_log_probs=put(s.raw_log_probs, raw),
         )
 
-    return jax.lax.while_loop(lambda c: (c[0] < chunk) & ~jnp.all(c[1].done), body, (jnp.int32(0), state))[1]
+    # Of a fixed length: to ask at every token whether all are done would have devices wait for one another.
+    return jax.lax.fori_loop(0, chunk, lambda _, s: body(s), state)
 
 
 class Engine:
@@ -207,10 +207,11 @@ class Engine:
         devices = mesh.shape["data"]
         if engine.rows % devices:
             raise ValueError(f"EngineConfig: rows = {engine.rows} is not divisible by the {devices} devices; change it")
-        self._config, self._sampling, self._engine, self._pad = config, sampling, engine, pad
+        self._engine, self._pad = engine, pad
         rows, everywhere = by_row(mesh), replicated(mesh)
-        made = jax.eval_shape(lambda: _empty(config, engine, sampling.max_completion_length, jnp.float32))
-        self._sharding = jax.tree.map(lambda a: rows if a.ndim else everywhere, made)
+        empty = functools.partial(_empty, config, engine, sampling.max_completion_length)
+        sharding = jax.tree.map(lambda a: rows if a.ndim else everywhere, jax.eval_shape(lambda: empty(jnp.float32)))
+        self._empty = jax.jit(empty, static_argnums=0, out_shardings=sharding)
         self.compilations = 0  # so far; bounded by the lengths and numbers of prompts that are read together
 
         def compiled(function: Callable[..., _State], state: int) -> Callable[..., _State]:
@@ -218,7 +219,7 @@ class Engine:
                 self.compilations += 1
                 return function(*arguments)
 
-            return jax.jit(traced, donate_argnums=state, out_shardings=self._sharding)
+            return jax.jit(traced, donate_argnums=state, out_shardings=sharding)
 
         self._draw = compiled(functools.partial(_draw, config, sampling, engine.chunk, eos), 2)
         self._read = compiled(functools.partial(_read, config, mesh), 1)
@@ -242,11 +243,7 @@ class Engine:
             ValueError: a prompt has no token, or more than `prompt_length`.
         """
         R, S = self._engine.rows, self._engine.slots
-        dtype = jax.tree.leaves(params)[0].dtype
-        state = jax.jit(
-            functools.partial(_empty, self._config, self._engine, self._sampling.max_completion_length, dtype),
-            out_shardings=self._sharding,
-        )()
+        state = self._empty(jax.tree.leaves(params)[0].dtype)
         # Stacked to read prompts, one by one to draw: sliced at every chunk they would be copied at every chunk.
         layers = self._unstack(params["layers"])
         others = {name: part for name, part in params.items() if name != "layers"}
