@@ -78,7 +78,7 @@ def test_scores_are_those_of_plain_rows(reranker, monkeypatch):
     assert {s.dtype for s in scores} == {np.dtype(np.float32)}
     assert sum(done) == 4 + sum(len(set(candidates)) for _, candidates in given)
     assert sum(done) < 4 + sum(len(candidates) for _, candidates in given)
-    assert len(done) > 5
+    assert len(done) > 3
 
 
 def test_order_and_company_do_not_matter(reranker):
