@@ -246,7 +246,14 @@ def test_interrupted_run_leaves_a_prefix_and_goes_on(tmp_path: pathlib.Path, num
     write(tmp_path / "b.json", problem(WRONG + " "))
     arguments = ["--dir", str(tmp_path), "--output-dir", str(tmp_path / "out"), "--max-workers", "2"]
     started = [sys.executable, "-m", "rerankjax.sandbox", *arguments]
-    process = subprocess.Popen(started, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        started,
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell runs in the background ignores it, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 20
     while not (tmp_path / "out" / "b.results.json").exists():  # so all but the sleeping one have ended
         assert time.monotonic() < deadline
