@@ -125,7 +125,9 @@ def _command(kind: str, limits: Limits, inside: str, contained: bool) -> list[st
         command += ["rerankjax.sandbox.inside.server"]
         extra = [*PHP, f"{inside}/php/zygote.php"] if kind == "php" else []
     rules = seccomp.bpf().hex() if contained else ""
-    return [*(_bubblewrap() if contained else []), *command, json.dumps(vars(limits)), rules, json.dumps(extra)]
+    kept = [path for path in _shared() if path.startswith("/tmp/")]  # where the project itself lies there
+    settings = json.dumps(vars(limits) | {"kept": kept})
+    return [*(_bubblewrap() if contained else []), *command, settings, rules, json.dumps(extra)]
 
 
 class Box:

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable
 
 CLONE_NEWNS, CLONE_NEWPID = 0x0002_0000, 0x2000_0000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND = 1, 2, 4, 8, 4096
 PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_CAP_AMBIENT = 22, 24, 28, 47
 PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL, SECCOMP_MODE_FILTER = 38, 2, 4, 2
 CAP_SETPCAP, CAP_SYS_PTRACE, CAP_SYS_ADMIN = 8, 19, 21
@@ -70,7 +70,7 @@ def fork_in_new_pid_namespace(own_namespace: int) -> int:
     return pid
 
 
-def confine(limits: dict[str, float], filter_bpf: ctypes.Array[ctypes.c_char] | None) -> None:
+def confine(limits: dict, filter_bpf: ctypes.Array[ctypes.c_char] | None) -> None:
     """Own mounts, hard limits, no capabilities, system calls filtered. Raises OSError if any of it is refused.
 
     Without a filter, which only the explicit opt-out leaves away, there is a directory of its own and a CPU limit.
@@ -84,8 +84,17 @@ def confine(limits: dict[str, float], filter_bpf: ctypes.Array[ctypes.c_char] | 
         os.chdir(str(os.getpid()))
         return
     _call(_unshare, CLONE_NEWNS)
+    kept = [(path, os.open(path, os.O_PATH)) for path in limits["kept"]]  # what the new /tmp would hide
     sizes = b"size=%d,nr_inodes=4096,mode=1777" % limits["tmp_bytes"]
     _call(_mount, b"tmpfs", b"/tmp", b"tmpfs", MS_NOSUID | MS_NODEV, sizes)
+    for path, source in kept:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if os.path.isdir(f"/proc/self/fd/{source}"):
+            os.mkdir(path)
+        else:
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
+        _call(_mount, b"/proc/self/fd/%d" % source, path.encode(), b"", MS_BIND, b"")
+        os.close(source)
     _call(_mount, b"tmpfs", b"/dev/shm", b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, sizes)
     # read-only: no oom_score_adj, no /proc/sys
     _call(_mount, b"proc", b"/proc", b"proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, b"")
