@@ -36,7 +36,7 @@ from rerankjax.candidates.engine import Engine, EngineConfig, Prompt
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.model.config import ModelConfig, RopeScaling
 from rerankjax.model.decoder import Params, init_decoder
-from rerankjax.model.sharding import data_mesh
+from rerankjax.model.sharding import make_mesh
 from rerankjax.reranker.rerank import score_behind
 
 
@@ -141,7 +141,7 @@ def decode(sizes: Sizes, params: Params, chunk: int, rounds: int) -> dict[str, f
         EngineConfig(ROWS, SLOTS, sizes.decode_prompt, chunk),
         eos=-1,
         pad=0,
-        mesh=data_mesh(),
+        mesh=make_mesh(),
     )
     tokens = np.random.default_rng(0).integers(1, config.vocab_size, (ROWS, sizes.decode_prompt))
     prompts = [Prompt(row.tolist(), i) for i, row in enumerate(tokens)]

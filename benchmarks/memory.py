@@ -31,6 +31,7 @@ from rerankjax.model.config import ModelConfig, RopeScaling
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.likelihood import Rows
 from rerankjax.model.lora import FULL, LoraConfig, adapter_shapes, attach_trunk
+from rerankjax.model.sharding import make_mesh
 from rerankjax.model.training import TrainState, init_state, make_optimizer
 from rerankjax.policy.ppo import Experience, PPOConfig, Reward, Rollout, collect, ppo_update
 
@@ -46,7 +47,7 @@ CODER = ModelConfig(
     rope_theta=100_000.0,
     rope_scaling=RopeScaling("linear", 4.0),
     tie_word_embeddings=False,
-    remat=True,
+    remat="full",
 )
 STATES = 8  # of the stop strings' automaton
 
@@ -61,6 +62,7 @@ def device_of(platform: str) -> Any:
 
 def programs(config: ModelConfig, lora: LoraConfig, rows: int, P: int, C: int) -> dict[str, tuple[Callable, tuple]]:
     """Functions and the shapes of their arguments."""
+    mesh = make_mesh(devices=jax.devices()[:1])
     ppo = PPOConfig(iterations=100, batch_size=rows, learning_rate=1e-5, epochs=1, minibatches=1, kl_coef=0.05)
     sampling = SamplingConfig(1.0, 1.0, C)
 
@@ -81,7 +83,7 @@ def programs(config: ModelConfig, lora: LoraConfig, rows: int, P: int, C: int) -
     batch = Rollout(Rows(of((rows, P + C), jnp.int32), of((rows, P + C), bool)), *[per_token] * 4)
 
     def update(state: TrainState, base: Params | None, batch: Rollout) -> Any:
-        return ppo_update(config, ppo, lora, state, base, batch, P, 1.0)
+        return ppo_update(config, ppo, lora, mesh, state, base, batch, P, 1.0)
 
     def rollout(
         params: Params, base: Params | None, reference: Params | None, reward: Reward, *of_batch: Any
@@ -90,7 +92,7 @@ def programs(config: ModelConfig, lora: LoraConfig, rows: int, P: int, C: int) -
         policy = attach_trunk(base, params, lora)
         scorer = reward._replace(params=attach_trunk(base, reward.params, lora))
         known = base if reference is None else reference
-        return collect(config, "last", sampling, ppo, 1, 0, policy, known, scorer, *of_batch)
+        return collect(config, "last", sampling, ppo, 1, 0, mesh, policy, known, scorer, *of_batch)
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
     of_batch = of((rows, P), jnp.int32), of((rows, P), bool), keys, of((STATES, config.vocab_size), jnp.int32)

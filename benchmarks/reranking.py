@@ -40,7 +40,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rerankjax.model.likelihood import Rows, Tree
-from rerankjax.model.sharding import by_row, data_mesh, replicated
+from rerankjax.model.sharding import by_row, make_mesh, replicated
 from rerankjax.model.training import OptimizerConfig, init_state, make_optimizer
 from rerankjax.model.weights import load_reranker
 from rerankjax.prompts.tokenizer import train_tokenizer
@@ -246,7 +246,7 @@ def main() -> None:
     args = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     jax.config.update("jax_num_cpu_devices", args.devices)
-    console, figures, mesh, load = Console(), {}, data_mesh(), os.getloadavg()[0]
+    console, figures, mesh, load = Console(), {}, make_mesh(), os.getloadavg()[0]
     lengths = args.prompt_length, args.completion_length
     with tempfile.TemporaryDirectory() as folder:
         write_model(folder)

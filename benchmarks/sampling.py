@@ -29,7 +29,7 @@ from rich.table import Table
 from rerankjax.candidates.engine import Engine, EngineConfig, Prompt
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.model import weights
-from rerankjax.model.sharding import data_mesh, replicated
+from rerankjax.model.sharding import make_mesh, replicated
 
 MODELS = {
     "5M": {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 5, "num_attention_heads": 4},
@@ -59,7 +59,7 @@ def compare(name: str, samples: int, rounds: int) -> dict[str, float]:
         bos_token_id=None,
         **shape,
     )
-    mesh = data_mesh()
+    mesh = make_mesh()
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(config).eval()
     with tempfile.TemporaryDirectory() as directory:

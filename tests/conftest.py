@@ -1,4 +1,4 @@
-"""What the tests share: two CPU devices, and a model small enough to check by hand."""
+"""What the tests share: eight CPU devices, and a model small enough to check by hand."""
 
 import os
 
@@ -8,7 +8,7 @@ import pytest
 # Before the first use of a device. XLA runs each device's part of a program on a thread of a pool of as many as cores,
 # and a part that waits for another at a collective keeps its thread: two programs in flight can hold all of them.
 os.environ.setdefault("NPROC", "16")
-jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 from rerankjax.model.config import ModelConfig  # noqa: E402

@@ -3,13 +3,14 @@
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from rerankjax.candidates.engine import Engine, EngineConfig, Prompt
 from rerankjax.candidates.sampling import SamplingConfig, make_sampler
 from rerankjax.candidates.stop import stop_table
 from rerankjax.model.decoder import init_decoder
-from rerankjax.model.sharding import data_mesh
+from rerankjax.model.sharding import make_mesh
+
+MESH = make_mesh(devices=jax.devices()[:2])
 
 EOS, PAD, C = 1, 0, 8
 NO_STOPS = np.zeros((2, 97), np.int32) + np.array([[0], [1]], np.int32)
@@ -29,7 +30,7 @@ def params(tiny):
 
 def engine(tiny, *, rows=2, slots=2, chunk=3, temperature=1.0, top_p=0.9, mesh=None):
     sampling, shape = SamplingConfig(temperature, top_p, C), EngineConfig(rows, slots, 40, chunk)
-    return Engine(tiny, sampling, shape, eos=EOS, pad=PAD, mesh=mesh or data_mesh())
+    return Engine(tiny, sampling, shape, eos=EOS, pad=PAD, mesh=mesh or MESH)
 
 
 def drawn(engine, params, prompts, *, samples=5, stops=NO_STOPS, key=7):
@@ -43,7 +44,7 @@ def test_equals_the_sampler_of_whole_batches(tiny, params, prompts):
     tokens, mask = np.full((len(prompts) + 1, 40), PAD, np.int32), np.zeros((len(prompts) + 1, 40), bool)
     for i, prompt in enumerate([*prompts, prompts[0]]):
         tokens[i, 40 - len(prompt.tokens) :], mask[i, 40 - len(prompt.tokens) :] = prompt.tokens, True
-    sampler = make_sampler(tiny, SamplingConfig(1.0, 0.9, C), 5, EOS, PAD, data_mesh())
+    sampler = make_sampler(tiny, SamplingConfig(1.0, 0.9, C), 5, EOS, PAD, MESH)
     numbers = np.array([p.number for p in [*prompts, prompts[0]]], np.uint32)
     expected = jax.device_get(sampler(params, tokens, mask, jax.random.key(7), numbers, NO_STOPS))
     for (prompt, sample), got in drawn(engine(tiny), params, prompts).items():
@@ -60,7 +61,7 @@ def test_a_sample_depends_on_its_key_alone(tiny, params, prompts):
     other_shape = drawn(engine(tiny, rows=4, slots=3, chunk=1), params, prompts[::-1], samples=6)
     for (prompt, sample), got in together.items():
         np.testing.assert_array_equal(got.tokens, other_shape[len(prompts) - 1 - prompt, sample].tokens)
-    alone = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    alone = make_mesh(devices=jax.devices()[:1])
     one_device = drawn(engine(tiny, rows=3, mesh=alone), params, prompts)
     for at, got in together.items():
         np.testing.assert_array_equal(got.tokens, one_device[at].tokens)

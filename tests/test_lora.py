@@ -12,11 +12,13 @@ from rerankjax.model.decoder import decode_step, hidden_states, hidden_states_be
 from rerankjax.model.decoder import unstack as layers_of
 from rerankjax.model.likelihood import Rows, Tree, completion_log_probs, masked_mean
 from rerankjax.model.lora import FULL, TARGETS, LoraConfig, attach, init_adapter, merge
-from rerankjax.model.sharding import data_mesh, replicated
+from rerankjax.model.sharding import make_mesh, replicated
 from rerankjax.model.training import OptimizerConfig, init_state, make_optimizer
 from rerankjax.policy.ppo import PPOConfig, Reward, init_policy, make_ppo_step
 from rerankjax.policy.sft import make_sft_step
 from rerankjax.reranker.bradley_terry import RerankerConfig, init_reranker, make_reranker_step
+
+MESH = make_mesh(devices=jax.devices()[:2])
 
 LORA = LoraConfig(rank=3, alpha=5.0)
 TOKENS = np.random.default_rng(0).integers(2, 97, (4, 10))
@@ -53,7 +55,7 @@ def test_a_new_adapter_changes_nothing(tiny, base):
     assert 0.9 * 48**-0.5 < float(jnp.abs(a).max()) <= 48**-0.5  # PEFT's: kaiming_uniform_(a=sqrt(5))
 
 
-@pytest.mark.parametrize("changes", [{}, {"model_type": "qwen2"}, {"remat": True}], ids=["llama", "qwen2", "remat"])
+@pytest.mark.parametrize("changes", [{}, {"model_type": "qwen2"}, {"remat": "full"}], ids=["llama", "qwen2", "remat"])
 @pytest.mark.parametrize("targets", [TARGETS, ("v_proj", "gate_proj")], ids=["all", "two"])
 def test_attached_and_merged_give_the_same_logits(tiny, changes, targets):
     config = dataclasses.replace(tiny, **changes)
@@ -96,7 +98,7 @@ def test_every_path_through_the_layers_is_adapted(tiny, base, adapter):
 
 
 def test_a_policy_samples_the_same_attached_and_merged(tiny, base, adapter):
-    sampler = make_sampler(tiny, SamplingConfig(1.0, 1.0, 8), 2, 1, 0, data_mesh())
+    sampler = make_sampler(tiny, SamplingConfig(1.0, 1.0, 8), 2, 1, 0, MESH)
     stops = np.zeros((2, 97), np.int32) + np.array([[0], [1]], np.int32)
     ids = np.arange(4, dtype=np.uint32)
     attached, merged, plain = (
@@ -107,7 +109,7 @@ def test_a_policy_samples_the_same_attached_and_merged(tiny, base, adapter):
     assert (attached != plain).any()
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
 def test_the_gradient_is_that_of_the_weights_through_their_factors(tiny, base, adapter, remat):
     """For W + s A B: dA = s dW B^T and dB = s A^T dW, with dW the merged model's own."""
     config = dataclasses.replace(tiny, remat=remat)
@@ -127,7 +129,7 @@ def test_the_gradient_is_that_of_the_weights_through_their_factors(tiny, base, a
             np.testing.assert_allclose(ours, expected, atol=1e-5 * float(jnp.abs(expected).max()), rtol=1e-3)
 
 
-@pytest.mark.parametrize("change", [{"remat": True}, {"unroll": 2}])
+@pytest.mark.parametrize("change", [{"remat": "full"}, {"unroll": 2}])
 def test_how_layers_are_run_changes_no_gradient(tiny, base, change):
     def gradient(config):
         def loss(params):
@@ -187,7 +189,7 @@ def start(params, optimizer, mesh):
 
 
 def test_sft_trains_the_adapter_alone(tiny, base):
-    config, mesh = OptimizerConfig(3e-2, steps=20), data_mesh()
+    config, mesh = OptimizerConfig(3e-2, steps=20), MESH
     step = make_sft_step(tiny, config, P, mesh, LORA)
     state = start(init_adapter(tiny, LORA, jax.random.key(0)), make_optimizer(config), mesh)
     before, rows = jax.device_get(base), Rows(jnp.asarray(TOKENS), jnp.asarray(MASK))
@@ -205,7 +207,11 @@ def test_sft_trains_the_adapter_alone(tiny, base):
 
 def test_a_reranker_is_an_adapter_and_a_head(tiny, base):
     """Its first update's loss and head are those of full fine-tuning, for its trunk is the base still."""
-    reranker, config, mesh = RerankerConfig("mean", 0.5), OptimizerConfig(1e-2, steps=2), data_mesh()
+    reranker, config, mesh = (
+        RerankerConfig("mean", 0.5),
+        OptimizerConfig(1e-2, steps=2),
+        MESH,
+    )
     whole = init_reranker(base, jax.random.key(5))
     params = whole | {"decoder": init_adapter(tiny, LORA, jax.random.key(6))}
     pairs = Tree(*map(jnp.asarray, (TOKENS[:2, :P], MASK[:2, :P], TOKENS[:, P:], MASK[:, P:])))
@@ -220,7 +226,7 @@ def test_a_reranker_is_an_adapter_and_a_head(tiny, base):
 
 def test_four_models_on_one_base(tiny, base, adapter):
     """PPO with policy, value, reference and reward over one base: its first ratio is 1, and the base stays."""
-    config, mesh = dataclasses.replace(tiny, remat=True), data_mesh()
+    config, mesh = dataclasses.replace(tiny, remat="full"), MESH
     reward = Reward(init_reranker(attach(base, adapter, LORA), jax.random.key(5)), jnp.float32(0), jnp.float32(1))
     before = jax.device_get(base)
     new = init_adapter(config, LORA, jax.random.key(6))

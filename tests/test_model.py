@@ -11,9 +11,11 @@ import pytest
 from rerankjax.model import decoder, likelihood
 from rerankjax.model.decoder import attend, hidden_states, init_decoder, rotate, to_logits
 from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean, token_log_probs
-from rerankjax.model.sharding import data_mesh
+from rerankjax.model.sharding import make_mesh
 from rerankjax.model.training import OptimizerConfig, apply_gradients, init_state, make_optimizer
 from rerankjax.policy.sft import make_sft_step
+
+MESH = make_mesh(devices=jax.devices()[:2])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -124,7 +126,7 @@ def test_a_step_holds_no_logits_of_all_positions(tiny):
     """The compiled SFT step's temporary memory, beside the size of [batch, length, vocabulary]."""
     config = dataclasses.replace(tiny, vocab_size=64_000)
     optimizer = OptimizerConfig(1e-3, steps=2)
-    step = make_sft_step(config, optimizer, 1, data_mesh())
+    step = make_sft_step(config, optimizer, 1, MESH)
     state = jax.eval_shape(
         lambda key: init_state(init_decoder(config, key), make_optimizer(optimizer)), jax.random.key(0)
     )
@@ -143,7 +145,7 @@ def test_first_adam_step_with_epsilon_1e_5(gradient, expected):
     config = OptimizerConfig(1e-3, steps=1_000_000, schedule="linear", eps=1e-5)
     optimizer = make_optimizer(config)
     state = init_state({"w": jnp.zeros(1)}, optimizer)
-    moved = apply_gradients(state, {"w": jnp.array([gradient])}, optimizer).params["w"][0]
+    moved = apply_gradients(state, {"w": jnp.array([gradient])}, optimizer, MESH).params["w"][0]
     assert -moved / 1e-3 == pytest.approx(expected, rel=1e-4)
 
 
@@ -153,7 +155,7 @@ def test_learning_rate_warms_up_to_its_peak_and_ends_near_zero(schedule):
     state = init_state({"w": jnp.zeros(1)}, optimizer)
     sizes = []
     for _ in range(20):
-        new = apply_gradients(state, {"w": jnp.ones(1)}, optimizer)
+        new = apply_gradients(state, {"w": jnp.ones(1)}, optimizer, MESH)
         sizes.append(float(state.params["w"][0] - new.params["w"][0]))
         state = new
     np.testing.assert_allclose(sizes[:5], [0.2, 0.4, 0.6, 0.8, 1.0], rtol=1e-3)

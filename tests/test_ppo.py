@@ -10,7 +10,7 @@ import pytest
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.likelihood import Rows
-from rerankjax.model.sharding import data_mesh, replicated
+from rerankjax.model.sharding import make_mesh, replicated
 from rerankjax.model.training import init_state, make_optimizer
 from rerankjax.policy.advantages import adapt_kl_coef, gae, token_rewards, whiten
 from rerankjax.policy.ppo import (
@@ -64,7 +64,7 @@ def test_whitening_spans_the_whole_batch_and_skips_padding():
 def test_whitening_is_not_done_per_device():
     x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32) + np.arange(8, dtype=np.float32)[:, None]
     mask = np.ones((8, 3), bool)
-    shard = jax.sharding.NamedSharding(data_mesh(), jax.sharding.PartitionSpec("data"))
+    shard = jax.sharding.NamedSharding(make_mesh(devices=jax.devices()[:2]), jax.sharding.PartitionSpec("data"))
     split = jax.jit(whiten)(jax.device_put(x, shard), jax.device_put(mask, shard))
     assert len(split.sharding.device_set) > 1
     np.testing.assert_allclose(split, (x - x.mean()) / x.std(), atol=1e-5)
@@ -120,9 +120,9 @@ def setting(tiny):
     return trunk, reward, prompts, mask, np.arange(B, dtype=np.uint32), stops
 
 
-def iterate(tiny, setting, ppo=PPO, temperature=1.0, iterations=1, devices=2, policy=None):
+def iterate(tiny, setting, ppo=PPO, temperature=1.0, iterations=1, devices=1, policy=None):
     trunk, reward, prompts, mask, ids, stops = setting
-    mesh = jax.sharding.Mesh(jax.devices()[:devices], "data")
+    mesh = make_mesh(devices=jax.devices()[:devices])
     step = make_ppo_step(tiny, "mean", SamplingConfig(temperature, 1.0, C), ppo, P, 1, 0, mesh)
     optimizer = make_optimizer(ppo.optimizer)
     start = jax.jit(lambda p: init_state(jax.tree.map(jnp.copy, p), optimizer), out_shardings=replicated(mesh))

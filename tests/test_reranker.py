@@ -10,7 +10,7 @@ import pytest
 from rerankjax.loop import checkpoint
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.likelihood import Rows, Tree, completion_log_probs, masked_mean
-from rerankjax.model.sharding import data_mesh, replicated
+from rerankjax.model.sharding import make_mesh, replicated
 from rerankjax.model.training import OptimizerConfig, init_state, make_optimizer
 from rerankjax.reranker.bradley_terry import (
     POOLINGS,
@@ -21,6 +21,8 @@ from rerankjax.reranker.bradley_terry import (
     reranker_loss,
     score_rows,
 )
+
+MESH = make_mesh(devices=jax.devices()[:2])
 
 P, C = 6, 8
 
@@ -119,7 +121,7 @@ def test_the_loss_is_the_mean_over_pairs_plus_the_weighted_lm_loss(tiny, reranke
 def test_training_learns_which_of_two_tokens_is_better(tiny, reranker, pooling):
     config = RerankerConfig(pooling, 0.0)
     optimizer = OptimizerConfig(3e-3, steps=30)
-    mesh = data_mesh()
+    mesh = MESH
     step = make_reranker_step(tiny, config, optimizer, mesh)
     start = jax.jit(lambda p: init_state(p, make_optimizer(optimizer)), out_shardings=replicated(mesh))
     state = start(jax.tree.map(jnp.copy, reranker))
@@ -133,7 +135,7 @@ def test_training_learns_which_of_two_tokens_is_better(tiny, reranker, pooling):
 
 def test_the_head_survives_saving(tiny, reranker, tmp_path):
     checkpoint.save(tmp_path / "reranker", reranker)
-    restored = checkpoint.restore(tmp_path / "reranker", checkpoint.abstract(reranker, replicated(data_mesh())))
+    restored = checkpoint.restore(tmp_path / "reranker", checkpoint.abstract(reranker, MESH))
     jax.tree.map(np.testing.assert_array_equal, restored, reranker)
 
 

@@ -13,7 +13,9 @@ from rerankjax.candidates.sampling import SamplingConfig, choose, make_sampler, 
 from rerankjax.candidates.stop import stop_table, truncate
 from rerankjax.model.decoder import hidden_states, init_decoder, to_logits
 from rerankjax.model.likelihood import Rows, completion_log_probs
-from rerankjax.model.sharding import data_mesh
+from rerankjax.model.sharding import make_mesh
+
+MESH = make_mesh(devices=jax.devices()[:2])
 
 EOS, PAD, P, C = 1, 0, 6, 8
 NO_STOPS = np.zeros((2, 97), np.int32) + np.array([[0], [1]], np.int32)
@@ -30,7 +32,7 @@ def draw(tiny, params, ids, *, temperature=1.0, top_p=1.0, samples=2, key=7, sto
     every = rng.integers(2, 97, (64, P)).astype(np.int32)
     lengths = rng.integers(2, P + 1, 64)
     mask = np.arange(P) >= P - lengths[:, None]
-    sampler = make_sampler(tiny, SamplingConfig(temperature, top_p, C), samples, EOS, PAD, data_mesh())
+    sampler = make_sampler(tiny, SamplingConfig(temperature, top_p, C), samples, EOS, PAD, MESH)
     ids = np.asarray(ids)
     out = sampler(params, every[ids], mask[ids], jax.random.key(key), ids.astype(np.uint32), stops)
     return jax.device_get(out), every[ids], mask[ids]

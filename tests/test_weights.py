@@ -24,10 +24,12 @@ from rerankjax.model.config import ModelConfig, RopeScaling
 from rerankjax.model.decoder import decode_step, hidden_states, init_decoder, prefill, to_logits, unstack
 from rerankjax.model.likelihood import Rows
 from rerankjax.model.pretrained import find_folder, read_config
-from rerankjax.model.sharding import data_mesh, replicated
+from rerankjax.model.sharding import make_mesh, replicated
 from rerankjax.model.weights import load, load_reranker, save, save_reranker
 from rerankjax.prompts.tokenizer import load_tokenizer, train_tokenizer
 from rerankjax.reranker.bradley_terry import init_reranker, score_rows
+
+MESH = make_mesh(devices=jax.devices()[:2])
 
 PAD, VOCAB = 0, 300
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
@@ -238,7 +240,7 @@ def test_sharded_files_hold_what_one_does(pair, tmp_path):
 
 def test_each_device_gets_its_part(pair):
     folder = pair[-1] / "reward"
-    mesh = data_mesh()
+    mesh = MESH
     assert mesh.size == 2
 
     def halve(path, shape):

@@ -11,19 +11,20 @@ in whatever order they lie, for each was rotated to its position before.
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rerankjax.candidates.sampling import SamplingConfig, choose
 from rerankjax.model.config import ModelConfig
-from rerankjax.model.decoder import Cache, Params, Prefix, decode_step, prefill, unstack
-from rerankjax.model.sharding import by_row, replicated
+from rerankjax.model.decoder import Cache, Params, Prefix, decode_step, in_compute_dtype, prefill, unstack
+from rerankjax.model.sharding import DRAWING, RULES, by_row, constrain, on_mesh, replicated, row_shards
 
 SHORTEST_BUCKET = 32  # tokens; prompts are padded to this or a power of two above
 
@@ -120,7 +121,7 @@ def _read(
 ) -> _State:
     """Reads prompts, padded on the left, into `rows`; a row number past the last drops its prompt."""
     length = state.prefixes[0].mask.shape[1]
-    if len(prompts) % mesh.size == 0:  # or every device would read all of them
+    if len(prompts) % row_shards(mesh) == 0:  # or every device would read all of them
         prompts, mask = jax.lax.with_sharding_constraint((prompts, mask), by_row(mesh))
     logits, caches = prefill(config, params, prompts, mask, length - prompts.shape[1])
     mask = jnp.pad(mask, ((0, 0), (0, length - mask.shape[1])))
@@ -204,14 +205,23 @@ class Engine:
     def __init__(
         self, config: ModelConfig, sampling: SamplingConfig, engine: EngineConfig, *, eos: int, pad: int, mesh: Mesh
     ) -> None:
-        devices = mesh.shape["data"]
+        devices = row_shards(mesh)
         if engine.rows % devices:
-            raise ValueError(f"EngineConfig: rows = {engine.rows} is not divisible by the {devices} devices; change it")
+            raise ValueError(
+                f"EngineConfig: rows = {engine.rows} does not divide among the {devices} devices that share rows"
+            )
         self._engine, self._pad = engine, pad
         rows, everywhere = by_row(mesh), replicated(mesh)
         empty = functools.partial(_empty, config, engine, sampling.max_completion_length)
-        sharding = jax.tree.map(lambda a: rows if a.ndim else everywhere, jax.eval_shape(lambda: empty(jnp.float32)))
+        # Keys and values [rows, heads, length, dimensions] are split over heads as their projections are.
+        heads = RULES.heads if config.num_key_value_heads % mesh.shape["tensor"] == 0 else None
+        cached = NamedSharding(mesh, PartitionSpec(RULES.batch, heads))
+        sharding = jax.tree.map(
+            lambda a: cached if a.ndim == 4 else rows if a.ndim else everywhere,
+            jax.eval_shape(lambda: empty(jnp.float32)),
+        )
         self._empty = jax.jit(empty, static_argnums=0, out_shardings=sharding)
+        self.idle_seconds = 0.0  # at most, in which the device had nothing to draw but waited for the host
         self.compilations = 0  # so far; bounded by the lengths and numbers of prompts that are read together
 
         def compiled(function: Callable[..., _State], state: int) -> Callable[..., _State]:
@@ -219,11 +229,17 @@ class Engine:
                 self.compilations += 1
                 return function(*arguments)
 
-            return jax.jit(traced, donate_argnums=state, out_shardings=sharding)
+            return jax.jit(on_mesh(mesh, traced), donate_argnums=state, out_shardings=sharding)
 
         self._draw = compiled(functools.partial(_draw, config, sampling, engine.chunk, eos), 2)
         self._read = compiled(functools.partial(_read, config, mesh), 1)
-        self._unstack = jax.jit(functools.partial(unstack, config))
+
+        def prepare(params: Params) -> tuple[Params, tuple[Params, ...]]:
+            params = constrain(in_compute_dtype(config, params), mesh, DRAWING)
+            # Stacked to read prompts, one by one to draw: sliced at every chunk they would be copied at every chunk.
+            return params, unstack(config, params["layers"])
+
+        self._prepare = jax.jit(prepare)
 
     def stream(
         self,
@@ -243,9 +259,8 @@ class Engine:
             ValueError: a prompt has no token, or more than `prompt_length`.
         """
         R, S = self._engine.rows, self._engine.slots
+        params, layers = self._prepare(params)
         state = self._empty(jax.tree.leaves(params)[0].dtype)
-        # Stacked to read prompts, one by one to draw: sliced at every chunk they would be copied at every chunk.
-        layers = self._unstack(params["layers"])
         others = {name: part for name, part in params.items() if name != "layers"}
         numbered = enumerate(prompts)
         at = [-1] * R  # which prompt each row has
@@ -253,6 +268,7 @@ class Engine:
         drawing: list[tuple[int, int] | None] = [None] * (R * S)  # (prompt, sample) of each slot
         number = np.zeros(R, np.uint32)
         finished: list[Sample] = []
+        ready = time.monotonic()
         while True:
             free = [r for r in range(R) if not todo[r] and not any(drawing[r * S : (r + 1) * S])]
             fresh = [(r, *one) for r, one in zip(free, numbered, strict=False)] if free else []
@@ -267,10 +283,15 @@ class Engine:
                     drawing[slot] = at[slot // S], int(sample[slot])
             if any(drawing):
                 state = self._draw(others, layers, state, stops, begin, key, np.repeat(number, S), sample)
+            begun = time.monotonic()
+            self.idle_seconds += begun - ready
             yield from finished  # while the device draws on
             if not any(drawing):
                 return
+            if state.done.is_ready():  # for how long is unknown
+                self.idle_seconds += time.monotonic() - begun
             done, drawn, stopped = jax.device_get((state.done, state.drawn, state.finished))
+            ready = time.monotonic()
             ended = [(slot, *one) for slot, one in enumerate(drawing) if one is not None and done[slot]]
             finished = []
             if ended:

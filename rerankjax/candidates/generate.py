@@ -1,7 +1,7 @@
 """From problems to candidates: prompts to the device, texts back."""
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -34,17 +34,22 @@ def generate(
     prompt_length: int,
     batch_size: int,
     mesh: Mesh,
+    waited: Callable[[float], object] = lambda seconds: None,
 ) -> Iterator[Candidate]:
     """`samples` candidates of each problem, as they end; `batch_size` problems are under way at a time.
 
-    The device draws on while the caller works on what has ended. All problems of one call share their stop tokens.
+    The device draws on while the caller works on what has ended; `waited` hears in the end for how many seconds, at
+    most, it waited for the caller all the same. All problems of one call share their stop tokens.
     """
+    if not problems:
+        return
     stop_sets = {p.stop_tokens for p in problems}
     if len(stop_sets) != 1:
         raise ValueError(f"stop_tokens differ between the problems of one call ({len(stop_sets)} sets): group them")
     (stops,) = stop_sets
     shape = EngineConfig(batch_size, samples, prompt_length)
     engine = make_engine(config, sampling, shape, tokenizer.eos_token_id, tokenizer.pad_token_id, mesh)
+    before = engine.idle_seconds
     encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
     prompts = map(Prompt, encoded, problem_ids(problems).tolist())
     for drawn in engine.stream(params, prompts, samples=samples, key=key, stops=stops_of(tokenizer, stops)):
@@ -57,3 +62,4 @@ def generate(
             length=len(drawn.tokens),
             finished=drawn.finished,
         )
+    waited(engine.idle_seconds - before)

@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rerankjax.model.config import ModelConfig
-from rerankjax.model.decoder import Params, decode_step, prefill, unstack
+from rerankjax.model.decoder import Params, decode_step, in_compute_dtype, prefill, unstack
 from rerankjax.model.likelihood import select_log_probs
-from rerankjax.model.sharding import by_row, replicated
+from rerankjax.model.sharding import DRAWING, by_row, constrain, on_mesh, replicated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +128,7 @@ def sample(
     C, P = sampling.max_completion_length, prompts.shape[1]
     rows = keys.shape[0]
     n = rows // prompts.shape[0]
+    params = in_compute_dtype(config, params)
     logits, caches = prefill(config, params, prompts, prompt_mask, C)
     logits, prompt_mask, caches = jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), (logits, prompt_mask, caches))
     layers = unstack(config, params["layers"])
@@ -178,7 +179,10 @@ def make_sampler(
     """The jitted sampler: (parameters, prompts, mask, key, problem ids, stop table) -> `samples` a prompt."""
 
     def draw(params: Params, prompts: Array, mask: Array, key: Array, problems: Array, stops: Array) -> Samples:
+        params = constrain(params, mesh, DRAWING)
         return sample(config, sampling, params, prompts, mask, sample_keys(key, problems, samples), stops, eos, pad)
 
     everywhere, rows = replicated(mesh), by_row(mesh)
-    return jax.jit(draw, in_shardings=(everywhere, rows, rows, everywhere, rows, everywhere), out_shardings=rows)
+    return jax.jit(
+        on_mesh(mesh, draw), in_shardings=(None, rows, rows, everywhere, rows, everywhere), out_shardings=rows
+    )

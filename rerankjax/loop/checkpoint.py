@@ -5,6 +5,9 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding
+
+from rerankjax.model.sharding import shardings_of
 
 
 def save(path: Path, tree: Any) -> None:
@@ -19,6 +22,10 @@ def restore(path: Path, like: Any) -> Any:
         return checkpointer.restore(path.absolute(), like)
 
 
-def abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    """The shapes and types of `tree`, placed by `sharding`: what `restore` wants."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
+def abstract(tree: Any, mesh: Mesh) -> Any:
+    """The shapes and types of `tree`, split over the mesh by its rules: what `restore` wants."""
+
+    def of(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(of, tree, shardings_of(tree, mesh))

@@ -13,6 +13,7 @@ from typing import Any
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.lora import FULL, LoraConfig
+from rerankjax.model.sharding import ALL_DATA, MeshConfig
 from rerankjax.model.training import OptimizerConfig
 from rerankjax.pairs.mining import ARMS
 from rerankjax.policy.ppo import PPOConfig
@@ -71,6 +72,23 @@ class EarlyStoppingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CheckpointsConfig:
+    """Training that is cut goes on from the last checkpoint: one every so many steps, PPO's iterations; `keep` stay."""
+
+    steps: int = 100
+    iterations: int = 5
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"{field.name} = {getattr(self, field.name)}: use 1 or more")
+
+
+CHECKPOINTS = CheckpointsConfig()
+
+
+@dataclasses.dataclass(frozen=True)
 class SandboxConfig:
     workers: int
     cpu_seconds: float
@@ -96,6 +114,8 @@ class Experiment:
     ppo_arms: tuple[str, ...]  # of those, for which PPO runs again from the SFT model
     lambdas: tuple[float, ...]  # tried on the dev split for reranker + lambda * log-probability
     sandbox: SandboxConfig
+    mesh: MeshConfig = ALL_DATA  # of the devices
+    checkpoints: CheckpointsConfig = CHECKPOINTS
     lora: LoraConfig = FULL  # rerankers and policies as adapters over the SFT model, or trained whole
 
 
@@ -146,6 +166,11 @@ def _check(e: Experiment, devices: int) -> None:
         if not holds:
             raise ConfigError(f"config.{field} = {value}: {remedy}")
 
+    try:
+        shape = e.mesh.shape(devices)
+    except ValueError as error:
+        raise ConfigError(f"config.mesh.{error}") from error
+    devices = shape["data"] * shape["fsdp"]
     context = e.max_prompt_length + e.sampling.max_completion_length
     require(
         context < e.model.max_position_embeddings,

@@ -1,33 +1,35 @@
 """Metrics of a stage: metrics.jsonl to compute with, TensorBoard events beside it to look at."""
 
+import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from tensorboardX import SummaryWriter
 
-from rerankjax.problems.jsonl import read_rows
+from rerankjax.loop.hosts import is_first
+from rerankjax.problems.jsonl import read_rows, write_text
 
 
 class WriteMetrics(Protocol):
-    def __call__(self, step: int, **metrics: float) -> None: ...
+    def __call__(self, step: int, **metrics: float) -> dict[str, float]: ...
 
 
 @contextmanager
-def metric_writer(directory: Path) -> Iterator[WriteMetrics]:
+def metric_writer(directory: Path, before: Sequence[dict[str, float]] = ()) -> Iterator[WriteMetrics]:
     """Yields write(step, loss=..., ...), which appends one row; anything float() takes will do, a JAX scalar too.
 
+    before: the rows that training goes on from. Of several processes the first alone writes.
     Raises FloatingPointError that names metric and step on a value that is not finite, before it is written.
     """
-    with (
-        open(directory / "metrics.jsonl", "a", encoding="utf-8") as rows,
-        SummaryWriter(str(directory / "tensorboard")) as board,
-    ):
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open(directory / "metrics.jsonl", "w", encoding="utf-8"))] if is_first() else []
+        boards = [stack.enter_context(SummaryWriter(str(directory / "tensorboard")))] if is_first() else []
 
-        def write(step: int, **metrics: float) -> None:
+        def write(step: int, **metrics: float) -> dict[str, float]:
             values = {name: float(value) for name, value in metrics.items()}
             for name, value in values.items():
                 if not math.isfinite(value):
@@ -35,14 +37,26 @@ def metric_writer(directory: Path) -> Iterator[WriteMetrics]:
                         f"{name} is {value} at step {step} ({directory}); lower the learning rate or look at the "
                         "rows before it in metrics.jsonl."
                     )
-            rows.write(json.dumps({"step": int(step), **values}) + "\n")
-            rows.flush()
-            for name, value in values.items():
-                board.add_scalar(name, value, step)
+            row = {"step": int(step), **values}
+            for rows in files:
+                rows.write(json.dumps(row) + "\n")
+                rows.flush()
+            for board in boards:
+                for name, value in values.items():
+                    board.add_scalar(name, value, step)
+            return row
 
+        for row in before:
+            write(int(row["step"]), **{name: value for name, value in row.items() if name != "step"})
         yield write
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
     """The rows of the stage's metrics.jsonl, oldest first, each with its step."""
     return [row for _, row in read_rows(directory / "metrics.jsonl")]
+
+
+def write_waits(directory: Path, what: str, seconds: float) -> None:
+    """waits.json: how long, at most, this process's devices waited for `what` of the host since it last started."""
+    if is_first():
+        write_text(directory / "waits.json", json.dumps({f"{what}_seconds": round(seconds, 3)}) + "\n")

@@ -77,6 +77,11 @@ def complete(path: Path) -> bool:
     return (path / "stage.json").is_file()
 
 
+def recovery_of(path: Path) -> Path:
+    """Where the checkpoints are from which the stage at `path`, if it is training and is cut, goes on."""
+    return path.with_name(f".{path.name}.recovery")
+
+
 def write_stage(path: Path, fill: Callable[[Path], object]) -> Path:
     """The complete stage at `path`: as it stands, or else made by fill(directory) and put there in one step.
 
@@ -102,6 +107,7 @@ def write_stage(path: Path, fill: Callable[[Path], object]) -> Path:
         _sync(Path(directory))
     os.rename(partial, path)
     _sync(path.parent)
+    shutil.rmtree(recovery_of(path), ignore_errors=True)
     return path
 
 

@@ -29,10 +29,11 @@ from rerankjax.candidates.generate import generate
 from rerankjax.loop import checkpoint, trainers
 from rerankjax.loop.execution import execute
 from rerankjax.loop.experiment import ConfigError, Experiment, TrainingConfig
-from rerankjax.loop.rundir import write_stage
+from rerankjax.loop.hosts import exchange, is_first, own_copy, own_mesh, share
+from rerankjax.loop.metrics import write_waits
+from rerankjax.loop.rundir import recovery_of, write_stage
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.lora import attach, attach_trunk
-from rerankjax.model.sharding import replicated
 from rerankjax.pairs.mining import Pair, grow, pair_up, split, write_pairs
 from rerankjax.policy.ppo import Reward
 from rerankjax.problems.corpus import make_corpus
@@ -60,15 +61,19 @@ class SeedRun:
         """A key for one stage, from the seed and the stage's name: what runs before it changes nothing."""
         return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(stage.encode()))
 
+    def work(self, directory: Path, stage: Path, title: str) -> trainers.Work:
+        """Where the trainer of `stage` works, which fills `directory`."""
+        return trainers.Work(directory, recovery_of(stage), self.mesh, f"seed {self.seed}: {title}")
+
     @property
     def decoder_like(self) -> Params:
         shapes = jax.eval_shape(functools.partial(init_decoder, self.experiment.model), jax.random.key(0))
-        return checkpoint.abstract(shapes, replicated(self.mesh))
+        return checkpoint.abstract(shapes, self.mesh)
 
     @property
     def reranker_like(self) -> Params:
         shapes = jax.eval_shape(lambda p: trainers.start_reranker(self.experiment, p, 0), self.decoder_like)
-        return checkpoint.abstract(shapes, replicated(self.mesh))
+        return checkpoint.abstract(shapes, self.mesh)
 
 
 def open_seed(e: Experiment, seed: int, root: Path, mesh: Mesh) -> SeedRun:
@@ -128,7 +133,8 @@ def sft_policy(run: SeedRun) -> Params:
     def fill(directory: Path) -> None:
         corpus = read_corpus(run.root)
         train = run.problems["train"]
-        params = trainers.train_sft(run.experiment, train, corpus, run.tokenizer, run.seed, run.mesh, directory)
+        work = run.work(directory, run.root / "policies" / "sft", "SFT")
+        params = trainers.train_sft(run.experiment, train, corpus, run.tokenizer, run.seed, work)
         checkpoint.save(directory / "checkpoint", params)
 
     path = write_stage(run.root / "policies" / "sft", fill)
@@ -144,31 +150,41 @@ def candidates(run: SeedRun, policy: str, params: Params, split_name: str) -> li
     def fill(directory: Path) -> None:
         key = run.key(f"candidates/{policy}-{split_name}")
         title = f"seed {run.seed}: {policy}, sample and execute {split_name}"
-        with progress(title, samples * len(problems), "programs") as advance:
-            executed = execute(e.sandbox, problems, _sample(run, params, problems, samples, key), advance)
+        own, waited = share(problems), functools.partial(write_waits, directory, "host")
+        with progress(title, samples * len(own), "programs") as advance:
+            executed = execute(e.sandbox, own, _sample(run, params, own, samples, key, waited), advance)
+        executed = [Candidate(**row) for row in exchange([dataclasses.asdict(c) for c in executed])]
         place = {problem.name: i for i, problem in enumerate(problems)}
         executed.sort(key=lambda c: (place[c.problem], c.sample))
-        write_candidates(directory / "candidates.parquet", executed)
+        if is_first():
+            write_candidates(directory / "candidates.parquet", executed)
 
     path = write_stage(run.root / "candidates" / f"{policy}-{split_name}", fill)
     return read_candidates(path / "candidates.parquet")
 
 
 def _sample(
-    run: SeedRun, params: Params, problems: Sequence[Problem], samples: int, key: jax.Array
+    run: SeedRun,
+    params: Params,
+    problems: Sequence[Problem],
+    samples: int,
+    key: jax.Array,
+    waited: Callable[[float], object] = lambda seconds: None,
 ) -> Iterator[Candidate]:
+    """Candidates of this process's problems, drawn on its own devices."""
     e = run.experiment
     return generate(
         e.model,
         e.sampling,
-        params,
+        own_copy(params, run.mesh),
         problems,
         run.tokenizer,
         key=key,
         samples=samples,
         prompt_length=e.max_prompt_length,
         batch_size=e.candidates.batch_size,
-        mesh=run.mesh,
+        mesh=own_mesh(run.mesh),
+        waited=waited,
     )
 
 
@@ -183,9 +199,15 @@ def scores(
         by_problem = [
             (name, [c.completion for c in found]) for name, found in itertools.groupby(of, lambda c: c.problem)
         ]
-        scorer = Reranker(e.model, params, run.tokenizer, e.reranker.pooling)
-        scored = np.concatenate(scorer.score_all((prompt_of[name], texts) for name, texts in by_problem))
-        np.save(directory / "scores.npy", scored)
+        copy, mesh = own_copy(params, run.mesh), own_mesh(run.mesh)
+        scorer = Reranker(e.model, copy, run.tokenizer, e.reranker.pooling, mesh=mesh)
+        own = share(by_problem)
+        found = scorer.score_all((prompt_of[name], texts) for name, texts in own)
+        rows = [{"problem": name, "scores": of.tolist()} for (name, _), of in zip(own, found, strict=True)]
+        scores_of = {row["problem"]: row["scores"] for row in exchange(rows)}
+        if is_first():
+            every = [score for name, _ in by_problem for score in scores_of[name]]
+            np.save(directory / "scores.npy", np.array(every, np.float32))
 
     path = write_stage(run.root / "scores" / reranker / f"{policy}-{split_name}", fill)
     return np.load(path / "scores.npy")
@@ -259,9 +281,7 @@ def _reranker(
             run.problems["train"],
             run.tokenizer,
             seed,
-            run.mesh,
-            directory,
-            f"seed {run.seed}: reranker {name}",
+            run.work(directory, run.root / "rerankers" / name, f"reranker {name}"),
         )
         checkpoint.save(directory / "checkpoint", params)
 
@@ -279,8 +299,9 @@ def ppo_policy(run: SeedRun, name: str, sft: Params, reranker: Params, reference
     def dev_pass_rate(params: Params) -> float:
         # The same key every time: policies are compared on common random numbers.
         key = run.key("early stopping")
-        executed = execute(e.sandbox, dev, _sample(run, params, dev, e.early_stopping.samples, key))
-        return float(np.mean([c.passed for c in executed]))
+        own = share(dev)
+        executed = execute(e.sandbox, own, _sample(run, params, own, e.early_stopping.samples, key))
+        return float(np.mean([row["passed"] for row in exchange([{"passed": c.passed} for c in executed])]))
 
     def fill(directory: Path) -> None:
         params = trainers.train_ppo(
@@ -291,10 +312,8 @@ def ppo_policy(run: SeedRun, name: str, sft: Params, reranker: Params, reference
             run.tokenizer,
             [run.seed, 5],
             run.key(f"ppo/{name}"),
-            run.mesh,
             dev_pass_rate,
-            directory,
-            f"seed {run.seed}: PPO {name}",
+            run.work(directory, run.root / "policies" / name, f"PPO {name}"),
         )
         checkpoint.save(directory / "checkpoint", params)
 

@@ -1,8 +1,11 @@
 """Host loops around the jitted updates: batches in, metrics out a step late, so that the device never waits."""
 
-from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +16,33 @@ from transformers import PreTrainedTokenizerBase
 from rerankjax.candidates.generate import problem_ids
 from rerankjax.candidates.stop import stops_of
 from rerankjax.loop.experiment import Experiment, TrainingConfig
-from rerankjax.loop.metrics import WriteMetrics, metric_writer
+from rerankjax.loop.hosts import feed
+from rerankjax.loop.metrics import WriteMetrics, metric_writer, write_waits
+from rerankjax.loop.prefetch import Ahead
+from rerankjax.loop.recovery import Recovery
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.likelihood import Rows, Tree
 from rerankjax.model.lora import attach, init_adapter
-from rerankjax.model.sharding import replicated
-from rerankjax.model.training import OptimizerConfig, TrainState, init_state, make_optimizer
+from rerankjax.model.sharding import by_row, replicated, shardings_of
+from rerankjax.model.training import TrainState, start_state
 from rerankjax.pairs.mining import Pair
 from rerankjax.policy.ppo import Reward, init_policy, make_ppo_step
 from rerankjax.policy.sft import make_sft_step
 from rerankjax.problems.problem import Problem, Solution
-from rerankjax.progress import Advance, progress
+from rerankjax.progress import progress
 from rerankjax.prompts.rows import pad_completions, pad_prompts, pad_rows, shuffled_batches
 from rerankjax.prompts.tokenizer import encode_completions
 from rerankjax.reranker.bradley_terry import init_reranker, make_reranker_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Where a trainer works: its stage's directory, where its checkpoints are, on which mesh, and its name."""
+
+    directory: Path
+    recovery: Path
+    mesh: Mesh
+    title: str
 
 
 def train_sft(
@@ -35,21 +51,19 @@ def train_sft(
     corpus: Sequence[Solution],
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
-    mesh: Mesh,
-    directory: Path,
+    work: Work,
 ) -> Params:
     """The SFT model: a decoder trained from scratch on the corpus's solutions."""
     prompt_of = {p.name: p.prompt for p in problems}
     tokens, mask = _rows(e, tokenizer, [prompt_of[s.problem] for s in corpus], [s.completion for s in corpus])
-    update = make_sft_step(e.model, e.sft.optimizer, e.max_prompt_length, mesh)
-    params = jax.jit(lambda key: init_decoder(e.model, key))(jax.random.key(seed))
-    batches = (
-        (None, Rows(tokens[i], mask[i]))
-        for i in shuffled_batches(len(corpus), e.sft.batch_size, e.sft.optimizer.steps, [seed, 0])
-    )
-    return _fit(
-        update, _start(params, e.sft.optimizer, mesh), batches, e.sft.optimizer.steps, f"seed {seed}: SFT", directory
-    ).params
+    update = make_sft_step(e.model, e.sft.optimizer, e.max_prompt_length, work.mesh)
+    init, key = functools.partial(init_decoder, e.model), jax.random.key(seed)
+    params = jax.jit(init, out_shardings=shardings_of(jax.eval_shape(init, key), work.mesh))(key)
+
+    def batch(index: np.ndarray) -> Rows:
+        return Rows(tokens[index], mask[index])
+
+    return _fit(e, update, params, None, batch, len(corpus), e.sft, [seed, 0], work)
 
 
 def train_reranker(
@@ -61,9 +75,7 @@ def train_reranker(
     problems: Sequence[Problem],
     tokenizer: PreTrainedTokenizerBase,
     seed: Sequence[int],
-    mesh: Mesh,
-    directory: Path,
-    title: str,
+    work: Work,
 ) -> Params:
     """The reranker `params`, over `base` if that is not None, trained on the pairs."""
     prompt_of = {p.name: p.prompt for p in problems}
@@ -73,13 +85,13 @@ def train_reranker(
     texts = [text for p in pairs for text in (p.better, p.worse)]
     rows = pad_completions(encode_completions(tokenizer, texts), C, tokenizer.pad_token_id)
     completions, mask = (a.reshape(-1, 2, C) for a in rows)
-    update = make_reranker_step(e.model, e.reranker, training.optimizer, mesh, e.lora)
-    batches = (
-        (base, Tree(prompts[i], prompt_mask[i], completions[i].reshape(-1, C), mask[i].reshape(-1, C)))
-        for i in shuffled_batches(len(pairs), training.batch_size, training.optimizer.steps, seed)
-    )
-    state = _start(params, training.optimizer, mesh)
-    return _fit(update, state, batches, training.optimizer.steps, title, directory).params
+    update = make_reranker_step(e.model, e.reranker, training.optimizer, work.mesh, e.lora)
+
+    def batch(index: np.ndarray) -> Tree:
+        of_batch = completions[index].reshape(-1, C), mask[index].reshape(-1, C)
+        return Tree(prompts[index], prompt_mask[index], *of_batch)
+
+    return _fit(e, update, params, base, batch, len(pairs), training, seed, work)
 
 
 def frozen(e: Experiment, sft: Params) -> Params | None:
@@ -106,37 +118,57 @@ def train_ppo(
     tokenizer: PreTrainedTokenizerBase,
     seed: Sequence[int],
     key: jax.Array,
-    mesh: Mesh,
     dev_pass_rate: Callable[[Params], float],
-    directory: Path,
-    title: str,
+    work: Work,
 ) -> Params:
     """The policy that solved most dev problems on the way, the SFT model itself among them: its adapter or decoder."""
-    ppo, P = e.ppo, e.max_prompt_length
+    ppo, P, mesh = e.ppo, e.max_prompt_length, work.mesh
     step = make_ppo_step(
         e.model, e.reranker.pooling, e.sampling, ppo, P, tokenizer.eos_token_id, tokenizer.pad_token_id, mesh, e.lora
     )
-    stops = stops_of(tokenizer, problems[0].stop_tokens)
+    stops = feed(stops_of(tokenizer, problems[0].stop_tokens), replicated(mesh))
     encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
-    prompts, mask = pad_prompts(encoded, P, tokenizer.pad_token_id)
-    ids = problem_ids(problems)
+    rows = (*pad_prompts(encoded, P, tokenizer.pad_token_id), problem_ids(problems))
     base, best = frozen(e, sft), start_decoder(e, sft, jax.random.fold_in(key, 0))
-    state = _start(init_policy(sft) | {"decoder": best}, ppo.optimizer, mesh)
-    kl_coef = jnp.float32(ppo.kl_coef)
-    best_rate = dev_pass_rate(sft)
-    with metric_writer(directory) as write, progress(title, ppo.iterations, "iterations") as advance:
-        write(0, pass_rate=best_rate)
-        for i, batch in enumerate(shuffled_batches(len(problems), ppo.batch_size, ppo.iterations, seed), start=1):
-            of_batch = prompts[batch], mask[batch], ids[batch], jax.random.fold_in(key, i)
-            state, kl_coef, metrics = step(state, base, sft, reward, *of_batch, kl_coef, stops)
-            figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            if i % e.early_stopping.every == 0 or i == ppo.iterations:
-                figures["pass_rate"] = rate = dev_pass_rate(attach(base, state.params["decoder"], e.lora))
-                if rate > best_rate:
-                    best, best_rate = jax.tree.map(jnp.copy, state.params["decoder"]), rate
-            write(i, **figures)
-            advance(score=figures["score"], kl=figures["kl"], best_dev=best_rate)
-    return best
+    state = start_state(init_policy(sft) | {"decoder": best}, ppo.optimizer, mesh)
+    kl_coef, unknown = (feed(np.float32(x), replicated(mesh)) for x in (ppo.kl_coef, -1.0))
+    with Recovery(work.recovery, e.checkpoints.iterations, e.checkpoints.keep) as recovery:
+        done, now, metrics = recovery.restore(_Ppo(state, kl_coef, jax.tree.map(jnp.copy, best), unknown))
+        batches = shuffled_batches(len(problems), ppo.batch_size, ppo.iterations, seed)
+        with (
+            metric_writer(work.directory, metrics) as write,
+            progress(work.title, ppo.iterations, "iterations") as advance,
+        ):
+            best_rate = float(now.best_rate)
+            if not done:
+                best_rate = dev_pass_rate(sft)
+                metrics.append(write(0, pass_rate=best_rate))
+            advance(done)
+            for i, index in enumerate(itertools.islice(batches, done, None), start=done + 1):
+                batch = feed(tuple(a[index] for a in rows), by_row(mesh))
+                state, kl_coef, found = step(
+                    now.state, base, sft, reward, *batch, jax.random.fold_in(key, i), now.kl_coef, stops
+                )
+                figures = {name: float(value) for name, value in jax.device_get(found).items()}
+                best = now.best
+                if i % e.early_stopping.every == 0 or i == ppo.iterations:
+                    figures["pass_rate"] = rate = dev_pass_rate(attach(base, state.params["decoder"], e.lora))
+                    if rate > best_rate:
+                        best, best_rate = jax.tree.map(jnp.copy, state.params["decoder"]), rate
+                now = _Ppo(state, kl_coef, best, feed(np.float32(best_rate), replicated(mesh)))
+                metrics.append(_checked(write, recovery, i, figures, batch))
+                recovery.after(i, lambda: (now, metrics))  # noqa: B023  # called at once
+                advance(score=figures["score"], kl=figures["kl"], best_dev=best_rate)
+    return now.best
+
+
+class _Ppo(NamedTuple):
+    """All that an iteration of PPO leaves to the next."""
+
+    state: TrainState
+    kl_coef: jax.Array
+    best: Params
+    best_rate: jax.Array
 
 
 def _rows(
@@ -151,34 +183,57 @@ def _rows(
     )
 
 
-def _start(params: Params, config: OptimizerConfig, mesh: Mesh) -> TrainState:
-    """A state with parameters of its own: updates donate them, and the ones it starts from are still wanted."""
-    optimizer = make_optimizer(config)
-    start = jax.jit(lambda p: init_state(jax.tree.map(jnp.copy, p), optimizer), out_shardings=replicated(mesh))
-    return start(params)
-
-
 def _fit(
+    e: Experiment,
     update: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
-    state: TrainState,
-    batches: Iterable[tuple[Any, ...]],
-    steps: int,
-    title: str,
-    directory: Path,
-) -> TrainState:
-    late = None
-    with metric_writer(directory) as write, progress(title, steps) as advance:
-        for step, batch in enumerate(batches, start=1):
-            state, metrics = update(state, *batch)
-            if late is not None:
-                _record(write, advance, *late)
-            late = step, metrics
-        if late is not None:
-            _record(write, advance, *late)
-    return state
+    params: Params,
+    base: Params | None,
+    batch: Callable[[np.ndarray], Any],
+    examples: int,
+    training: TrainingConfig,
+    seed: Sequence[int],
+    work: Work,
+) -> Params:
+    """What `params` become by all steps of training, from where a run that was cut had come."""
+    steps, sharding = training.optimizer.steps, by_row(work.mesh)
+    with Recovery(work.recovery, e.checkpoints.steps, e.checkpoints.keep) as recovery:
+        done, state, metrics = recovery.restore(start_state(params, training.optimizer, work.mesh))
+        indices = itertools.islice(shuffled_batches(examples, training.batch_size, steps, seed), done, None)
+        with (
+            metric_writer(work.directory, metrics) as write,
+            progress(work.title, steps) as advance,
+            Ahead(feed(batch(index), sharding) for index in indices) as batches,
+        ):
+            advance(done)
+            late = None
+
+            def record() -> None:
+                if late is not None:
+                    metrics.append(_checked(write, recovery, *late))
+                    advance(1, **{name: value for name, value in metrics[-1].items() if name != "step"})
+
+            def snapshot() -> tuple[TrainState, list[dict[str, float]]]:
+                nonlocal late
+                record()
+                late = None
+                return state, metrics
+
+            for step, rows in enumerate(batches, start=done + 1):
+                state, found = update(state, base, rows)
+                record()  # of the step before, while this one runs
+                late = step, found, rows
+                recovery.after(step, snapshot)
+            record()
+            write_waits(work.directory, "input", batches.waited_seconds)
+    return state.params
 
 
-def _record(write: WriteMetrics, advance: Advance, step: int, metrics: dict[str, jax.Array]) -> None:
-    figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    write(step, **figures)
-    advance(1, **figures)
+def _checked(
+    write: WriteMetrics, recovery: Recovery, step: int, metrics: Mapping[str, Any], inputs: Any
+) -> dict[str, float]:
+    """The step's row of metrics, written. Raises FloatingPointError where it diverged, when its inputs are saved."""
+    try:
+        return write(step, **jax.device_get(metrics))
+    except FloatingPointError as error:
+        path = recovery.keep_inputs(step, inputs)
+        raise FloatingPointError(f"{error} That step's inputs are in {path}, beside the last checkpoints.") from None

@@ -3,6 +3,8 @@
 import dataclasses
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
+COMPUTE_DTYPES = ("", "float32", "bfloat16", "float16")
+REMATS = ("none", "full", "dots")
 ROPE_TYPES = ("default", "linear", "llama3")
 
 
@@ -43,7 +45,10 @@ class ModelConfig:
     `model_type` "qwen2" adds biases to the query, key and value projections, "qwen3" an RMSNorm of each head's queries
     and keys; `attention_bias` adds biases to all four projections of the others.
 
-    `remat` is of training alone: each layer is computed again in the backward pass, so that only its input is kept.
+    `compute_dtype` is what products are computed in, whatever parameters are kept in: "bfloat16" over float32 ones
+    trains with float32 master weights. Empty, it is the parameters' own.
+    `remat` is of training alone: "full" computes each layer again in the backward pass, so that only its input is kept;
+    "dots" keeps the results of its projections too, and computes the rest again; "none" keeps all.
     `unroll` layers are compiled as one body of the loop over layers: all of a shallow model train a tenth faster on
     CPU, where a loop copies what the gradient needs, and take as many times longer to compile.
     """
@@ -62,7 +67,8 @@ class ModelConfig:
     model_type: str = "llama"
     attention_bias: bool = False
     rope_scaling: RopeScaling = UNSCALED
-    remat: bool = False
+    compute_dtype: str = ""
+    remat: str = "none"
     unroll: int = 1
 
     def __post_init__(self) -> None:
@@ -73,6 +79,11 @@ class ModelConfig:
                 f"num_key_value_heads = {self.num_key_value_heads} does not divide num_attention_heads = "
                 f"{self.num_attention_heads}: each key/value head serves an equal group of query heads"
             )
+        for name, known in (("compute_dtype", COMPUTE_DTYPES), ("remat", REMATS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r} is unknown: use one of {', '.join(map(repr, known))}"
+                )
         if not 0 < self.unroll <= self.num_hidden_layers:
             raise ValueError(f"unroll = {self.unroll}: use 1 to num_hidden_layers = {self.num_hidden_layers}")
         if self.head_dim % 2:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rerankjax.model.config import UNSCALED, ModelConfig, RopeScaling
+from rerankjax.model.sharding import constrain_rows
 
 BLOCK, MOST_BLOCKS = 128, 16  # of queries: tokens in one that attends by itself, and how many of them at most
 
@@ -186,6 +187,7 @@ class Block(nn.Module):
         prefix: Prefix | None = None,
     ) -> tuple[Float[Array, "B L D"], Cache]:
         c = self.config
+        x = constrain_rows(x)
 
         def project(name: str, heads: int, y: Array) -> Array:
             y = Linear(heads * c.head_dim, c.qkv_bias, name=name)(y)
@@ -225,7 +227,7 @@ class Decoder(nn.Module):
         init = nn.initializers.normal(0.02)
         self.embed_tokens = nn.Embed(c.vocab_size, c.hidden_size, embedding_init=init)
         self.layers = nn.scan(
-            nn.remat(Block, prevent_cse=False) if c.remat else Block,
+            Block if c.remat == "none" else nn.remat(Block, prevent_cse=False, policy=_kept(c)),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast),
@@ -251,6 +253,16 @@ class Decoder(nn.Module):
         return self.logits(self(tokens, mask)[0])
 
 
+def _kept(config: ModelConfig) -> Any:
+    """What `config.remat` keeps of a layer for its gradient, besides its input."""
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+
+
+def in_compute_dtype(config: ModelConfig, params: Params) -> Params:
+    """The parameters rounded to what products are computed in; their gradient is not rounded."""
+    return jax.tree.map(lambda a: a.astype(config.compute_dtype), params) if config.compute_dtype else params
+
+
 def init_decoder(config: ModelConfig, key: Array) -> Params:
     """Random float32 parameters."""
     tokens = jnp.zeros((1, 2), jnp.int32)
@@ -260,7 +272,7 @@ def init_decoder(config: ModelConfig, key: Array) -> Params:
 def hidden_states(
     config: ModelConfig, params: Params, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]
 ) -> Float[Array, "B L D"]:
-    return Decoder(config).apply({"params": params}, tokens, mask)[0]
+    return Decoder(config).apply({"params": in_compute_dtype(config, params)}, tokens, mask)[0]
 
 
 def hidden_states_behind(
@@ -272,6 +284,7 @@ def hidden_states_behind(
     mask: Bool[Array, "B L"],
 ) -> tuple[Float[Array, "R D"], Float[Array, "B L D"]]:
     """Hidden states of the prompts' ends, and of B = R * n rows: a left-padded prompt is read once for n neighbours."""
+    params = in_compute_dtype(config, params)
     of_prompts, caches = Decoder(config).apply({"params": params}, prompts, prompt_mask)
     rows = tokens.shape[0] // prompts.shape[0]
     positions = jnp.repeat(jnp.sum(prompt_mask, axis=1), rows)[:, None] + positions_of(mask)
@@ -283,19 +296,21 @@ def hidden_states_behind(
         return Block(config).apply({"params": block}, x, positions, seen, None, 0, prefix)[0], None
 
     x = Decoder(config).apply({"params": params}, tokens, method=lambda m, t: m.embed_tokens(t))
-    step = jax.checkpoint(step, prevent_cse=False) if config.remat else step
+    if config.remat != "none":
+        step = jax.checkpoint(step, prevent_cse=False, policy=_kept(config))
     x, _ = jax.lax.scan(step, x, (params["layers"], caches), unroll=config.unroll)
     return of_prompts[:, -1], Decoder(config).apply({"params": params}, x, method=lambda m, h: m.norm(h))
 
 
 def to_logits(config: ModelConfig, params: Params, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-    return Decoder(config).apply({"params": params}, hidden, method=Decoder.logits)
+    return Decoder(config).apply({"params": in_compute_dtype(config, params)}, hidden, method=Decoder.logits)
 
 
 def prefill(
     config: ModelConfig, params: Params, tokens: Int[Array, "B P"], mask: Bool[Array, "B P"], new_tokens: int
 ) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
     """The logits that follow left-padded prompts, and a cache for each layer with room for `new_tokens` more."""
+    params = in_compute_dtype(config, params)
     hidden, stacked = Decoder(config).apply({"params": params}, tokens, mask)
     roomy = jax.tree.map(lambda a: jnp.pad(a, ((0, 0),) * 3 + ((0, new_tokens), (0, 0))), stacked)
     return to_logits(config, params, hidden[:, -1:])[:, 0], unstack(config, roomy)

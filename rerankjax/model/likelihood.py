@@ -91,6 +91,16 @@ def tree_hidden_states(
     return hidden, jnp.concatenate([first, hidden[:, :-1]], axis=1)
 
 
-def masked_mean(x: Float[Array, "..."], mask: Bool[Array, "..."], axis: int | None = None) -> Float[Array, "..."]:
-    """The mean over what the mask marks; 0 where it marks nothing."""
-    return jnp.sum(jnp.where(mask, x, 0.0), axis=axis) / jnp.maximum(jnp.sum(mask, axis=axis), 1)
+def masked_mean(
+    x: Float[Array, "..."],
+    mask: Bool[Array, "..."],
+    axis: int | None = None,
+    count: Int[Array, ""] | None = None,
+) -> Float[Array, "..."]:
+    """The mean over what the mask marks; 0 where it marks nothing.
+
+    With `count`, the number marked in a whole batch, it is this part's share of that batch's mean: shares add up to it.
+    """
+    if count is None:
+        count = jnp.sum(mask, axis=axis)
+    return jnp.sum(jnp.where(mask, x, 0.0), axis=axis) / jnp.maximum(count, 1)

@@ -1,12 +1,106 @@
-"""The mesh: batches are split over its `data` axis, parameters are on every device."""
+"""The mesh and the one table that says what is split over it.
+
+Batches are split over `data` and `fsdp`, parameters and optimiser state over `fsdp` and `tensor`, and the positions of
+long rows over `sequence`. Programs are written for whole arrays: how they are split changes no result but by rounding.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+AXES = ("data", "fsdp", "sequence", "tensor")
 
-def data_mesh() -> Mesh:
-    """All devices on one axis, `data`."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis. `data` 0 takes what the other axes leave.
+
+    `tensor` is last, so that the devices that exchange most are neighbours.
+    """
+
+    data: int = 0
+    fsdp: int = 1
+    sequence: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        for axis in AXES:
+            if getattr(self, axis) < (axis != "data"):
+                raise ValueError(f"{axis} = {getattr(self, axis)}: an axis has 1 device or more (data: 0 for the rest)")
+
+    def shape(self, devices: int) -> dict[str, int]:
+        """Devices along each axis, of `devices` in all. Raises ValueError where those do not fill the mesh."""
+        others = self.fsdp * self.sequence * self.tensor
+        data = self.data or devices // others
+        if data * others != devices:
+            raise ValueError(
+                f"data = {self.data}, fsdp = {self.fsdp}, sequence = {self.sequence}, tensor = {self.tensor} do not "
+                f"fill {devices} devices: their product must be that number (data = 0 takes what the others leave)"
+            )
+        return {"data": data, "fsdp": self.fsdp, "sequence": self.sequence, "tensor": self.tensor}
+
+
+ALL_DATA = MeshConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """The mesh axes over which each logical axis is split, the first outermost.
+
+    Raises ValueError where two axes of one array are split over the same mesh axis.
+    """
+
+    batch: tuple[str, ...] = ("data", "fsdp")
+    length: tuple[str, ...] = ("sequence",)
+    embed: tuple[str, ...] = ("fsdp",)
+    heads: tuple[str, ...] = ("tensor",)
+    mlp: tuple[str, ...] = ("tensor",)
+    # Split along the vocabulary alone: XLA reads an embedding that is split both ways by copying it whole.
+    vocab: tuple[str, ...] = ("tensor", "fsdp")
+
+    def __post_init__(self) -> None:
+        for what, axes in {"activations": ("batch", "length"), **PARAMETERS}.items():
+            used = [mesh_axis for axis in axes if axis for mesh_axis in getattr(self, axis)]
+            for mesh_axis in used:
+                if mesh_axis not in AXES:
+                    raise ValueError(f"{what}: {mesh_axis!r} is no mesh axis; use some of {', '.join(AXES)}")
+                if used.count(mesh_axis) > 1:
+                    raise ValueError(f"{what}, {axes}: mesh axis {mesh_axis!r} would split it twice; change a rule")
+
+
+# The logical axes of each array, but for the leading one over layers, which is never split. Others are replicated.
+_PROJECTIONS = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), ("embed", "heads")),
+    "o_proj": ("heads", "embed"),
+    **dict.fromkeys(("gate_proj", "up_proj"), ("embed", "mlp")),
+    "down_proj": ("mlp", "embed"),
+}
+PARAMETERS: Mapping[str, tuple[str | None, ...]] = {
+    "embed_tokens/embedding": ("vocab", None),
+    "lm_head/kernel": (None, "vocab"),
+    **{f"{name}/kernel": axes for name, axes in _PROJECTIONS.items()},
+    **{f"{name}/bias": (out,) for name, (_, out) in _PROJECTIONS.items()},
+    **{f"{name}/lora_a": (into, None) for name, (into, _) in _PROJECTIONS.items()},
+    **{f"{name}/lora_b": (None, out) for name, (_, out) in _PROJECTIONS.items()},
+}
+
+RULES = Rules()
+# While tokens are drawn every device holds its whole share of each layer: split, it would be gathered at every token.
+DRAWING = dataclasses.replace(RULES, embed=(), vocab=("tensor",))
+
+
+def make_mesh(config: MeshConfig = ALL_DATA, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of `devices`, by default all there are, on every host."""
+    devices = jax.devices() if devices is None else devices
+    shape = tuple(config.shape(len(devices)).values())
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -14,5 +108,74 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def by_row(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """The leading axis split over the devices that share a batch."""
+    return NamedSharding(mesh, PartitionSpec(RULES.batch))
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in RULES.batch)
+
+
+def sharding_of(path: Sequence[str], shape: Sequence[int], mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
+    """How the parameter at `path`, as ("layers", "q_proj", "kernel"), or the optimiser's moments of one, is split.
+
+    An axis that its mesh axes do not divide is not split.
+    """
+    axes = PARAMETERS.get("/".join(path[-2:]))
+    if axes is None:
+        return replicated(mesh)
+    entries: list[tuple[str, ...] | None] = [None] * (len(shape) - len(axes))
+    for size, axis in zip(shape[len(entries) :], axes, strict=True):
+        over = tuple(a for a in getattr(rules, axis) if mesh.shape[a] > 1) if axis else ()
+        entries.append(over if over and size % math.prod(mesh.shape[a] for a in over) == 0 else None)
+    return NamedSharding(mesh, PartitionSpec(*entries))
+
+
+def shardings_of(tree: T, mesh: Mesh, rules: Rules = RULES) -> T:
+    """A sharding for each array, or shape, of a tree of parameters or of a training state."""
+
+    def of(path: Any, leaf: Any) -> NamedSharding:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        return sharding_of(names, leaf.shape, mesh, rules)
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def constrain(tree: T, mesh: Mesh, rules: Rules = RULES) -> T:
+    """Inside a jitted function: parameters, or a training state, split as the rules say."""
+    return tree if mesh.size == 1 else jax.lax.with_sharding_constraint(tree, shardings_of(tree, mesh, rules))
+
+
+def constrain_rows(x: jax.Array) -> jax.Array:
+    """Inside a function `on_mesh`: activations [batch, length, ...] split over batch and length, no other axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    parts = [math.prod(mesh.shape[a] for a in over) for over in (RULES.batch, RULES.length)]
+    spec = [
+        over if size % n == 0 and n > 1 else None
+        for over, size, n in zip((RULES.batch, RULES.length), x.shape, parts, strict=False)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, traced with `mesh` as the context's: what `constrain_rows` and attention kernels look for."""
+
+    @functools.wraps(function)
+    def traced(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return traced
+
+
+def replicated_parameters(tree: Any, mesh: Mesh) -> list[str]:
+    """The names of the arrays of which every device holds the whole."""
+    leaves = jax.tree_util.tree_leaves_with_path(shardings_of(tree, mesh))
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, sharding in leaves
+        if sharding.is_fully_replicated
+    ]

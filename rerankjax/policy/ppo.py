@@ -17,11 +17,18 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from rerankjax.candidates.sampling import SamplingConfig, sample, sample_keys
 from rerankjax.model.config import ModelConfig
-from rerankjax.model.decoder import Params
+from rerankjax.model.decoder import Params, in_compute_dtype
 from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean
 from rerankjax.model.lora import FULL, LoraConfig, attach_trunk
-from rerankjax.model.sharding import by_row, replicated
-from rerankjax.model.training import OptimizerConfig, TrainState, apply_gradients, make_optimizer
+from rerankjax.model.sharding import DRAWING, by_row, constrain, on_mesh
+from rerankjax.model.training import (
+    OptimizerConfig,
+    TrainState,
+    apply_gradients,
+    gradients_of,
+    make_optimizer,
+    microbatches_of,
+)
 from rerankjax.policy.advantages import adapt_kl_coef, gae, token_rewards, whiten
 from rerankjax.reranker.bradley_terry import score_rows
 
@@ -46,6 +53,7 @@ class PPOConfig:
     score_clip: float = 5.0  # standard deviations of the reference's scores
     missing_eos_penalty: float = -1.0  # the score of a completion that the length limit cut
     whiten_rewards: bool = False
+    microbatches: int = 1  # parts of a minibatch that are computed one at a time
 
     def __post_init__(self) -> None:
         if self.batch_size % self.minibatches:
@@ -65,7 +73,7 @@ class PPOConfig:
     def optimizer(self) -> OptimizerConfig:
         """Adam with eps 1e-5 and linear decay, as openai/lm-human-preferences and arXiv 2403.17031."""
         updates = self.iterations * self.epochs * self.minibatches
-        return OptimizerConfig(self.learning_rate, updates, schedule="linear", eps=1e-5)
+        return OptimizerConfig(self.learning_rate, updates, schedule="linear", eps=1e-5, microbatches=self.microbatches)
 
 
 class Experience(NamedTuple):
@@ -133,8 +141,15 @@ def value_loss(
 
 
 def ppo_loss(
-    config: ModelConfig, ppo: PPOConfig, params: Params, batch: Rollout, prompt_length: int, temperature: float
+    config: ModelConfig,
+    ppo: PPOConfig,
+    params: Params,
+    batch: Rollout,
+    prompt_length: int,
+    temperature: float,
+    count: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Means over the completions' tokens; `count` as in `masked_mean`."""
     mask = batch.rows.mask[:, prompt_length:]
     # Rematerialised as a whole, so that this forward pass is the very program that gave the old log-probabilities: the
     # first ratio is then exactly 1, not 1 to within rounding.
@@ -142,14 +157,16 @@ def ppo_loss(
     log_probs, values = outputs(params)
     log_ratio = log_probs - batch.old_log_probs
     losses = policy_loss(log_ratio, batch.advantages, ppo.policy_clip)
-    policy = masked_mean(losses, mask)
-    value = masked_mean(value_loss(values, batch.old_values, batch.returns, ppo.value_clip), mask)
+    policy = masked_mean(losses, mask, count=count)
+    value = masked_mean(value_loss(values, batch.old_values, batch.returns, ppo.value_clip), mask, count=count)
     metrics = {
         "policy_loss": policy,
         "value_loss": value,
-        "clip_fraction": masked_mean(jnp.abs(jnp.expm1(log_ratio)) > ppo.policy_clip, mask),
+        "clip_fraction": masked_mean(jnp.abs(jnp.expm1(log_ratio)) > ppo.policy_clip, mask, count=count),
         "ratio_deviation": jnp.max(jnp.abs(jnp.expm1(log_ratio))),
-        "approx_kl": masked_mean(jnp.expm1(log_ratio) - log_ratio, mask),  # k3, joschu.net/blog/kl-approx.html
+        "approx_kl": masked_mean(
+            jnp.expm1(log_ratio) - log_ratio, mask, count=count
+        ),  # k3, joschu.net/blog/kl-approx.html
     }
     return policy + ppo.value_coef * value, metrics
 
@@ -158,6 +175,7 @@ def ppo_update(
     config: ModelConfig,
     ppo: PPOConfig,
     lora: LoraConfig,
+    mesh: Mesh,
     state: TrainState,
     base: Params | None,
     batch: Rollout,
@@ -165,12 +183,14 @@ def ppo_update(
     temperature: float,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update. The base, None where the state is of the whole policy, has no gradient and no optimiser state."""
+    count = jnp.sum(batch.rows.mask[:, prompt_length:])
 
-    def loss_of(params: Params) -> tuple[Array, dict[str, Array]]:
-        return ppo_loss(config, ppo, attach_trunk(base, params, lora), batch, prompt_length, temperature)
+    def loss_of(params: Params, batch: Rollout) -> tuple[Array, dict[str, Array]]:
+        return ppo_loss(config, ppo, attach_trunk(base, params, lora), batch, prompt_length, temperature, count)
 
-    (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    return apply_gradients(state, gradients, make_optimizer(ppo.optimizer)), {"loss": loss, **metrics}
+    parts, gradients = gradients_of(loss_of, state.params, batch, ppo.microbatches)
+    metrics = {name: jnp.sum(m) for name, m in parts.items()} | {"ratio_deviation": jnp.max(parts["ratio_deviation"])}
+    return apply_gradients(state, gradients, make_optimizer(ppo.optimizer), mesh), metrics
 
 
 def collect(
@@ -180,6 +200,7 @@ def collect(
     ppo: PPOConfig,
     eos: int,
     pad: int,
+    mesh: Mesh,
     policy: Params,
     reference: Params,
     reward: Reward,
@@ -190,7 +211,8 @@ def collect(
 ) -> Experience:
     """One completion a prompt, scored by the reranker and weighed by the reference, at the sampling temperature."""
     P = prompts.shape[1]
-    drawn = sample(config, sampling, policy["decoder"], prompts, prompt_mask, keys, stops, eos, pad)
+    drawing = constrain(in_compute_dtype(config, policy["decoder"]), mesh, DRAWING)
+    drawn = sample(config, sampling, drawing, prompts, prompt_mask, keys, stops, eos, pad)
     rows = Rows(jnp.concatenate([prompts, drawn.tokens], axis=1), jnp.concatenate([prompt_mask, drawn.mask], axis=1))
     reference_log_probs, _ = completion_log_probs(config, reference, rows, P, sampling.temperature)
     scores = normalised_scores(ppo, score_rows(config, pooling, reward.params, rows, P), reward, drawn.finished)
@@ -249,25 +271,38 @@ def make_ppo_step(
         return jax.lax.with_sharding_constraint(jax.tree.map(lambda a: a[index], rows), by_rows)
 
     @functools.partial(jax.jit, out_shardings=by_rows)
+    @functools.partial(on_mesh, mesh)
     def gather(params: Params, base: Params | None, *others: Any) -> Experience:
-        return collect(config, pooling, sampling, ppo, eos, pad, attach_trunk(base, params, lora), *others)
+        return collect(config, pooling, sampling, ppo, eos, pad, mesh, attach_trunk(base, params, lora), *others)
 
     @functools.partial(jax.jit, out_shardings=by_rows)
+    @functools.partial(on_mesh, mesh)
     def outputs(params: Params, base: Params | None, rows: Rows, index: Int[Array, " M"]) -> tuple[Array, Array]:
         policy, batch = attach_trunk(base, params, lora), take(rows, index)
-        return policy_outputs(config, policy, batch, prompt_length, sampling.temperature)
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=replicated(mesh))
+        def of(rows: Rows) -> tuple[Array, Array]:
+            return policy_outputs(config, policy, rows, prompt_length, sampling.temperature)
+
+        if ppo.microbatches == 1:
+            return of(batch)
+        parts = jax.lax.map(of, microbatches_of(batch, ppo.microbatches))
+        return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), parts)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(on_mesh, mesh)
     def update(
         state: TrainState, base: Params | None, rollout: Rollout, index: Int[Array, " M"]
     ) -> tuple[TrainState, dict[str, Array]]:
-        return ppo_update(config, ppo, lora, state, base, take(rollout, index), prompt_length, sampling.temperature)
+        return ppo_update(
+            config, ppo, lora, mesh, state, base, take(rollout, index), prompt_length, sampling.temperature
+        )
 
     @jax.jit
     def orders(key: Key[Array, ""]) -> Int[Array, "epochs*minibatches M"]:
         shuffle = jax.vmap(lambda k: jax.random.permutation(k, ppo.batch_size))
         return shuffle(jax.random.split(key, ppo.epochs)).reshape(ppo.epochs * ppo.minibatches, -1)
 
+    place = functools.partial(jax.device_put, device=by_rows)
     keys_of = jax.jit(lambda key, problems: sample_keys(key, problems, 1), out_shardings=by_rows)
     join = jax.jit(lambda parts: jax.tree.map(lambda *a: jnp.concatenate(a), *parts), out_shardings=by_rows)
     finish = jax.jit(functools.partial(prepare, ppo))
@@ -286,6 +321,7 @@ def make_ppo_step(
     ) -> tuple[TrainState, Array, dict[str, Array]]:
         sample_key, order_key = jax.random.split(key)
         keys = keys_of(sample_key, problems)
+        prompts, prompt_mask = place(prompts), place(prompt_mask)
         experience = gather(state.params, base, reference, reward, prompts, prompt_mask, keys, stops)
         in_turn = jnp.arange(ppo.batch_size).reshape(ppo.minibatches, -1)
         log_probs, values = join([outputs(state.params, base, experience.rows, index) for index in in_turn])

@@ -11,14 +11,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, hidden_states
 from rerankjax.model.likelihood import Rows, Tree, masked_mean, token_log_probs, tree_hidden_states
 from rerankjax.model.lora import FULL, LoraConfig, attach_trunk
-from rerankjax.model.sharding import by_row, replicated
-from rerankjax.model.training import OptimizerConfig, TrainState, apply_gradients, make_optimizer
+from rerankjax.model.sharding import by_row, on_mesh
+from rerankjax.model.training import OptimizerConfig, TrainState, apply_gradients, gradients_of, make_optimizer
 
 POOLINGS = ("last", "mean")
 
@@ -68,21 +68,28 @@ def bradley_terry(better: Float[Array, " B"], worse: Float[Array, " B"]) -> Floa
 
 
 def reranker_loss(
-    config: ModelConfig, reranker: RerankerConfig, params: Params, pairs: Tree
+    config: ModelConfig,
+    reranker: RerankerConfig,
+    params: Params,
+    pairs: Tree,
+    count: int | None = None,
+    tokens: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Bradley-Terry loss, mean over pairs, plus the auxiliary language-model loss on the better completions.
 
-    Each prompt of `pairs` has two completions, the better one first.
+    Each prompt of `pairs` has two completions, the better one first. With the number of pairs in a whole batch, and of
+    tokens in its better completions, these are a part's shares of the batch's loss and metrics.
     """
     hidden, before = tree_hidden_states(config, params["decoder"], pairs)
     scores = pool_scores(reranker.pooling, params["score"], hidden, pairs.mask, 0)
     chosen, rejected = scores[::2], scores[1::2]
-    pair_loss = jnp.mean(bradley_terry(chosen, rejected))
-    metrics = {"pair_loss": pair_loss, "accuracy": jnp.mean(chosen > rejected)}
+    count = len(chosen) if count is None else count
+    pair_loss = jnp.sum(bradley_terry(chosen, rejected)) / count
+    metrics = {"pair_loss": pair_loss, "accuracy": jnp.sum(chosen > rejected) / count}
     if not reranker.lm_coef:
         return pair_loss, metrics
     log_probs = token_log_probs(config, params["decoder"], before[::2], pairs.completions[::2])
-    lm_loss = -masked_mean(log_probs, pairs.mask[::2])
+    lm_loss = -masked_mean(log_probs, pairs.mask[::2], count=tokens)
     return pair_loss + reranker.lm_coef * lm_loss, metrics | {"lm_loss": lm_loss}
 
 
@@ -101,11 +108,17 @@ def make_reranker_step(
     optimizer = make_optimizer(optimizer_config)
 
     def step(state: TrainState, base: Params | None, pairs: Tree) -> tuple[TrainState, dict[str, Array]]:
-        def loss_of(params: Params) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-            return reranker_loss(config, reranker, attach_trunk(base, params, lora), pairs)
+        count, tokens = len(pairs.prompts), jnp.sum(pairs.mask[::2])
 
-        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        return apply_gradients(state, gradients, optimizer), {"loss": loss, **metrics}
+        def loss_of(params: Params, pairs: Tree) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+            return reranker_loss(config, reranker, attach_trunk(base, params, lora), flatten(pairs), count, tokens)
 
-    everywhere, rows = replicated(mesh), by_row(mesh)
-    return jax.jit(step, in_shardings=(everywhere, everywhere, rows), out_shardings=everywhere, donate_argnums=0)
+        # Pairs side by side, so that a microbatch has both completions of its prompts.
+        by_prompt = jax.tree.map(lambda a: a.reshape(count, -1, a.shape[-1]), pairs)
+        metrics, gradients = gradients_of(loss_of, state.params, by_prompt, optimizer_config.microbatches)
+        return apply_gradients(state, gradients, optimizer, mesh), {name: jnp.sum(m) for name, m in metrics.items()}
+
+    def flatten(by_prompt: Tree) -> Tree:
+        return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), by_prompt)
+
+    return jax.jit(on_mesh(mesh, step), in_shardings=(None, None, by_row(mesh)), donate_argnums=0)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 from transformers import PreTrainedTokenizerBase
 
@@ -15,7 +16,7 @@ from rerankjax.model import weights
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, hidden_states_behind
 from rerankjax.model.pretrained import find_folder
-from rerankjax.model.sharding import by_row, data_mesh, replicated
+from rerankjax.model.sharding import by_row, make_mesh, on_mesh, replicated, row_shards, sharding_of
 from rerankjax.prompts.rows import pad_completions, pad_prompts
 from rerankjax.prompts.tokenizer import encode_completions, load_tokenizer
 from rerankjax.reranker.bradley_terry import pool_scores
@@ -78,24 +79,34 @@ class Reranker:
     tokenizer: PreTrainedTokenizerBase
     pooling: str = "last"
     chat: bool = False
+    mesh: Mesh = dataclasses.field(default_factory=make_mesh)
 
     def __post_init__(self) -> None:
         _check_tokenizer(self.tokenizer, self.chat)
 
     @classmethod
     def from_pretrained(
-        cls, path_or_id: Path | str, *, chat: bool = False, dtype: Any = None, revision: str | None = None
+        cls,
+        path_or_id: Path | str,
+        *,
+        chat: bool = False,
+        dtype: Any = None,
+        revision: str | None = None,
+        mesh: Mesh | None = None,
     ) -> "Reranker":
         """A `*ForSequenceClassification` with one label, from a folder or a hub id: ours or anyone's reward model.
 
         dtype: of the parameters; without it, as saved. The pooling is the checkpoint's.
+        mesh: of the devices that share the work; without it, all, each with the whole model.
         Raises as `rerankjax.model.weights.load_reranker`, `load_tokenizer` and the class.
         """
         folder = find_folder(path_or_id, revision)
         tokenizer = load_tokenizer(folder)
         _check_tokenizer(tokenizer, chat)  # before the weights, which can take minutes
-        config, params, pooling = weights.load_reranker(folder, sharding=replicated(data_mesh()), dtype=dtype)
-        return cls(config, params, tokenizer, pooling, chat)
+        mesh = make_mesh() if mesh is None else mesh
+        place = functools.partial(sharding_of, mesh=mesh)
+        config, params, pooling = weights.load_reranker(folder, sharding=place, dtype=dtype)
+        return cls(config, params, tokenizer, pooling, chat, mesh)
 
     def score(self, prompt: str, candidates: Sequence[str]) -> np.ndarray:
         """r(prompt, candidate) of each candidate, float32 [N]."""
@@ -185,10 +196,9 @@ class Reranker:
         pad = self.tokenizer.pad_token_id or 0
         prompts = pad_prompts([prompt for prompt, _ in filled], prompt_length, pad)
         completions = [part[min(i, len(part) - 1)].ids for _, part in filled for i in range(together)]
-        mesh = data_mesh()
-        split = by_row(mesh) if count % mesh.size == 0 else replicated(mesh)
+        split = by_row(self.mesh) if count % row_shards(self.mesh) == 0 else replicated(self.mesh)
         rows = jax.device_put((*prompts, *pad_completions(completions, length, pad)), split)
-        out = np.asarray(_scorer(self.config, self.pooling)(self.params, *rows))
+        out = np.asarray(_scorer(self.config, self.pooling, self.mesh)(self.params, *rows))
         for place, (_, part) in enumerate(batch):
             for i, row in enumerate(part):
                 scores[row.problem, row.candidate] = float(out[place * together + i])
@@ -219,8 +229,9 @@ def _shared(prompt: list[int], row: list[int]) -> int:
 
 
 @functools.cache
-def _scorer(config: ModelConfig, pooling: str) -> Callable[..., Float[Array, " B"]]:
-    return jax.jit(functools.partial(score_behind, config, pooling))
+def _scorer(config: ModelConfig, pooling: str, mesh: Mesh) -> Callable[..., Float[Array, " B"]]:
+    score = on_mesh(mesh, functools.partial(score_behind, config, pooling))
+    return jax.jit(score, out_shardings=replicated(mesh))
 
 
 def _power(length: int) -> int:

@@ -1,0 +1,104 @@
+"""Several hosts, one run: every process runs the same program, and what is here keeps them together.
+
+Device code runs on the whole mesh. Host work is shared out: each process samples, executes and scores its own share of
+the problems on its own devices, and all learn what each found. Process 0 alone writes files, but for checkpoints, of
+which each process writes its part. With one process all of this does nothing.
+"""
+
+import json
+import operator
+import os
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rerankjax.model.sharding import AXES, MeshConfig, make_mesh, shardings_of
+
+HEARTBEAT_SECONDS = 30  # without a sign of life from a process before all end
+
+T = TypeVar("T")
+
+
+def connect(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Joins this process with the others. Without arguments JAX asks its cluster: Cloud TPU, Slurm, ...
+
+    A process that ends, or is not heard of, ends all: start them again, and the run goes on.
+    """
+    if os.environ.get("JAX_PLATFORMS") == "cpu":  # between CPUs of several processes nothing else can reduce
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+
+
+def is_first() -> bool:
+    """Whether this process writes what is written once."""
+    return jax.process_index() == 0
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This process's share of what all hold."""
+    return items[jax.process_index() :: jax.process_count()]
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process is here; `what` is the same for all."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def agree(value: bool) -> bool:
+    """Process 0's value: a file it sees another host may not see yet."""
+    return bool(multihost_utils.broadcast_one_to_all(value)) if jax.process_count() > 1 else value
+
+
+def exchange(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, of JSON's types, of all processes: process 0's first."""
+    if jax.process_count() == 1:
+        return rows
+    payload = np.frombuffer(json.dumps(rows).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int64(payload.size)).reshape(-1)
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: payload.size] = payload
+    everyone = multihost_utils.process_allgather(padded)
+    return [row for one, size in zip(everyone, sizes, strict=True) for row in json.loads(bytes(one[:size]))]
+
+
+def feed(batch: Any, sharding: NamedSharding) -> Any:
+    """Arrays that every process holds, on the mesh: each process moves its devices' rows alone."""
+
+    def place(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(place, batch)
+
+
+def own_mesh(mesh: Mesh) -> Mesh:
+    """A mesh of this process's devices: the whole mesh where there is one process."""
+    if jax.process_count() == 1:
+        return mesh
+    tensor = mesh.shape["tensor"] if jax.local_device_count() % mesh.shape["tensor"] == 0 else 1
+    return make_mesh(MeshConfig(tensor=tensor), jax.local_devices())
+
+
+def own_copy(params: Any, mesh: Mesh) -> Any:
+    """Parameters as they are on `own_mesh`: every process gets all of them, split over its devices."""
+    if jax.process_count() == 1:
+        return params
+    own = own_mesh(mesh)
+    by_process = sorted(jax.devices(), key=operator.attrgetter("process_index", "id"))
+    devices = np.array(by_process).reshape(jax.process_count(), *own.devices.shape)
+    devices[jax.process_index()] = own.devices
+    everywhere = Mesh(devices, ("process", *AXES), axis_types=(AxisType.Auto,) * (1 + len(AXES)))
+
+    placed = shardings_of(params, own)
+    target = jax.tree.map(lambda s: NamedSharding(everywhere, PartitionSpec(*s.spec)), placed)
+    copies = jax.device_put(params, target)
+
+    def own_part(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+        parts = [shard.data for shard in array.addressable_shards]
+        return jax.make_array_from_single_device_arrays(array.shape, sharding, parts)
+
+    return jax.tree.map(own_part, copies, placed)

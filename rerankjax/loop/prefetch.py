@@ -1,0 +1,58 @@
+"""The next batches are made and on their way to the device while it works on this one."""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, Generic, Self, TypeVar
+
+T = TypeVar("T")
+
+
+class Ahead(Generic[T]):
+    """The items, of which a thread makes up to `size` in advance. What making one raises, taking it raises.
+
+    `waited_seconds` is how long the taker has waited, but for the first: the device may have had nothing to do then.
+    """
+
+    def __init__(self, items: Iterable[T], size: int = 2) -> None:
+        self.waited_seconds = 0.0
+        self._items = items
+        self._made: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(size)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._make, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[T]:
+        item, error = self._made.get()
+        while error is None:
+            yield item
+            start = time.monotonic()
+            item, error = self._made.get()
+            self.waited_seconds += time.monotonic() - start
+        if not isinstance(error, StopIteration):
+            raise error
+
+    def _make(self) -> None:
+        try:
+            for item in self._items:
+                self._put(item, None)
+                if self._closed.is_set():
+                    return
+            self._put(None, StopIteration())
+        except BaseException as error:
+            self._put(None, error)
+
+    def _put(self, item: Any, error: BaseException | None) -> None:
+        while not self._closed.is_set():
+            with contextlib.suppress(queue.Full):
+                self._made.put((item, error), timeout=0.1)
+                return

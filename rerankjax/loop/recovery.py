@@ -1,0 +1,121 @@
+"""Training that is cut goes on: its whole state in one checkpoint now and then, and at SIGTERM.
+
+A trainer's state is arrays (parameters, optimiser, controllers, the best policy so far), its step, and the metrics
+written up to it. Batches and keys are functions of the seed and the step: nothing else is needed to go on bit for bit.
+"""
+
+import contextlib
+import itertools
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from rerankjax.loop.hosts import is_first
+
+EXIT_PREEMPTED = os.EX_TEMPFAIL  # 75: "start me again", to launchers
+
+T = TypeVar("T")
+
+
+class Preempted(BaseException):
+    """SIGTERM came; what was at work is saved. Not an Exception: nothing on the way may take it for a failure."""
+
+
+_deferred = False
+_asked = False
+_polls = itertools.count()
+
+
+@contextlib.contextmanager
+def preemptible() -> Iterator[None]:
+    """Makes SIGTERM raise `Preempted`: in training at the next step, elsewhere at once.
+
+    With several processes JAX's preemption service takes the signal, so that all stop at one step of training.
+    """
+    if jax.process_count() > 1:
+        yield
+        return
+
+    def on_signal(*_: Any) -> None:
+        global _asked
+        _asked = True
+        if not _deferred:
+            raise Preempted
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Recovery:
+    """The checkpoints of one trainer in `directory`, one every `every` steps, of which the last `keep` stay."""
+
+    def __init__(self, directory: Path, every: int, keep: int = 2) -> None:
+        self._directory = directory
+        self._every = every
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+    def __enter__(self) -> "Recovery":
+        global _deferred
+        _deferred = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _deferred
+        _deferred = False
+        self._manager.close()  # waits for what is being written
+
+    def restore(self, start: T) -> tuple[int, T, list[dict[str, float]]]:
+        """(step, state, metrics) to go on from: those of the last checkpoint, placed as `start` is, or step 0's."""
+        step = self._manager.latest_step()
+        if step is None:
+            return 0, start, []
+        like = {name: _like(leaf) for name, leaf in _named(start).items()}
+        kinds = ocp.args.Composite(state=ocp.args.StandardRestore(like), metrics=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=kinds)
+        leaves = [restored["state"][name] for name in _named(start)]
+        return step, jax.tree.unflatten(jax.tree.structure(start), leaves), restored["metrics"]
+
+    def after(self, step: int, snapshot: Callable[[], tuple[Any, list[dict[str, float]]]]) -> None:
+        """Call it after each step: saves what `snapshot` gives, (state, metrics), if this step's turn has come.
+
+        Returns when the arrays may be donated; they are written meanwhile.
+        Raises Preempted where SIGTERM has come, once all is written.
+        """
+        stop = _asked
+        if jax.process_count() > 1:
+            stop = multihost_utils.reached_preemption_sync_point(next(_polls))
+        if not stop and step % self._every:
+            return
+        state, metrics = snapshot()
+        kinds = ocp.args.Composite(state=ocp.args.StandardSave(_named(state)), metrics=ocp.args.JsonSave(metrics))
+        self._manager.save(step, args=kinds, force=True)
+        if stop:
+            self._manager.wait_until_finished()
+            raise Preempted
+
+    def keep_inputs(self, step: int, inputs: Any) -> Path:
+        """Saves the inputs of a step that diverged beside the checkpoint before it; returns the file's path."""
+        path = self._directory.with_name(f"{self._directory.name}-step{step}.npz")
+        if is_first():
+            np.savez(path, **{name: np.asarray(leaf) for name, leaf in _named(inputs).items()})  # type: ignore[arg-type]
+        return path
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _like(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
