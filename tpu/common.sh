@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: their arguments, every check of them, and commands that --dry-run prints instead of runs.
+# Sourced by the other scripts: arguments, every check of them, and commands that --dry-run prints instead of runs.
 # Nothing is created before all arguments of a command have passed.
 # shellcheck disable=SC2034 # much here is read by those scripts only
 
