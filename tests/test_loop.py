@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -118,6 +119,28 @@ def test_kills_at_random_moments_change_nothing(whole, tmp_path):
         got = artifacts(workdir)
         assert expected.keys() == got.keys()
         assert [name for name in expected if expected[name] != got[name]] == []
+
+
+def test_a_run_in_a_bucket_ends_in_the_same_figures(whole, tmp_path):
+    """Killed on the way, and its machine lost: what it had put into the bucket is all that the next one has."""
+    store = tmp_path / "store"
+    process = start(f"file://{store}")
+    while not (store / "seed0" / "rerankers" / "first" / "stage.json").exists():
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (store / "lock").unlink()  # a minute later it would be taken over
+    sft = (store / "seed0" / "policies" / "sft" / "stage.json").stat().st_mtime_ns
+    output = finish(start(f"file://{store}"))
+    assert (store / "seed0" / "policies" / "sft" / "stage.json").stat().st_mtime_ns == sft
+    expected, got = artifacts(whole[0]), artifacts(store)
+    assert expected.keys() == got.keys()
+    assert [name for name in expected if expected[name] != got[name]] == []
+    assert f"report: {store}/report.html" in output
+    assert "<svg" in (store / "report.html").read_text()
+    assert f"# in a folder with a copy of {store}/seed0/export" in output
+    assert not (store / "lock").exists()
 
 
 def test_a_run_with_adapters_trains_nothing_else(tmp_path):

@@ -9,17 +9,19 @@ from jax.sharding import Mesh, NamedSharding
 
 from rerankjax.model.sharding import shardings_of
 
+from rerankjax.loop.rundir import durable
+
 
 def save(path: Path, tree: Any) -> None:
     """Writes `tree` to the new directory `path`, and waits until it is there."""
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), tree)
+        checkpointer.save(durable(path.absolute()), tree)
 
 
 def restore(path: Path, like: Any) -> Any:
     """The tree at `path`, in the shapes and shardings of `like` (arrays or `jax.ShapeDtypeStruct`s)."""
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path.absolute(), like)
+        return checkpointer.restore(durable(path.absolute()), like)
 
 
 def abstract(tree: Any, mesh: Mesh) -> Any:

@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from rerankjax.loop.rundir import write_stage
+from rerankjax.loop.rundir import durable, write_stage
 from rerankjax.loop.stages import SeedRun
 from rerankjax.model.decoder import Params
 from rerankjax.model.lora import merge
@@ -51,4 +51,7 @@ def rerank_command(seed: Path) -> str:
     """The command line that ranks the examples of a seed's export, from where this process runs."""
     script = Path(sys.executable).with_name("rerankjax")
     program = [os.path.relpath(script)] if script.exists() else [os.path.relpath(sys.executable), "-m", "rerankjax"]
-    return shlex.join([*program, "rerank", "--model", f"{seed}/export", "--problems", f"{seed}/export/{EXAMPLES}"])
+    source = durable(seed / "export")
+    here = source if source == seed / "export" else Path("export")
+    command = shlex.join([*program, "rerank", "--model", str(here), "--problems", str(here / EXAMPLES)])
+    return command if here is source else f"{command}  # in a folder with a copy of {source}"

@@ -3,6 +3,8 @@
 workdir/config.json        the resolved config
 workdir/seed0/sft/         a complete stage; seed0/.sft.partial is one at work or killed
 workdir/seed0/sft/stage.json
+
+A workdir in a bucket is mirrored: see `bucket`. Everything here takes and gives local paths all the same.
 """
 
 import fcntl
@@ -15,21 +17,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rerankjax.loop import bucket
+from rerankjax.loop.bucket import RunDirectoryError, bucket_of, durable, is_bucket
 from rerankjax.problems.jsonl import write_text
 
-
-class RunDirectoryError(Exception):
-    """The run directory cannot be gone on with; the message says what to do."""
+__all__ = ["RunDirectoryError", "complete", "durable", "open_run", "stage_seconds", "write_stage"]
 
 
 @contextmanager
-def open_run(workdir: Path | str, config: Mapping[str, Any]) -> Iterator[Path]:
+def open_run(workdir: Path | str, config: Mapping[str, Any], primary: bool = True) -> Iterator[Path]:
     """Holds the run directory for this process, so that its stages all come from `config`; yields its path.
 
+    workdir: a directory, or a bucket's address (a str): then the path is of a local mirror.
     config: nested mappings of JSON values, resolved. The first start saves it as config.json.
+    primary: of several processes that make up one run in a bucket, whether this one holds it; just one does.
     Raises RunDirectoryError if another process holds it, or if it was started with another config: then the message
-    shows the difference. The kernel lets go when the process ends, by SIGKILL too.
+    shows the difference. The kernel lets go when the process ends, by SIGKILL too; a bucket's lock goes stale.
     """
+    if is_bucket(workdir):
+        with bucket.open_mirror(str(workdir), primary) as root:
+            _settle_config(root, config, str(workdir), primary)
+            yield root
+        return
     root = Path(workdir)
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "lock", "a") as lock:
@@ -40,16 +49,18 @@ def open_run(workdir: Path | str, config: Mapping[str, Any]) -> Iterator[Path]:
             raise RunDirectoryError(
                 f"{root}: another process is at work on this run; wait for it or give another --workdir."
             ) from error
-        _settle_config(root, config)
+        _settle_config(root, config, str(root), primary)
         yield root
 
 
-def _settle_config(root: Path, config: Mapping[str, Any]) -> None:
+def _settle_config(root: Path, config: Mapping[str, Any], name: str, primary: bool) -> None:
     path = root / "config.json"
     new = json.dumps(config, indent=2, sort_keys=True) + "\n"
     if not path.exists():
-        write_text(path, new)
-        _sync(root)
+        if primary:
+            write_text(path, new)
+            _sync(root)
+            bucket.put_file(path)
         return
     was, now = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(json.loads(new))
     changes = [
@@ -59,9 +70,9 @@ def _settle_config(root: Path, config: Mapping[str, Any]) -> None:
     ]
     if changes:
         raise RunDirectoryError(
-            f"{root} was started with another config (field: saved -> given):\n"
+            f"{name} was started with another config (field: saved -> given):\n"
             + "\n".join(changes)
-            + f"\nGive another --workdir, or remove {root} to start it anew."
+            + f"\nGive another --workdir, or remove {name} to start it anew."
         )
 
 
@@ -74,7 +85,10 @@ def _flat(value: Any, name: str = "") -> dict[str, str]:
 
 def complete(path: Path) -> bool:
     """Whether the stage at `path` was finished."""
-    return (path / "stage.json").is_file()
+    if (path / "stage.json").is_file():
+        return True
+    store = bucket_of(path)
+    return store is not None and bucket.has_stage(store, path)
 
 
 def recovery_of(path: Path) -> Path:
@@ -87,9 +101,10 @@ def write_stage(path: Path, fill: Callable[[Path], object]) -> Path:
 
     `fill` writes its artifacts into the directory it is given and returns when they are all written (asynchronous
     checkpoints: wait for them). Killed at any moment, `path` is missing or complete; what a killed or failed attempt
-    left is removed before the next. stage.json gets the seconds that `fill` took.
+    left is removed before the next. stage.json gets the seconds that `fill` took. In a bucket's mirror a stage that the
+    bucket has is downloaded, and one that was made is uploaded.
     """
-    if complete(path):
+    if (path / "stage.json").is_file():
         return path
     if path.exists():
         raise FileExistsError(f"{path} is there but is no complete stage (no stage.json); remove it and start again.")
@@ -97,9 +112,17 @@ def write_stage(path: Path, fill: Callable[[Path], object]) -> Path:
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    start = time.monotonic()
-    fill(partial)
-    write_text(partial / "stage.json", json.dumps({"seconds": round(time.monotonic() - start, 3)}) + "\n")
+    store = bucket_of(path)
+    if store is not None and bucket.has_stage(store, path):
+        bucket.get_stage(store, path, partial)
+    else:
+        if store is not None:
+            bucket.clear_stage(store, path)
+        start = time.monotonic()
+        fill(partial)
+        write_text(partial / "stage.json", json.dumps({"seconds": round(time.monotonic() - start, 3)}) + "\n")
+        if store is not None:
+            bucket.put_stage(store, path, partial)
     # On disk before it has its name: a machine that stops must not leave a complete-looking stage with empty files.
     for directory, _, names in os.walk(partial):
         for name in names:

@@ -12,7 +12,7 @@ from rerankjax import sandbox
 from rerankjax.loop import stages
 from rerankjax.loop.experiment import Experiment, resolve
 from rerankjax.loop.export import export, rerank_command
-from rerankjax.loop.rundir import open_run
+from rerankjax.loop.rundir import durable, open_run
 from rerankjax.loop.summary import conclude
 from rerankjax.model.sharding import make_mesh
 from rerankjax.table.evaluation import Evaluation
@@ -31,7 +31,7 @@ def selftrain(config: ConfigDict, workdir: str) -> None:
     resolved = dataclasses.asdict(e)
     with open_run(workdir, resolved) as root:
         # A run that goes on does not compile again what it compiled before.
-        jax.config.update("jax_compilation_cache_dir", str(root.absolute() / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(durable(root.absolute() / "compiled")))
         mesh = make_mesh(e.mesh)
         evaluations = [found for seed in e.seeds for found in run_seed(e, seed, root / f"seed{seed}", mesh)]
         conclude(root, resolved, evaluations)

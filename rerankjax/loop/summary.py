@@ -15,7 +15,7 @@ import numpy as np
 
 from rerankjax.candidates.candidate import read_candidates
 from rerankjax.loop.metrics import read_metrics
-from rerankjax.loop.rundir import stage_seconds
+from rerankjax.loop.rundir import durable, stage_seconds
 from rerankjax.problems.jsonl import write_text
 from rerankjax.problems.problem import read_problems
 from rerankjax.table import results
@@ -52,7 +52,7 @@ def conclude(root: Path, resolved: dict[str, Any], evaluations: Sequence[Evaluat
     negatives = sorted((n for seed, path in seeds for n in _negatives(seed, path)), key=lambda n: -n.score)
     write_text(root / "report.html", report(summary, evaluations, run, ppo, losses, negatives[:NEGATIVES]))
     print_results(summary)
-    print(f"report: {root / 'report.html'}")
+    print(f"report: {durable(root / 'report.html')}")
 
 
 def _curves(seed: int, root: Path, pattern: str) -> list[Curve]:

@@ -1,0 +1,279 @@
+"""A run in a bucket (gs://, s3://, az://, file:///): worked on in a local mirror, kept as objects.
+
+An object store writes and removes whole objects, and knows neither directories nor renames nor locks. So a stage fills
+a directory of the mirror, whose files are then uploaded, stage.json last. Where that object is, the stage is complete
+and has the files that it lists; where it is not, what lies there was left by a killed attempt, and is removed before
+the next. Orbax writes its checkpoints where `durable` says: into the bucket itself, below the stage that they are part
+of, from all hosts, and before stage.json.
+
+The lock is an object that only one process can create (exclusive creation is the store's own: Cloud Storage has it),
+and whose content its owner changes every `BEAT_SECONDS`. Whoever finds it unchanged for `STALE_SECONDS` takes its owner
+for dead and replaces it. No clocks are compared. An owner that was replaced all the same, because it was suspended or
+cut off for so long, finds that out before it completes another stage, and stops: two processes may work at once for a
+while then, but what both of them compute from one config is the same, and only one goes on.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from etils import epath
+
+SCHEMES = ("gs://", "s3://", "az://", "file:///")
+BEAT_SECONDS = 10.0
+STALE_SECONDS = 60.0
+MARK = ".bucket.json"  # in a mirror's root: which bucket it mirrors
+
+
+class RunDirectoryError(Exception):
+    """The run directory cannot be gone on with; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Where a run's objects are, and this process's name in the lock; only the primary process has it, and writes."""
+
+    url: str  # without a slash at the end
+    mirror: str
+    owner: str
+    primary: bool
+
+    @property
+    def files(self) -> fsspec.AbstractFileSystem:
+        # Other machines write here too: no listing is kept.
+        local = {"auto_mkdir": True} if self.url.startswith("file:") else {}
+        files, _ = fsspec.core.url_to_fs(self.url, use_listings_cache=False, **local)
+        return files
+
+    def place(self, path: Path) -> str:
+        """The URL that `path`, in the mirror, stands for; a stage at work stands where it will be."""
+        parts = (re.sub(r"^\.(.+)\.partial$", r"\1", part) for part in path.absolute().relative_to(self.mirror).parts)
+        return "/".join((self.url, *parts))
+
+
+def is_bucket(workdir: Path | str) -> bool:
+    return "://" in str(workdir)
+
+
+def bucket_of(path: Path) -> Bucket | None:
+    """The bucket that `path` is mirrored from, or None where it is a run's only place."""
+    for parent in (path.absolute(), *path.absolute().parents):
+        if (parent / MARK).is_file():
+            return Bucket(**json.loads((parent / MARK).read_text(encoding="utf-8")))
+    return None
+
+
+def durable(path: Path) -> Path:
+    """`path` of a run where it outlives this machine and other hosts see it: in the bucket, or else `path` itself.
+
+    For Orbax and XLA's cache, which write to buckets by themselves. The result is no local file: only what etils' paths
+    can do can be done with it.
+    """
+    bucket = bucket_of(path)
+    if bucket is None:
+        return path
+    url = bucket.place(path)
+    return Path(url.removeprefix("file://")) if url.startswith("file:") else epath.Path(url)
+
+
+@contextmanager
+def open_mirror(url: str, primary: bool) -> Iterator[Path]:
+    """Yields a new local directory that mirrors the run at `url`, which the primary process holds meanwhile.
+
+    Files that lie right in the directory at the end, if no exception ends it, are uploaded by the primary process.
+    Raises RunDirectoryError as `open_run` does, or if `url` cannot be used.
+    """
+    if not url.startswith(SCHEMES):
+        raise RunDirectoryError(f"--workdir={url}: a bucket's address starts with {', '.join(SCHEMES)}.")
+    # Resolved: what is found below is compared with it.
+    mirror = Path(tempfile.mkdtemp(prefix="rerankjax-")).resolve()
+    owner = f"{socket.gethostname()}, process {os.getpid()}, {uuid.uuid4().hex}"
+    bucket = Bucket(url.rstrip("/"), str(mirror), owner, primary)
+    try:
+        _check(bucket)
+        (mirror / MARK).write_text(json.dumps(asdict(bucket)), encoding="utf-8")
+        config = f"{bucket.url}/config.json"
+        with _held(bucket) if primary else nullcontext():
+            if bucket.files.exists(config):
+                bucket.files.get_file(config, str(mirror / "config.json"))
+            yield mirror
+            if primary:
+                _check_owner(bucket)
+                for path in sorted(mirror.iterdir()):
+                    if path.is_file() and not path.name.startswith("."):
+                        bucket.files.put_file(str(path), bucket.place(path))
+    finally:
+        shutil.rmtree(mirror, ignore_errors=True)
+
+
+def put_file(path: Path) -> None:
+    """Uploads one file of a mirror now, in one step; nothing where `path` is in none."""
+    bucket = bucket_of(path)
+    if bucket is not None and bucket.primary:
+        bucket.files.put_file(str(path), bucket.place(path))
+
+
+def has_stage(bucket: Bucket, path: Path) -> bool:
+    """Whether the stage that belongs at `path` of the mirror is complete in the bucket."""
+    return _manifest(bucket, path) is not None
+
+
+def get_stage(bucket: Bucket, path: Path, directory: Path) -> None:
+    """Downloads the complete stage that belongs at `path` into `directory`, without what Orbax wrote.
+
+    Raises RunDirectoryError if one of its files is missing.
+    """
+    manifest = _manifest(bucket, path) or {}
+    for name in manifest["files"]:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            bucket.files.get_file(f"{bucket.place(path)}/{name}", str(directory / name))
+        except FileNotFoundError as error:
+            where = bucket.place(path)
+            raise RunDirectoryError(f"{where}: {name} is missing; remove {where} to make the stage again.") from error
+    (directory / "stage.json").write_text(json.dumps(manifest) + "\n", encoding="utf-8")
+
+
+def clear_stage(bucket: Bucket, path: Path) -> None:
+    """Removes what an attempt that did not complete the stage at `path` left in the bucket."""
+    if bucket.primary and bucket.files.exists(bucket.place(path)):
+        _check_owner(bucket)
+        bucket.files.rm(bucket.place(path), recursive=True)
+
+
+def put_stage(bucket: Bucket, path: Path, directory: Path) -> None:
+    """Uploads `directory`, which holds a stage.json, as the stage that belongs at `path`; with the last object it is
+    complete. Other processes than the primary do nothing.
+
+    Raises RunDirectoryError if another process has taken the run over.
+    """
+    if not bucket.primary:
+        return
+    names = sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
+    names.remove("stage.json")
+    for name in names:
+        bucket.files.put_file(str(directory / name), f"{bucket.place(path)}/{name}")
+    manifest = json.loads((directory / "stage.json").read_text(encoding="utf-8")) | {"files": names}
+    _check_owner(bucket)
+    bucket.files.pipe_file(f"{bucket.place(path)}/stage.json", json.dumps(manifest).encode())
+
+
+def _manifest(bucket: Bucket, path: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads(bucket.files.cat_file(f"{bucket.place(path)}/stage.json"))
+    except (FileNotFoundError, json.JSONDecodeError):  # half a file: not of a store, but of file:/// cut off
+        return None
+    return manifest if isinstance(manifest, dict) and "files" in manifest else None
+
+
+def _check(bucket: Bucket) -> None:
+    """Raises RunDirectoryError unless the bucket can be read."""
+    try:
+        bucket.files.exists(f"{bucket.url}/config.json")
+    except ImportError as error:
+        raise RunDirectoryError(
+            f"--workdir={bucket.url}: {error}. For gs:// install rerankjax[tpu], or gcsfs; for the others as it says."
+        ) from error
+    except Exception as error:  # each store has errors of its own
+        raise RunDirectoryError(
+            f"--workdir={bucket.url} cannot be read: {type(error).__name__}: {error}. Is there such a bucket, and may "
+            "this machine's account use it?"
+        ) from error
+
+
+def _lock(bucket: Bucket) -> str:
+    return f"{bucket.url}/lock"
+
+
+def _read_lock(bucket: Bucket) -> bytes | None:
+    try:
+        return bytes(bucket.files.cat_file(_lock(bucket)))
+    except FileNotFoundError:
+        return None
+
+
+def _lock_text(bucket: Bucket) -> bytes:
+    return json.dumps({"owner": bucket.owner, "beat": time.time_ns()}).encode()
+
+
+def _is_owner(bucket: Bucket) -> bool:
+    found = _read_lock(bucket)
+    return found is not None and bucket.owner.encode() in found
+
+
+def _check_owner(bucket: Bucket) -> None:
+    if not _is_owner(bucket):
+        raise RunDirectoryError(
+            f"{bucket.url}: another process has taken this run over, as this one was not heard of for "
+            f"{STALE_SECONDS:.0f} seconds. It goes on there; this one stops."
+        )
+
+
+@contextmanager
+def _held(bucket: Bucket) -> Iterator[None]:
+    _acquire(bucket)
+    ended = threading.Event()
+    beats = threading.Thread(target=_beat, args=(bucket, ended), daemon=True)
+    beats.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beats.join()
+        with suppress(Exception):  # what ends the run is not to be hidden; a lock that stays goes stale
+            if _is_owner(bucket):
+                bucket.files.rm_file(_lock(bucket))
+
+
+def _acquire(bucket: Bucket) -> None:
+    while True:
+        try:
+            if bucket.url.startswith("file:"):
+                bucket.files.makedirs(bucket.url, exist_ok=True)
+            with bucket.files.open(_lock(bucket), "xb") as lock:
+                lock.write(_lock_text(bucket))
+            return
+        except FileExistsError:
+            if _is_owner(bucket):
+                return  # made by a request that was sent twice
+        first, start = _read_lock(bucket), time.monotonic()
+        while (found := _read_lock(bucket)) == first and first is not None:
+            if time.monotonic() - start > STALE_SECONDS:
+                print(f"{bucket.url}: taken over from a process that died ({_owner(first)})", flush=True)
+                with suppress(FileNotFoundError):
+                    bucket.files.rm_file(_lock(bucket))
+                break
+            time.sleep(min(1.0, STALE_SECONDS / 10))
+        else:
+            if found is not None:
+                raise RunDirectoryError(
+                    f"{bucket.url}: another process is at work on this run ({_owner(found)}); wait for it or give "
+                    "another --workdir."
+                )
+
+
+def _owner(lock: bytes) -> str:
+    try:
+        return str(json.loads(lock)["owner"])
+    except (ValueError, KeyError, TypeError):
+        return "unknown"
+
+
+def _beat(bucket: Bucket, ended: threading.Event) -> None:
+    while not ended.wait(BEAT_SECONDS):
+        with suppress(Exception):  # a connection that fails for a moment: the next beat tells as well
+            if not _is_owner(bucket):
+                return  # taken over: the next stage says so
+            bucket.files.pipe_file(_lock(bucket), _lock_text(bucket))
