@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rerankjax.model import decoder, likelihood
-from rerankjax.model.decoder import attend, hidden_states, init_decoder, rotate, to_logits
+from rerankjax.model import attention, likelihood
+from rerankjax.model.attention import attend, attend_blocks, causal_mask
+from rerankjax.model.decoder import hidden_states, init_decoder, rotate, to_logits
 from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean, token_log_probs
 from rerankjax.model.sharding import data_mesh
 from rerankjax.model.training import OptimizerConfig, apply_gradients, init_state, make_optimizer
@@ -92,15 +93,15 @@ def test_causal_attention_in_blocks_is_that_of_the_whole(monkeypatch):
     q, k, v = (jax.random.normal(jax.random.key(i), (2, h, 37, 8)) for i, h in enumerate((4, 2, 2)))
     mask = jnp.ones((2, 37), bool).at[0, :20].set(False).at[1, 30:].set(False)
 
-    def gradients(attention):
+    def gradients(function):
         def total(q, k, v):
-            return jnp.sum(jnp.where(mask[:, None, :, None], attention(q, k, v), 0) ** 2)
+            return jnp.sum(jnp.where(mask[:, None, :, None], function(q, k, v), 0) ** 2)
 
         return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(q, k, v)
 
-    monkeypatch.setattr(decoder, "BLOCK", 8)
-    whole = gradients(lambda q, k, v: attend(q, k, v, decoder.causal_mask(mask)))
-    blocks = gradients(lambda q, k, v: decoder.attend_causal(q, k, v, mask))
+    monkeypatch.setattr(attention, "BLOCK", 8)
+    whole = gradients(lambda q, k, v: attend(q, k, v, causal_mask(mask)))
+    blocks = gradients(lambda q, k, v: attend_blocks(q, k, v, mask))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), blocks, whole)
 
 

@@ -21,8 +21,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rerankjax.candidates.sampling import SamplingConfig, choose
+from rerankjax.model.attention import Prefix
 from rerankjax.model.config import ModelConfig
-from rerankjax.model.decoder import Cache, Params, Prefix, decode_step, prefill, unstack
+from rerankjax.model.decoder import Cache, Params, decode_step, prefill, unstack
 from rerankjax.model.sharding import by_row, replicated
 
 SHORTEST_BUCKET = 32  # tokens; prompts are padded to this or a power of two above
