@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rerankjax.model import decoder, likelihood
-from rerankjax.model.decoder import attend, hidden_states, init_decoder, rotate, to_logits
+from rerankjax.model import likelihood
+from rerankjax.model.attention import attend
+from rerankjax.model.decoder import hidden_states, init_decoder, rotate, to_logits
 from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean, token_log_probs
 from rerankjax.model.sharding import make_mesh
 from rerankjax.model.training import OptimizerConfig, apply_gradients, init_state, make_optimizer
@@ -88,22 +89,6 @@ def test_completion_log_probs_are_the_log_softmax_before_each_token(tiny):
     expected = [scaled[0, i - 1, tokens[0, i]] for i in range(5, 10)]
     np.testing.assert_allclose(log_probs[0, :5], expected, atol=1e-5)
     assert (log_probs[0, 5:] == 0).all()
-
-
-def test_causal_attention_in_blocks_is_that_of_the_whole(monkeypatch):
-    q, k, v = (jax.random.normal(jax.random.key(i), (2, h, 37, 8)) for i, h in enumerate((4, 2, 2)))
-    mask = jnp.ones((2, 37), bool).at[0, :20].set(False).at[1, 30:].set(False)
-
-    def gradients(attention):
-        def total(q, k, v):
-            return jnp.sum(jnp.where(mask[:, None, :, None], attention(q, k, v), 0) ** 2)
-
-        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(q, k, v)
-
-    monkeypatch.setattr(decoder, "BLOCK", 8)
-    whole = gradients(lambda q, k, v: attend(q, k, v, decoder.causal_mask(mask)))
-    blocks = gradients(lambda q, k, v: decoder.attend_causal(q, k, v, mask))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), blocks, whole)
 
 
 def test_log_probs_in_blocks_are_those_of_the_whole(tiny, monkeypatch):

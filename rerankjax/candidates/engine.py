@@ -22,8 +22,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rerankjax.candidates.sampling import SamplingConfig, choose
+from rerankjax.model.attention import Prefix
 from rerankjax.model.config import ModelConfig
-from rerankjax.model.decoder import Cache, Params, Prefix, decode_step, in_compute_dtype, prefill, unstack
+from rerankjax.model.decoder import Cache, Params, decode_step, in_compute_dtype, prefill, unstack
 from rerankjax.model.sharding import DRAWING, RULES, by_row, constrain, on_mesh, replicated, row_shards
 
 SHORTEST_BUCKET = 32  # tokens; prompts are padded to this or a power of two above

@@ -3,6 +3,7 @@
 import dataclasses
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
+ATTENTIONS = ("auto", "xla", "splash", "cudnn")
 COMPUTE_DTYPES = ("", "float32", "bfloat16", "float16")
 REMATS = ("none", "full", "dots")
 ROPE_TYPES = ("default", "linear", "llama3")
@@ -45,6 +46,8 @@ class ModelConfig:
     `model_type` "qwen2" adds biases to the query, key and value projections, "qwen3" an RMSNorm of each head's queries
     and keys; `attention_bias` adds biases to all four projections of the others.
 
+    `attention` is the kernel by which whole rows attend: "xla" anywhere, "splash" on TPUs, "cudnn" on NVIDIA GPUs, or
+    the fastest of them for JAX's backend, "auto".
     `compute_dtype` is what products are computed in, whatever parameters are kept in: "bfloat16" over float32 ones
     trains with float32 master weights. Empty, it is the parameters' own.
     `remat` is of training alone: "full" computes each layer again in the backward pass, so that only its input is kept;
@@ -67,6 +70,7 @@ class ModelConfig:
     model_type: str = "llama"
     attention_bias: bool = False
     rope_scaling: RopeScaling = UNSCALED
+    attention: str = "auto"
     compute_dtype: str = ""
     remat: str = "none"
     unroll: int = 1
@@ -74,6 +78,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.model_type not in MODEL_TYPES:
             raise ValueError(f'model_type = "{self.model_type}" is not supported: use one of {", ".join(MODEL_TYPES)}')
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f'attention = "{self.attention}" is unknown: use one of {", ".join(ATTENTIONS)}')
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads = {self.num_key_value_heads} does not divide num_attention_heads = "

@@ -8,7 +8,6 @@ N layers, V vocabulary. The layers' parameters are stacked on a leading axis of 
 does not grow with depth; `decode_step` walks them one by one, because a scan would copy the whole cache every token.
 """
 
-import itertools
 import math
 import operator
 from typing import Any, NamedTuple
@@ -18,10 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rerankjax.model.attention import Prefix, attend, attend_causal, attend_shared, causal_mask
 from rerankjax.model.config import UNSCALED, ModelConfig, RopeScaling
 from rerankjax.model.sharding import constrain_rows
-
-BLOCK, MOST_BLOCKS = 128, 16  # of queries: tokens in one that attends by itself, and how many of them at most
 
 Params = Any  # a pytree of arrays, as flax.linen's init returns under "params"
 
@@ -33,23 +31,9 @@ class Cache(NamedTuple):
     values: Float[Array, "B K S E"]
 
 
-class Prefix(NamedTuple):
-    """Keys and values of one layer that n neighbouring rows share: R prompts, B = R * n rows."""
-
-    keys: Float[Array, "R K P E"]
-    values: Float[Array, "R K P E"]
-    mask: Bool[Array, "R P"]
-
-
 def positions_of(mask: Bool[Array, "B L"]) -> Int[Array, "B L"]:
     """A token's position is the number of real tokens before it, so padding on the left shifts nothing."""
     return jnp.cumsum(mask, axis=1) - mask
-
-
-def causal_mask(mask: Bool[Array, "B L"]) -> Bool[Array, "B L L"]:
-    """Which keys each query sees: real tokens up to itself."""
-    length = mask.shape[1]
-    return jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, :]
 
 
 def scale_frequency(frequency: Float[Array, " F"], scaling: RopeScaling) -> Float[Array, " F"]:
@@ -74,65 +58,6 @@ def rotate(
     cos, sin = jnp.cos(angle_BxLxE), jnp.sin(angle_BxLxE)
     x1, x2 = x[..., :half], x[..., half:]
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
-
-
-def attend(
-    q: Float[Array, "B H L E"], k: Float[Array, "B K S E"], v: Float[Array, "B K S E"], mask: Bool[Array, "B L S"]
-) -> Float[Array, "B H L E"]:
-    """Grouped-query attention with a float32 softmax. A query that sees no key gets a mean of values, never NaN."""
-    B, H, L, E = q.shape
-    q = q.reshape(B, k.shape[1], -1, L, E)
-    logits = jnp.einsum("bkgle,bkse->bkgls", q, k) * E**-0.5
-    logits = jnp.where(mask[:, None, None], logits.astype(jnp.float32), jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgls,bkse->bkgle", weights, v).reshape(B, H, L, E)
-
-
-def attend_causal(
-    q: Float[Array, "B H L E"], k: Float[Array, "B K L E"], v: Float[Array, "B K L E"], mask: Bool[Array, "B L"]
-) -> Float[Array, "B H L E"]:
-    """`attend` to real tokens up to each query's own, a block of queries at a time: half of the products, which a mask
-    would throw away, are never made, and the gradient makes a block's weights again instead of keeping them all."""
-    length = q.shape[2]
-    width = max(BLOCK, -(-length // MOST_BLOCKS))
-    if length <= width:
-        return attend(q, k, v, causal_mask(mask))
-
-    @jax.checkpoint
-    def block(q: Array, k: Array, v: Array, mask: Array) -> Array:
-        L, S = q.shape[2], k.shape[2]
-        return attend(q, k, v, jnp.tril(jnp.ones((L, S), bool), S - L) & mask[:, None, :])
-
-    edges = [*range(0, length, width), length]
-    blocks = [
-        block(q[:, :, start:end], k[:, :, :end], v[:, :, :end], mask[:, :end])
-        for start, end in itertools.pairwise(edges)
-    ]
-    return jnp.concatenate(blocks, axis=2)
-
-
-def attend_shared(
-    q: Float[Array, "B H L E"],
-    k: Float[Array, "B K S E"],
-    v: Float[Array, "B K S E"],
-    mask: Bool[Array, "B L S"],
-    prefix: Prefix,
-) -> Float[Array, "B H L E"]:
-    """`attend` over a prefix and a row's own keys behind it: the prefix is read once for all rows that share it."""
-    B, H, L, E = q.shape
-    R, K, P, _ = prefix.keys.shape
-    q = q.reshape(B, K, -1, E)
-    q_RxKxXxE = q.reshape(R, B // R, K, -1, E).swapaxes(1, 2).reshape(R, K, -1, E)
-    shared = jnp.einsum("rkxe,rkpe->rkxp", q_RxKxXxE, prefix.keys).reshape(R, K, B // R, -1, P)
-    shared = jnp.where(prefix.mask[:, None, None, None], shared, jnp.finfo(shared.dtype).min)
-    own = jnp.einsum("bkxe,bkse->bkxs", q, k).reshape(B, K, -1, L, k.shape[2])
-    own = jnp.where(mask[:, None, None], own, jnp.finfo(own.dtype).min)
-    logits = jnp.concatenate([shared.swapaxes(1, 2).reshape(B, K, -1, P), own.reshape(B, K, -1, k.shape[2])], axis=-1)
-    weights = jax.nn.softmax(logits.astype(jnp.float32) * E**-0.5, axis=-1).astype(v.dtype)
-    of_prefix = weights[..., :P].reshape(R, B // R, K, -1, P).swapaxes(1, 2).reshape(R, K, -1, P)
-    of_prefix = jnp.einsum("rkxp,rkpe->rkxe", of_prefix, prefix.values).reshape(R, K, B // R, -1, E).swapaxes(1, 2)
-    of_own = jnp.einsum("bkxs,bkse->bkxe", weights[..., P:], v)
-    return (of_prefix.reshape(of_own.shape) + of_own).reshape(B, H, L, E)
 
 
 class RMSNorm(nn.Module):
@@ -205,7 +130,7 @@ class Block(nn.Module):
             k = jax.lax.dynamic_update_slice_in_dim(cache.keys, k, start, axis=2)
             v = jax.lax.dynamic_update_slice_in_dim(cache.values, v, start, axis=2)
         if mask.ndim == 2:
-            y = attend_causal(q, k, v, mask)
+            y = attend_causal(q, k, v, mask, c.attention)
         else:
             y = attend(q, k, v, mask) if prefix is None else attend_shared(q, k, v, mask, prefix)
         y = y.swapaxes(1, 2).reshape(*x.shape[:2], -1)

@@ -1,0 +1,218 @@
+"""Grouped-query attention (arXiv 2305.13245), of whole rows and of tokens behind a cache.
+
+Whole rows (training, scoring, a prompt's prefill) attend by the kernel that `ModelConfig.attention` names: cuDNN's on a
+GPU, splash on a TPU, blocks of plain XLA elsewhere. They agree at real tokens; what a pad token gets matters to none.
+Single tokens, and rows behind a prefix that they share, have small products of another shape, and are left to XLA.
+
+Shapes: as in `decoder`; R prompts of P tokens, each shared by B // R rows.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, PartitionSpec
+from jaxtyping import Array, Bool, Float
+
+BLOCK, MOST_BLOCKS = 128, 16  # of queries: tokens in one that attends by itself, and how many of them at most
+LANES, SPLASH_BLOCK = 128, 512  # of splash: tokens that its blocks are made of, and in its largest
+CUDNN_DTYPES, CUDNN_HEAD_DIM = (jnp.bfloat16, jnp.float16), 128  # the largest that GPUs before Hopper take as well
+FASTEST = {"gpu": "cudnn", "tpu": "splash"}  # by JAX's backend; "xla" on others
+BATCH_AXES, HEAD_AXES = ("data", "fsdp"), ("tensor", "sequence")  # of the mesh; an axis may be missing
+
+
+class Prefix(NamedTuple):
+    """Keys and values of one layer that n neighbouring rows share: R prompts, B = R * n rows."""
+
+    keys: Float[Array, "R K P E"]
+    values: Float[Array, "R K P E"]
+    mask: Bool[Array, "R P"]
+
+
+def causal_mask(mask: Bool[Array, "B L"]) -> Bool[Array, "B L L"]:
+    """Which keys each query sees: real tokens up to itself."""
+    length = mask.shape[1]
+    return jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, :]
+
+
+def attend(
+    q: Float[Array, "B H L E"], k: Float[Array, "B K S E"], v: Float[Array, "B K S E"], mask: Bool[Array, "B L S"]
+) -> Float[Array, "B H L E"]:
+    """Grouped-query attention with a float32 softmax. A query that sees no key gets a mean of values, never NaN."""
+    B, H, L, E = q.shape
+    q = q.reshape(B, k.shape[1], -1, L, E)
+    logits = jnp.einsum("bkgle,bkse->bkgls", q, k) * E**-0.5
+    logits = jnp.where(mask[:, None, None], logits.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgls,bkse->bkgle", weights, v).reshape(B, H, L, E)
+
+
+def pick(attention: str, dtype: jnp.dtype, head_dim: int) -> str:
+    """The kernel for `ModelConfig.attention` and such queries, keys and values: "xla", "splash" or "cudnn".
+
+    "auto" goes by `jax.default_backend()`; a program that is compiled ahead for other devices has to be told. cuDNN's
+    kernel has no float32 and only heads of a multiple of 8 up to 128: others go to XLA, even where it is named.
+    """
+    kernel = FASTEST.get(jax.default_backend(), "xla") if attention == "auto" else attention
+    if kernel == "cudnn" and (dtype not in CUDNN_DTYPES or head_dim % 8 or head_dim > CUDNN_HEAD_DIM):
+        return "xla"
+    return kernel
+
+
+def attend_causal(
+    q: Float[Array, "B H L E"],
+    k: Float[Array, "B K L E"],
+    v: Float[Array, "B K L E"],
+    mask: Bool[Array, "B L"],
+    attention: str = "auto",
+) -> Float[Array, "B H L E"]:
+    """`attend` to real tokens up to each query's own, by the kernel that `pick` gives; a pad token's is finite."""
+    kernel = pick(attention, jnp.result_type(q, k, v), q.shape[-1])
+    if kernel == "xla":
+        return attend_blocks(q, k, v, mask)
+    return on_each_device(attend_splash if kernel == "splash" else attend_cudnn, q, k, v, mask)
+
+
+def on_each_device(
+    kernel: Callable[..., Array],
+    q: Float[Array, "B H L E"],
+    k: Float[Array, "B K L E"],
+    v: Float[Array, "B K L E"],
+    mask: Bool[Array, "B L"],
+) -> Float[Array, "B H L E"]:
+    """A kernel, which XLA cannot split, on each device's rows and heads, where there is a mesh (`jax.set_mesh`).
+
+    Rows are split over data and fsdp. Heads are split over tensor, and over sequence: a device that held a part of each
+    row for all heads now holds whole rows for a part of the heads (arXiv 2309.14509). Devices along an axis that does
+    not divide them do the same work.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1 or mesh.manual_axes:  # manual: the caller has split the arrays
+        return kernel(q, k, v, mask)
+    rows = _dividing(mesh, BATCH_AXES, q.shape[0])
+    spec = PartitionSpec(rows, _dividing(mesh, HEAD_AXES, k.shape[1]))
+    split = jax.shard_map(kernel, in_specs=(spec, spec, spec, PartitionSpec(rows)), out_specs=spec, check_vma=False)
+    return split(q, k, v, mask)
+
+
+def _dividing(mesh: AbstractMesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
+    """Those of the mesh's axes over which `size` can be split evenly, all at once."""
+    used: tuple[str, ...] = ()
+    for axis in axes:
+        if axis in mesh.shape and size % math.prod(mesh.shape[a] for a in (*used, axis)) == 0:
+            used = (*used, axis)
+    return used
+
+
+def attend_blocks(
+    q: Float[Array, "B H L E"], k: Float[Array, "B K L E"], v: Float[Array, "B K L E"], mask: Bool[Array, "B L"]
+) -> Float[Array, "B H L E"]:
+    """`attend` to real tokens up to each query's own, a block of queries at a time: half of the products, which a mask
+    would throw away, are never made, and the gradient makes a block's weights again instead of keeping them all."""
+    length = q.shape[2]
+    width = max(BLOCK, -(-length // MOST_BLOCKS))
+    if length <= width:
+        return attend(q, k, v, causal_mask(mask))
+
+    @jax.checkpoint
+    def block(q: Array, k: Array, v: Array, mask: Array) -> Array:
+        L, S = q.shape[2], k.shape[2]
+        return attend(q, k, v, jnp.tril(jnp.ones((L, S), bool), S - L) & mask[:, None, :])
+
+    edges = [*range(0, length, width), length]
+    blocks = [
+        block(q[:, :, start:end], k[:, :, :end], v[:, :, :end], mask[:, :end])
+        for start, end in itertools.pairwise(edges)
+    ]
+    return jnp.concatenate(blocks, axis=2)
+
+
+def attend_splash(
+    q: Float[Array, "B H L E"], k: Float[Array, "B K L E"], v: Float[Array, "B K L E"], mask: Bool[Array, "B L"]
+) -> Float[Array, "B H L E"]:
+    """Causal attention by JAX's TPU kernel, which holds no [L, L] array; interpreted, and slow, on what is no TPU.
+
+    Pad tokens are a segment of their own: they see each other, so that no softmax is over nothing.
+    """
+    # Here, because Pallas takes a while to import and CPUs and GPUs have no use for it.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    H, L, E = q.shape[1:]
+    padding = -L % LANES
+    block = math.gcd(L + padding, SPLASH_BLOCK)
+    of_length = ((0, 0), (0, 0), (0, padding), (0, 0))
+    q, k, v = jnp.pad(q * E**-0.5, of_length), jnp.pad(k, of_length), jnp.pad(v, of_length)  # it does not scale itself
+    segments = jnp.pad(mask, ((0, 0), (0, padding))).astype(jnp.int32)
+
+    def run(interpret: bool, q: Array, k: Array, v: Array, segments: Array) -> Array:
+        causal = splash_attention_mask.CausalMask((L + padding, L + padding))
+        kernel = splash_attention_kernel.make_splash_mha_single_device(
+            splash_attention_mask.MultiHeadMask([causal] * H),
+            block_sizes=splash_attention_kernel.BlockSizes(*(block,) * 8),
+            interpret=interpret,
+        )
+        return jax.vmap(kernel)(q, k, v, splash_attention_kernel.SegmentIds(segments, segments))
+
+    # By what the program is compiled for, which need not be what it is traced on.
+    run_on = {"tpu": functools.partial(run, False), "default": functools.partial(run, True)}
+    return jax.lax.platform_dependent(q, k, v, segments, **run_on)[:, :, :L]
+
+
+def attend_cudnn(
+    q: Float[Array, "B H L E"], k: Float[Array, "B K L E"], v: Float[Array, "B K L E"], mask: Bool[Array, "B L"]
+) -> Float[Array, "B H L E"]:
+    """Causal attention by cuDNN, which holds no [L, L] array: float16 and bfloat16 only.
+
+    It takes padding as lengths alone, a mask only as a bias of [B, H, L, L]. So real tokens are moved to the front, in
+    their order, and what they get is moved back.
+    """
+    B, L = mask.shape
+    rows, order = jnp.arange(B)[:, None], jnp.argsort(~mask, axis=1, stable=True)
+    lengths = jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.int32), 1)  # a softmax over nothing would be NaN
+    real = (jnp.arange(L) < lengths[:, None])[..., None, None]
+
+    def move(x: Array, to: Array) -> Array:
+        return x.at[rows, to].get(unique_indices=True, mode="promise_in_bounds")
+
+    def front(x: Array) -> Array:
+        # Zeros at pad tokens, for whose gradient nothing is promised: here it ends.
+        return jnp.where(real, move(x.swapaxes(1, 2), order), 0)
+
+    y = jax.nn.dot_product_attention(
+        front(q),
+        front(k),
+        front(v),
+        is_causal=True,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
+    )
+    return move(jnp.where(real, y, 0), jnp.argsort(order, axis=1)).swapaxes(1, 2)
+
+
+def attend_shared(
+    q: Float[Array, "B H L E"],
+    k: Float[Array, "B K S E"],
+    v: Float[Array, "B K S E"],
+    mask: Bool[Array, "B L S"],
+    prefix: Prefix,
+) -> Float[Array, "B H L E"]:
+    """`attend` over a prefix and a row's own keys behind it: the prefix is read once for all rows that share it."""
+    B, H, L, E = q.shape
+    R, K, P, _ = prefix.keys.shape
+    q = q.reshape(B, K, -1, E)
+    q_RxKxXxE = q.reshape(R, B // R, K, -1, E).swapaxes(1, 2).reshape(R, K, -1, E)
+    shared = jnp.einsum("rkxe,rkpe->rkxp", q_RxKxXxE, prefix.keys).reshape(R, K, B // R, -1, P)
+    shared = jnp.where(prefix.mask[:, None, None, None], shared, jnp.finfo(shared.dtype).min)
+    own = jnp.einsum("bkxe,bkse->bkxs", q, k).reshape(B, K, -1, L, k.shape[2])
+    own = jnp.where(mask[:, None, None], own, jnp.finfo(own.dtype).min)
+    logits = jnp.concatenate([shared.swapaxes(1, 2).reshape(B, K, -1, P), own.reshape(B, K, -1, k.shape[2])], axis=-1)
+    weights = jax.nn.softmax(logits.astype(jnp.float32) * E**-0.5, axis=-1).astype(v.dtype)
+    of_prefix = weights[..., :P].reshape(R, B // R, K, -1, P).swapaxes(1, 2).reshape(R, K, -1, P)
+    of_prefix = jnp.einsum("rkxp,rkpe->rkxe", of_prefix, prefix.values).reshape(R, K, B // R, -1, E).swapaxes(1, 2)
+    of_own = jnp.einsum("bkxs,bkse->bkxe", weights[..., P:], v)
+    return (of_prefix.reshape(of_own.shape) + of_own).reshape(B, H, L, E)
