@@ -58,7 +58,7 @@ def mbpp(where: str, row: Row) -> Problem:
         name=f"MBPP/{task_id}",
         language="py",
         prompt=description.strip(),
-        tests="\n".join(_lines(part) for part in (*setup, *tests) if part) + "\n",
+        tests="\n".join(_lines(part) for part in (*setup, *tests) if part),
         stop_tokens=(),
         standalone=True,
         solution=_lines(code),
