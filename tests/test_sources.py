@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import random
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,22 @@ import pytest
 
 from rerankjax.candidates.candidate import Candidate
 from rerankjax.loop.execution import execute
-from rerankjax.loop.experiment import SandboxConfig
+from rerankjax.loop.experiment import SandboxConfig, resolve
+from rerankjax.loop.rundir import write_stage
+from rerankjax.loop.stages import open_seed
+from rerankjax.model.sharding import data_mesh
 from rerankjax.problems.benchmarks import PYTHON_STOP_TOKENS
 from rerankjax.problems.decontamination import decontaminate, words
 from rerankjax.problems.problem import (
     LANGUAGES,
     Case,
     Problem,
+    Solution,
     program,
     read_problems,
     require_trainable,
     write_problems,
+    write_solutions,
 )
 from rerankjax.problems.sources import load_problems
 
@@ -276,6 +282,23 @@ def test_benchmarks_are_not_trained_on(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match=message):
                 require_trainable([made, *kept])
             require_trainable([made, *kept], train_on_benchmarks=True)
+
+
+def test_the_loop_trains_on_no_benchmark(tmp_path: Path) -> None:
+    config = runpy.run_path(str(Path(__file__).parents[1] / "configs" / "mini.py"))["get_config"]("smoke").unlock()
+    benchmark = Problem("HumanEval/0", "py", "def f(x):\n", "f(1)", PYTHON_STOP_TOKENS, benchmark="HumanEval")
+
+    def fill(directory: Path) -> None:
+        for split in ("train", "dev", "test"):
+            write_problems(directory / f"{split}.jsonl", [benchmark])
+        write_solutions(directory / "corpus.jsonl", [Solution("HumanEval/0", "    return x", None)])
+
+    write_stage(tmp_path / "problems", fill)
+    with pytest.raises(ValueError, match="'HumanEval/0' is of the benchmark HumanEval"):
+        open_seed(resolve(config.to_dict(), 2), 0, tmp_path, data_mesh())
+    assert not (tmp_path / "tokenizer").exists()
+    config.problems.train_on_benchmarks = True
+    assert open_seed(resolve(config.to_dict(), 2), 0, tmp_path, data_mesh()).problems["train"] == (benchmark,)
 
 
 def test_training_splits_may_be_trained_on(tmp_path: Path) -> None:
