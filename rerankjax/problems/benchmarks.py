@@ -11,10 +11,10 @@ from typing import Any
 from rerankjax.problems.jsonl import field
 from rerankjax.problems.problem import Case, Problem, core_fields, strings
 
-# Of HumanEval's evaluation (Chen et al. 2021, arXiv 2107.03374, section 2.1).
+# Of HumanEval's evaluation (Chen et al. 2021, arXiv 2107.03374).
 PYTHON_STOP_TOKENS = ("\ndef", "\nclass", "\nif", "\n#", "\nprint")
 # MBPP's task ids: 1-10 few-shot prompts, 11-510 test, 511-600 validation, then training (Austin et al. 2021, arXiv
-# 2108.07732, section 2.1).
+# 2108.07732).
 MBPP_FIRST_TRAINING_ID = 601
 # The number of a CodeContests problem's source (google-deepmind/code_contests, contest_problem.proto).
 SOURCES = ("UNKNOWN_SOURCE", "CODECHEF", "CODEFORCES", "HACKEREARTH", "CODEJAM", "ATCODER", "AIZU")
