@@ -180,20 +180,24 @@ def agreement(rows: list[Row], workers: int, console: Console) -> Row:
         for i, row in enumerate(rows)
         if len({verdicts[i] for verdicts in runs.values()}) > 1
     ]
-    table = Table(
-        "", "programs", *sorted(set(runs["first"])), "differ from the evaluator", box=None, padding=(0, 2, 0, 0)
-    )
+    kinds = sorted(set(runs["first"]))
+    heads = ("", "programs", *kinds, "pass rate", "evaluator's", "differ from the evaluator")
+    table = Table(*heads, box=None, padding=(0, 2, 0, 0))
+    rates = {}
     for language in sorted({row["language"] for row in rows}):
-        own = [verdict for row, verdict in zip(rows, runs["first"], strict=True) if row["language"] == language]
-        counts = collections.Counter(own)
+        own = [i for i, row in enumerate(rows) if row["language"] == language]
+        counts = collections.Counter(runs["first"][i] for i in own)
         wrong = len({row["name"] for row in differ if row["language"] == language})
-        table.add_row(language, f"{len(own)}", *(f"{counts[v]}" for v in sorted(set(runs["first"]))), f"{wrong}")
+        theirs = sum(rows[i]["evaluator_status"] == "OK" for i in own) / len(own)
+        rates[language] = {"sandbox": counts[Verdict.PASSED] / len(own), "evaluator": theirs}
+        shares = [f"{rate:.3f}" for rate in rates[language].values()]
+        table.add_row(language, f"{len(own)}", *(f"{counts[v]}" for v in kinds), *shares, f"{wrong}")
     console.print(table)
     console.print(f"{len(rows)} programs, {len(runs)} runs: {len(differ)} pass or fail otherwise than there")
     console.print(f"{len(changing)} have not the same verdict in every run")
     for row in differ + changing:
         console.print(row)
-    return {"runs": len(runs), "differ": differ, "changing": changing}
+    return {"runs": len(runs), "pass_rates": rates, "differ": differ, "changing": changing}
 
 
 def state() -> dict[str, int]:

@@ -27,6 +27,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
                 "corpus": 16000,
                 "fault_probability": 0.6,
                 "slip_probability": 0.1,
+                "train_on_benchmarks": False,
             },
             "max_prompt_length": 28,
             "model": {

@@ -31,7 +31,16 @@ def test_no_package_imports_a_later_one(package):
 
 
 @pytest.mark.parametrize(
-    "module", ["problems.family", "problems.corpus", "problems.problem", "sandbox", "sandbox.__main__", "cli"]
+    "module",
+    [
+        "problems.family",
+        "problems.corpus",
+        "problems.sources",
+        "problems.decontamination",
+        "sandbox",
+        "sandbox.__main__",
+        "cli",
+    ],
 )
 def test_problems_sandbox_and_cli_import_no_jax(module):
     code = f"import sys, rerankjax.{module}; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"

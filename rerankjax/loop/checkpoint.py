@@ -7,9 +7,8 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding
 
-from rerankjax.model.sharding import shardings_of
-
 from rerankjax.loop.rundir import durable
+from rerankjax.model.sharding import shardings_of
 
 
 def save(path: Path, tree: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from rerankjax import sandbox
 from rerankjax.candidates.candidate import Candidate
 from rerankjax.loop.experiment import SandboxConfig
-from rerankjax.problems.problem import Problem
+from rerankjax.problems.problem import Problem, source
 
 DETAIL_CHARACTERS = 1000  # of a failing run's last words: enough for the test that failed
 
@@ -17,23 +17,45 @@ def execute(
     candidates: Iterable[Candidate],
     advance: Callable[[int], object] = lambda programs: None,
 ) -> list[Candidate]:
-    """The candidates with their verdicts, in the order they came. They are drawn only as fast as programs finish."""
+    """The candidates with their verdicts, in the order they came. They are drawn only as fast as programs finish.
+
+    Of a problem with cases, one run a case until one is known to fail; the verdict is that of the first that does.
+    `advance` is called once a candidate.
+    """
     problem_of = {p.name: p for p in problems}
     taken: list[Candidate] = []
+    candidate_of: list[int] = []  # by run
+    failures: dict[int, sandbox.Result] = {}
+    passes: dict[int, sandbox.Result] = {}
 
     def programs() -> Iterator[sandbox.Program]:
-        for candidate in candidates:
+        for i, candidate in enumerate(candidates):
             taken.append(candidate)
-            problem = problem_of[candidate.problem]
-            source = problem.prompt + candidate.completion
-            yield sandbox.Program(problem.language, source, "\n" + problem.tests)
+            for program in programs_of(problem_of[candidate.problem], candidate.completion):
+                if i in failures:
+                    break
+                candidate_of.append(i)
+                yield program
 
     limits = sandbox.Limits(cpu_seconds=config.cpu_seconds, wall_seconds=config.wall_seconds)
-    results: dict[int, sandbox.Result] = {}
     for result in sandbox.run(programs(), workers=config.workers, limits=limits):
-        results[result.index] = result
-        advance(1)
-    return [_with_verdict(candidate, results[i]) for i, candidate in enumerate(taken)]
+        i = candidate_of[result.index]
+        if i not in passes and i not in failures:
+            advance(1)
+        if result.verdict is sandbox.Verdict.PASSED:
+            passes[i] = result
+        elif i not in failures or result.index < failures[i].index:
+            failures[i] = result
+    return [_with_verdict(candidate, failures.get(i) or passes[i]) for i, candidate in enumerate(taken)]
+
+
+def programs_of(problem: Problem, completion: str) -> Iterator[sandbox.Program]:
+    """What must pass for the completion to be right: one program with the problem's tests, or one a case."""
+    text = source(problem, completion)
+    for case in problem.cases:
+        yield sandbox.Program(problem.language, text, stdin=case.stdin, expected_output=case.expected_output)
+    if not problem.cases:
+        yield sandbox.Program(problem.language, text, "\n" + problem.tests)
 
 
 def _with_verdict(candidate: Candidate, result: sandbox.Result) -> Candidate:

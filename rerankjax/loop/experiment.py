@@ -26,7 +26,10 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ProblemsConfig:
-    """The made-up family: problems a split, solutions in the SFT corpus, and how often those are wrong."""
+    """The made-up family: problems a split, solutions in the SFT corpus, and how often those are wrong.
+
+    `train_on_benchmarks` lets evaluation problems be trained on, which voids a table of them.
+    """
 
     train: int
     dev: int
@@ -34,6 +37,7 @@ class ProblemsConfig:
     corpus: int
     fault_probability: float
     slip_probability: float
+    train_on_benchmarks: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

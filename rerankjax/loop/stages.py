@@ -38,7 +38,15 @@ from rerankjax.pairs.mining import Pair, grow, pair_up, split, write_pairs
 from rerankjax.policy.ppo import Reward
 from rerankjax.problems.corpus import make_corpus
 from rerankjax.problems.family import make_family
-from rerankjax.problems.problem import Problem, Solution, read_problems, read_solutions, write_problems, write_solutions
+from rerankjax.problems.problem import (
+    Problem,
+    Solution,
+    read_problems,
+    read_solutions,
+    require_trainable,
+    write_problems,
+    write_solutions,
+)
 from rerankjax.progress import progress
 from rerankjax.prompts.tokenizer import encode_completions, load_tokenizer, train_tokenizer
 from rerankjax.reranker.rerank import Reranker
@@ -81,6 +89,7 @@ def open_seed(e: Experiment, seed: int, root: Path, mesh: Mesh) -> SeedRun:
 
     Raises:
         ConfigError: a prompt or a corpus solution is longer than the config allows.
+        ValueError: a train problem is a benchmark's (see `require_trainable`).
     """
 
     def make_problems(directory: Path) -> None:
@@ -99,6 +108,7 @@ def open_seed(e: Experiment, seed: int, root: Path, mesh: Mesh) -> SeedRun:
 
     path = write_stage(root / "problems", make_problems)
     problems = {name: read_problems(path / f"{name}.jsonl") for name in ("train", "dev", "test")}
+    require_trainable(problems["train"], train_on_benchmarks=e.problems.train_on_benchmarks)
 
     def make_tokenizer(directory: Path) -> None:
         completions = [s.completion for s in read_corpus(root)]

@@ -18,11 +18,13 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from rerankjax.model.sharding import RULES
+
 BLOCK, MOST_BLOCKS = 128, 16  # of queries: tokens in one that attends by itself, and how many of them at most
 LANES, SPLASH_BLOCK = 128, 512  # of splash: tokens that its blocks are made of, and in its largest
 CUDNN_DTYPES, CUDNN_HEAD_DIM = (jnp.bfloat16, jnp.float16), 128  # the largest that GPUs before Hopper take as well
 FASTEST = {"gpu": "cudnn", "tpu": "splash"}  # by JAX's backend; "xla" on others
-BATCH_AXES, HEAD_AXES = ("data", "fsdp"), ("tensor", "sequence")  # of the mesh; an axis may be missing
+BATCH_AXES, HEAD_AXES = RULES.batch, RULES.heads + RULES.length  # of the mesh; an axis may be missing
 
 
 class Prefix(NamedTuple):

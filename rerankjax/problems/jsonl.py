@@ -1,30 +1,40 @@
 """JSONL files: one record a line, replaced as a whole or not at all."""
 
 import dataclasses
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 
 def read_rows(path: Path | str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields ("file, row n", record) for each line; rows count from 1, blank lines are skipped.
+    """Yields ("file, row n", record) for each line; rows count from 1, blank lines are skipped. Errors as below."""
+    return read_objects(Path(path), by_row=True)
 
-    Raises ValueError that names file and row where a line is not a JSON object.
+
+def read_objects(path: Path, *, by_row: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields ("file" or "file, row n", record) of a file that is one JSON object, or has one a row; gzip by its name.
+
+    Raises ValueError that names file and row of what is not a JSON object or cannot be read.
     """
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, row {number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: not JSON ({error}); was the file cut off? Write it again.") from error
-            if not isinstance(record, dict):
-                raise ValueError(f"{where}: expected a JSON object with named fields, got {type(record).__name__}.")
-            yield where, record
+    where = str(path)
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+            for number, text in enumerate(file if by_row else [file.read()], start=1):
+                where = f"{path}, row {number}" if by_row else str(path)
+                if by_row and not text.strip():
+                    continue
+                record = json.loads(text)
+                if not isinstance(record, dict):
+                    raise ValueError(f"{where}: expected a JSON object with named fields, got {type(record).__name__}.")
+                yield where, record
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error}); was the file cut off? Write it again.") from error
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{where}: cannot be read ({error}); was the file cut off? Write it again.") from error
 
 
 def field(record: dict[str, Any], where: str, name: str, kind: type) -> Any:

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from rerankjax.problems.jsonl import field
-from rerankjax.sandbox.multipl_e import INPUTS, find_files, read_objects
+from rerankjax.problems.jsonl import field, read_objects
+from rerankjax.sandbox.multipl_e import INPUTS, find_files
 
 CANDIDATES = ("candidates", "completions")  # the field's names: a plain one, and MultiPL-E's
 

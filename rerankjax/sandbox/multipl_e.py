@@ -4,18 +4,17 @@ import dataclasses
 import gzip
 import json
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rerankjax.problems.jsonl import field
+from rerankjax.problems.jsonl import field, read_objects
+from rerankjax.problems.problem import LANGUAGE_ALIASES
 from rerankjax.sandbox.verdict import Program, Result, Verdict
 
 INPUTS = (".json", ".json.gz", ".jsonl", ".jsonl.gz")
 RESULTS = (".results.json", ".results.json.gz")
 AS_SHIPPED, REPAIRED = CSHARP_LISTS = ("as-shipped", "repaired")
-_LANGUAGES = {"python": "py", "notypes.py": "py", "javascript": "js"}
 _STATUSES = {
     Verdict.PASSED: "OK",
     Verdict.TIMEOUT: "Timeout",
@@ -78,7 +77,7 @@ def read_evaluations(file: Path, output: Path, csharp_lists: str) -> Iterator[Ev
 
 def _evaluation(where: str, problem: dict[str, Any], path: Path, csharp_lists: str) -> Evaluation:
     language, prompt, tests = (field(problem, where, name, str) for name in ("language", "prompt", "tests"))
-    language = _LANGUAGES.get(language, language)
+    language = LANGUAGE_ALIASES.get(language, language)
     if language == "cs" and csharp_lists == REPAIRED:
         tests = repair_csharp_lists(tests)
     for number, completion in enumerate(problem["completions"], start=1):
@@ -159,25 +158,3 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-def read_objects(path: Path, *, by_row: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields ("file" or "file, row n", record) of a file that is one JSON object, or has one a row; gzip by its name.
-
-    Raises ValueError that names file and row of what is not a JSON object or cannot be read.
-    """
-    where = str(path)
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-            for number, text in enumerate(file if by_row else [file.read()], start=1):
-                where = f"{path}, row {number}" if by_row else str(path)
-                if by_row and not text.strip():
-                    continue
-                record = json.loads(text)
-                if not isinstance(record, dict):
-                    raise ValueError(f"{where}: expected a JSON object with named fields, got {type(record).__name__}.")
-                yield where, record
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error}); was the file cut off? Write it again.") from error
-    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{where}: cannot be read ({error}); was the file cut off? Write it again.") from error

@@ -1,0 +1,105 @@
+"""Benchmarks from files or from the Hugging Face hub, checked row by row."""
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rerankjax.problems import benchmarks, jsonl
+from rerankjax.problems.problem import LANGUAGES, Problem, unique
+
+BENCHMARKS = ("MultiPL-E", "HumanEval", "MBPP", "CodeContests")
+FILES = (".jsonl", ".jsonl.gz", ".parquet")
+
+
+def load_problems(
+    source: Path | str,
+    benchmark: str,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+    language: str = "py",
+) -> tuple[Problem, ...]:
+    """The problems of a benchmark's file or dataset, in its order.
+
+    Args:
+        source: a file that ends in .jsonl, .jsonl.gz or .parquet; or a dataset of the hub, as "nuprl/MultiPL-E".
+        benchmark: whose rows these are, one of `BENCHMARKS`.
+        config: the dataset's, as "humaneval-cpp" or "mbpp-cpp"; of a file nothing.
+        split: the dataset's. Of a file of CodeContests, the split that it is: "train" alone may be trained on.
+        revision: the dataset's commit, all 40 hexadecimal digits, so that next year's table is of the same problems.
+        language: that CodeContests is to be solved in; the others say it themselves.
+
+    Raises:
+        ValueError: names file, row and field of what is not as it should be: a truncated line, a missing field, a wrong
+            type, an unknown language, a name used twice; or says which argument is missing or wrong.
+        FileNotFoundError: the file is not there.
+        ConnectionError: the hub cannot be reached.
+    """
+    readers: dict[str, Callable[[str, dict[str, Any]], Problem | None]] = {
+        "MultiPL-E": benchmarks.multipl_e,
+        "HumanEval": benchmarks.humaneval,
+        "MBPP": benchmarks.mbpp,
+        "CodeContests": functools.partial(benchmarks.code_contests, language=language, split=split),
+    }
+    if benchmark not in readers:
+        raise ValueError(f"load_problems: benchmark is {benchmark!r}; it must be one of {', '.join(BENCHMARKS)}.")
+    if language not in LANGUAGES:
+        raise ValueError(f"load_problems: language is {language!r}; it must be one of {', '.join(LANGUAGES)}.")
+    if str(source).endswith(FILES):
+        if revision is not None or config is not None:
+            raise ValueError(f"load_problems: {source} is a file; leave out config and revision, which datasets have.")
+        rows = _parquet_rows(Path(source)) if str(source).endswith(".parquet") else jsonl.read_rows(source)
+    elif isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) and not Path(source).exists():
+        rows = _hub_rows(source, config, split, revision)
+    else:
+        raise ValueError(
+            f"load_problems: {source} is neither a file that ends in {', '.join(FILES)} nor a dataset of the hub "
+            "(owner/name)."
+        )
+    read = readers[benchmark]
+    problems = unique((where, problem) for where, row in rows if (problem := read(where, row)) is not None)
+    if not problems:
+        raise ValueError(f"{source}: has no problem.")
+    return problems
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow  # a second to import
+    import pyarrow.parquet
+
+    try:
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            yield f"{path}, row {number}", row
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: not Parquet ({error}); was the file cut off? Write it again.") from error
+
+
+def _hub_rows(
+    name: str, config: str | None, split: str | None, revision: str | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    if split is None:
+        raise ValueError(f'load_problems: {name} needs its split; name it, as in split="test".')
+    if not re.fullmatch("[0-9a-f]{40}", revision or ""):
+        raise ValueError(
+            f"load_problems: revision of {name} is {revision!r}; name the commit by its 40 hexadecimal digits, from "
+            f"https://huggingface.co/datasets/{name}/commits/main: branches and tags move, and tables with them."
+        )
+    import datasets  # three seconds to import
+
+    try:
+        dataset = datasets.load_dataset(name, config, split=split, revision=revision)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"{name}: the hub cannot be reached ({error}). Load it where it can, once, for it stays in the cache; or "
+            f"give load_problems the dataset's own file, {' or '.join(FILES)}."
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}, config {config!r}, split {split!r} at {revision}: {error}") from error
+    at = ", ".join(part for part in (f"{name}@{str(revision)[:7]}", config, split) if part)
+    for number, row in enumerate(dataset, start=1):
+        yield f"{at}, row {number}", row

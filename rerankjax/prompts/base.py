@@ -1,0 +1,91 @@
+"""Prompts for base models and programs from their completions, as DeepSeek-Coder's own evaluation has them.
+
+Source: github.com/deepseek-ai/DeepSeek-Coder, Evaluation/HumanEval/{humaneval.py, utils/utils.py} and, for MBPP,
+Evaluation/MBPP/{mbpp.py, utils/dataset.py}. It decodes greedily, 500 new tokens. CodeContests it does not evaluate.
+"""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from rerankjax.problems.problem import Problem
+
+# What it puts before Python programs, less numpy, which the sandbox does not have.
+PYTHON_IMPORTS = """\
+import math
+import re
+import sys
+import copy
+import datetime
+import itertools
+import collections
+import heapq
+import functools
+import hashlib
+import string
+from typing import *
+from collections import *
+"""
+TYPESCRIPT_STOP_TOKENS = ("\nexport", "\nimport", "\nconsole.log")  # besides MultiPL-E's
+MBPP_STOP_TOKENS = ("[DONE]",)
+COMMENTS = {"py": "#", "sh": "#"}  # "//" elsewhere
+
+
+def prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, shots: Sequence[Problem] = ()) -> str:
+    """What the model continues, to be tokenized without special tokens: the one that begins a text is there.
+
+    shots: solved problems to show first, for MBPP; its evaluation shows MBPP/2, MBPP/3 and MBPP/4, and tests on MBPP/11
+    to MBPP/510. Of a problem with cases, the description as a comment.
+
+    Raises:
+        ValueError: there are shots, and the problem is not MBPP's kind; or a shot has no solution.
+    """
+    check_shots(problem, shots)
+    return (tokenizer.bos_token or "") + _text(problem, shots)
+
+
+def _text(problem: Problem, shots: Sequence[Problem]) -> str:
+    if problem.cases:
+        mark = COMMENTS.get(problem.language, "//")
+        opening = "<?php\n" if problem.language == "php" else ""
+        return opening + "".join(f"{mark} {line}".rstrip() + "\n" for line in problem.prompt.splitlines())
+    if problem.standalone:
+        solved = [f"{_mbpp(shot)}\n{clean(shot.solution)}\n[DONE]\n" for shot in shots]
+        return "".join(solved) + _mbpp(problem)
+    return problem.prompt.strip()
+
+
+def _mbpp(problem: Problem) -> str:
+    task = f"You are an expert Python programmer, and here is your task: {problem.prompt}"
+    return f"{task} Your code should pass these tests:\n\n{problem.tests}\n[BEGIN]"
+
+
+def check_shots(problem: Problem, shots: Sequence[Problem]) -> None:
+    """Raises ValueError unless the shots can be shown before the problem."""
+    if shots and (problem.cases or not problem.standalone):
+        raise ValueError(f"problem {problem.name!r}: shots are for MBPP's kind of problem; leave them out.")
+    for shot in shots:
+        if shot.solution is None:
+            raise ValueError(f"shot {shot.name!r} has no solution to show; take one that has.")
+
+
+def clean(solution: str | None) -> str:
+    """A shot's solution as it is shown."""
+    return (solution or "").replace("\r", "").replace("\t", "    ")
+
+
+def stop_tokens(problem: Problem) -> tuple[str, ...]:
+    """What ends a completion of `prompt(problem)`."""
+    if problem.standalone:
+        return () if problem.cases else MBPP_STOP_TOKENS
+    return problem.stop_tokens + (TYPESCRIPT_STOP_TOKENS if problem.language == "ts" else ())
+
+
+def source(problem: Problem, completion: str) -> str:
+    """The program without its tests, from a completion that ends before the first of `stop_tokens(problem)`."""
+    if problem.cases:
+        return f"<?php\n{completion}" if problem.language == "php" else completion
+    if problem.standalone:
+        return completion.strip()
+    imports = PYTHON_IMPORTS if problem.language == "py" else ""
+    return f"{imports}{problem.prompt}\n{completion}"
