@@ -23,8 +23,9 @@ SH = Language(
             lesser="v < {k} ? v : {k}",
             greater="v > {k} ? v : {k}",
         ),
+        "absolute": ("set -- ${@#-}",),
         "distance": (
-            "set -- $(for v; do v=$((v - {k})); echo ${v#-}; done)",
+            "set -- $(for v; do echo $((v - {k})); done); set -- ${@#-}",
             "set -- $(for v; do echo $(({k} - v)); done)",
         ),
         "reverse": ("set -- $(printf '%s\\n' $@ | tac)",),

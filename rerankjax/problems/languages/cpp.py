@@ -26,15 +26,13 @@ CPP = Language(
         "tail": ("if (x.size()) x.erase(x.begin());",),
         "front": ("if (x.size()) x.pop_back();",),
         "rotate": ("if (x.size()) std::rotate(x.begin(), x.begin() + 1, x.end());",),
-        "twice": ("{ auto y = x; x.insert(x.end(), y.begin(), y.end()); }",),
+        "twice": ("for (size_t i = 0, n = x.size(); i < n; i++) x.push_back(x[i]);",),
         "neighbours": (
-            "std::adjacent_difference(x.begin(), x.end(), x.begin(), std::plus<long>()); "
-            "if (x.size()) x.erase(x.begin());",
+            "{ long a = 0; for (long& v : x) v += std::exchange(a, v); } if (x.size()) x.erase(x.begin());",
         ),
         "descending": ("std::sort(x.rbegin(), x.rend());", "std::sort(x.begin(), x.end());"),
         "unique": (
-            "{ std::set<long> s; x.erase(std::remove_if(x.begin(), x.end(), "
-            "[&](long v) { return !s.insert(v).second; }), x.end()); }",
+            "for (size_t i = 0; i < x.size(); i++) x.erase(std::remove(x.begin() + i + 1, x.end(), x[i]), x.end());",
             "std::sort(x.begin(), x.end()); x.erase(std::unique(x.begin(), x.end()), x.end());",
         ),
         "alternate": (
@@ -42,29 +40,28 @@ CPP = Language(
             "for (size_t i = 0; i < x.size(); i++) x.erase(x.begin() + i);",
         ),
         "skip": (
-            "x.erase(x.begin(), x.begin() + std::min<size_t>(x.size(), {k}));",
-            "x.erase(x.begin(), x.begin() + std::min<size_t>(x.size(), {k} + 1));",
+            "for (size_t i = 0; i < {k} && x.size(); i++) x.erase(x.begin());",
+            "for (size_t i = 0; i <= {k} && x.size(); i++) x.erase(x.begin());",
         ),
         "last": (
-            "x.erase(x.begin(), x.end() - std::min<size_t>(x.size(), {k}));",
-            "x.erase(x.begin(), x.end() - std::min<size_t>(x.size(), {k})); if (x.size()) x.pop_back();",
+            "while (x.size() > {k}) x.erase(x.begin());",
+            "while (x.size() > {k}) x.erase(x.begin()); if (x.size()) x.pop_back();",
         ),
         "differences": (
-            "std::adjacent_difference(x.begin(), x.end(), x.begin()); if (x.size()) x.erase(x.begin());",
-            "std::adjacent_difference(x.begin(), x.end(), x.begin(), [](long b, long a) { return a - b; }); "
-            "if (x.size()) x.erase(x.begin());",
+            "{ long a = 0; for (long& v : x) v -= std::exchange(a, v); } if (x.size()) x.erase(x.begin());",
+            "{ long a = 0; for (long& v : x) v = std::exchange(a, v) - v; } if (x.size()) x.erase(x.begin());",
         ),
         "totals": (
-            "std::partial_sum(x.begin(), x.end(), x.begin());",
-            "std::exclusive_scan(x.begin(), x.end(), x.begin(), 0L);",
+            "{ long a = 0; for (long& v : x) v = a += v; }",
+            "{ long a = 0; for (long& v : x) v = (a += v) - v; }",
         ),
         "positions": (
-            "{ long i = 0; for (long& v : x) v *= ++i; }",
-            "{ long i = 0; for (long& v : x) v *= i++; }",
+            "{ long a = 0; for (long& v : x) v *= ++a; }",
+            "{ long a = 0; for (long& v : x) v *= a++; }",
         ),
         "first": (
-            "x.resize(std::min<size_t>(x.size(), {k}));",
-            "x.resize(std::min<size_t>(x.size(), {k} - 1));",
+            "while (x.size() > {k}) x.pop_back();",
+            "while (x.size() > {k} - 1) x.pop_back();",
         ),
         "append": ("x.push_back({k});", "x.insert(x.begin(), {k});"),
         "sum": ("return std::accumulate(x.begin(), x.end(), 0L);",),

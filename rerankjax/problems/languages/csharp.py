@@ -31,8 +31,14 @@ CS = Language(
         "rotate": ("x = x.Skip(1).Concat(x.Take(1)).ToList();",),
         "twice": ("x = x.Concat(x).ToList();",),
         "neighbours": ("x = x.Zip(x.Skip(1), (a, b) => a + b).ToList();",),
-        "descending": ("x = x.OrderByDescending(v => v).ToList();", "x = x.OrderBy(v => v).ToList();"),
-        "unique": ("x = x.Distinct().ToList();", "x = x.Distinct().OrderBy(v => v).ToList();"),
+        "descending": (
+            "x.Sort(); x.Reverse();",
+            "x.Sort();",
+        ),
+        "unique": (
+            "x = x.Distinct().ToList();",
+            "x = x.Distinct().ToList(); x.Sort();",
+        ),
         "alternate": ("x = x.Where((v, i) => i % 2 == 0).ToList();", "x = x.Where((v, i) => i % 2 == 1).ToList();"),
         "skip": ("x = x.Skip({k}).ToList();", "x = x.Skip({k} + 1).ToList();"),
         "last": (

@@ -2,7 +2,7 @@
 
 from rerankjax.problems.languages.language import Language, each_alone
 
-_EARLIER = "{ AtomicLong a = new AtomicLong(); x.replaceAll(v -> [value]); if (!x.isEmpty()) x.remove(0); }"
+_EARLIER = "{ var a = new AtomicLong(); x.replaceAll(v -> [value]); if (!x.isEmpty()) x.remove(0); }"
 
 JAVA = Language(
     prompt=(
@@ -33,35 +33,41 @@ JAVA = Language(
         "rotate": ("Collections.rotate(x, -1);",),
         "twice": ("x.addAll(x);",),
         "neighbours": (_EARLIER.replace("[value]", "v + a.getAndSet(v)"),),
-        "descending": ("x.sort(Collections.reverseOrder());", "Collections.sort(x);"),
-        "unique": ("x = new ArrayList<>(new LinkedHashSet<>(x));", "x = new ArrayList<>(new TreeSet<>(x));"),
+        "descending": (
+            "Collections.sort(x); Collections.reverse(x);",
+            "Collections.sort(x);",
+        ),
+        "unique": (
+            "{ var s = new HashSet<Long>(); x.removeIf(v -> !s.add(v)); }",
+            "x = new ArrayList<>(new TreeSet<>(x));",
+        ),
         "alternate": (
             "for (int i = 1; i < x.size(); i++) x.remove(i);",
             "for (int i = 0; i < x.size(); i++) x.remove(i);",
         ),
         "skip": (
-            "x.subList(0, Math.min({k}, x.size())).clear();",
-            "x.subList(0, Math.min({k} + 1, x.size())).clear();",
+            "for (int i = 0; i < {k} && !x.isEmpty(); i++) x.remove(0);",
+            "for (int i = 0; i <= {k} && !x.isEmpty(); i++) x.remove(0);",
         ),
         "last": (
-            "x.subList(0, Math.max(0, x.size() - {k})).clear();",
-            "x.subList(0, Math.max(0, x.size() - {k})).clear(); if (!x.isEmpty()) x.remove(x.size() - 1);",
+            "while (x.size() > {k}) x.remove(0);",
+            "while (x.size() > {k}) x.remove(0); if (!x.isEmpty()) x.remove(x.size() - 1);",
         ),
         "differences": (
             _EARLIER.replace("[value]", "v - a.getAndSet(v)"),
             _EARLIER.replace("[value]", "a.getAndSet(v) - v"),
         ),
         "totals": (
-            "{ AtomicLong s = new AtomicLong(); x.replaceAll(v -> s.addAndGet(v)); }",
-            "{ AtomicLong s = new AtomicLong(); x.replaceAll(v -> s.getAndAdd(v)); }",
+            "{ var a = new AtomicLong(); x.replaceAll(v -> a.addAndGet(v)); }",
+            "{ var a = new AtomicLong(); x.replaceAll(v -> a.getAndAdd(v)); }",
         ),
         "positions": (
-            "{ AtomicLong i = new AtomicLong(); x.replaceAll(v -> v * i.incrementAndGet()); }",
-            "{ AtomicLong i = new AtomicLong(); x.replaceAll(v -> v * i.getAndIncrement()); }",
+            "{ var a = new AtomicLong(); x.replaceAll(v -> v * a.incrementAndGet()); }",
+            "{ var a = new AtomicLong(); x.replaceAll(v -> v * a.getAndIncrement()); }",
         ),
         "first": (
-            "x.subList(Math.min({k}, x.size()), x.size()).clear();",
-            "x.subList(Math.min({k} - 1, x.size()), x.size()).clear();",
+            "while (x.size() > {k}) x.remove(x.size() - 1);",
+            "while (x.size() > {k} - 1) x.remove(x.size() - 1);",
         ),
         "append": ("x.add({k}L);", "x.add(0, {k}L);"),
         "sum": ("return x.stream().mapToLong(v -> v).sum();",),

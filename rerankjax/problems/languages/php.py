@@ -28,7 +28,7 @@ PHP = Language(
         "front": ("array_pop($x);",),
         "rotate": ("$x = array_merge(array_slice($x, 1), array_slice($x, 0, 1));",),
         "twice": ("$x = array_merge($x, $x);",),
-        "neighbours": ("$x = array_map(fn($a, $b) => $a + $b, array_slice($x, 0, -1), array_slice($x, 1));",),
+        "neighbours": ("$a = 0; foreach ($x as $i => $v) { $x[$i] = $v + $a; $a = $v; } array_shift($x);",),
         "descending": ("rsort($x);", "sort($x);"),
         "unique": ("$x = array_values(array_unique($x));", "$x = array_unique($x); sort($x);"),
         "alternate": (
@@ -38,12 +38,12 @@ PHP = Language(
         "skip": ("$x = array_slice($x, {k});", "$x = array_slice($x, {k} + 1);"),
         "last": ("$x = array_slice($x, -{k});", "$x = array_slice($x, -{k}, -1);"),
         "differences": (
-            "$x = array_map(fn($a, $b) => $b - $a, array_slice($x, 0, -1), array_slice($x, 1));",
-            "$x = array_map(fn($a, $b) => $a - $b, array_slice($x, 0, -1), array_slice($x, 1));",
+            "$a = 0; foreach ($x as $i => $v) { $x[$i] = $v - $a; $a = $v; } array_shift($x);",
+            "$a = 0; foreach ($x as $i => $v) { $x[$i] = $a - $v; $a = $v; } array_shift($x);",
         ),
         "totals": (
-            "$s = 0; foreach ($x as $i => $v) $x[$i] = $s += $v;",
-            "$s = 0; foreach ($x as $i => $v) $x[$i] = ($s += $v) - $v;",
+            "$a = 0; foreach ($x as $i => $v) $x[$i] = $a += $v;",
+            "$a = 0; foreach ($x as $i => $v) $x[$i] = ($a += $v) - $v;",
         ),
         "positions": (
             "foreach ($x as $i => $v) $x[$i] = $v * ($i + 1);",
