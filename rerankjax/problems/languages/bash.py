@@ -9,7 +9,7 @@ SH = Language(
     number="%d",
     answer='"%s"',
     assertion="    [[ $(candidate %s) = %s ]]\n",
-    tests='}\n\ncandidate() {\n    f "$@"\n}\n\nset -e\nrun_test() {\n%s}\n\nrun_test\n',
+    tests='}\n\ncandidate() {\n    f "$@"\n}\n\nset -e\nrun_test() {\n%s}\n\nrun_test',
     indent="    ",
     end="",
     stop_tokens=("\n}",),
