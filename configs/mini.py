@@ -3,15 +3,19 @@
 python experiments/selftrain.py --config=configs/mini.py --workdir=runs/mini          # one seed
 python experiments/selftrain.py --config=configs/mini.py:full --workdir=runs/full     # three seeds, all arms
 python experiments/selftrain.py --config=configs/mini.py:smoke --workdir=runs/smoke   # one minute: does it run?
+python experiments/selftrain.py --config=configs/mini.py:languages --workdir=runs/languages    # see below
 
 On two cores: below ten minutes for one seed, about 40 minutes for `full`. Expect SFT pass@1 of .36 to .40 and oracle@16
 of .88 to .95, a reranker AUC near .88, reranking and PPO to double SFT's pass@1, PPO to over-optimise its reranker, and
 retraining to repair part of that. The README has the table.
+
+`languages` has one model of 1.0M parameters write all eight languages of MultiPL-E, three seeds, all arms. It needs
+their toolchains (`make languages`).
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("demo", "full", "smoke")
+VARIANTS = ("demo", "full", "smoke", "languages")
 
 
 def get_config(arg: str = "demo") -> ConfigDict:
@@ -28,6 +32,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
                 "fault_probability": 0.6,
                 "slip_probability": 0.1,
                 "train_on_benchmarks": False,
+                "languages": ("py",),
             },
             "max_prompt_length": 28,
             "model": {
@@ -78,6 +83,17 @@ def get_config(arg: str = "demo") -> ConfigDict:
         config.ppo_arms = ("self_training",)
         config.problems.train = 3000
         config.ppo.iterations = 15
+    if arg == "languages":
+        # 750 problems a language. The longest texts of the three seeds have 45 tokens, prompts and completions alike.
+        config.problems.languages = ("py", "cpp", "java", "php", "ts", "cs", "sh", "js")
+        config.problems.update({"train": 6000, "corpus": 18000})
+        config.max_prompt_length = 48
+        config.sampling.max_completion_length = 48
+        config.model.update(
+            {"vocab_size": 2048, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "head_dim": 32}
+        )
+        config.model.max_position_embeddings = 128
+        config.sft.optimizer.steps = 800
     if arg == "smoke":
         config.seeds = (0,)
         config.ppo_arms = ("self_training",)

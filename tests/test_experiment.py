@@ -19,7 +19,7 @@ def get_config(arg="demo"):
     return module.get_config(arg)
 
 
-@pytest.mark.parametrize("arg", ["demo", "full", "smoke"])
+@pytest.mark.parametrize("arg", ["demo", "full", "smoke", "languages"])
 def test_every_variant_resolves(arg):
     assert isinstance(resolve(get_config(arg), devices=1), Experiment)
 
@@ -59,6 +59,11 @@ def test_a_locked_config_refuses_fields_it_does_not_have():
         ("lora.rank", -1, "config.lora.rank = -1 is negative"),
         ("lora.targets", ("lm_head",), "config.lora.targets = .*: lm_head is no projection"),
         ("problems", 5, "config.problems = 5 is no section"),
+        (
+            "problems.languages",
+            ("py", "rs"),
+            r"config.problems.languages = \('py', 'rs'\): give one or more of py, cpp, ",
+        ),
     ],
 )
 def test_what_cannot_run_is_named_with_its_remedy(field, value, said):

@@ -17,6 +17,7 @@ from rerankjax.model.sharding import ALL_DATA, MeshConfig
 from rerankjax.model.training import OptimizerConfig
 from rerankjax.pairs.mining import ARMS
 from rerankjax.policy.ppo import PPOConfig
+from rerankjax.problems.languages import LANGUAGES
 from rerankjax.reranker.bradley_terry import RerankerConfig
 
 
@@ -26,7 +27,7 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ProblemsConfig:
-    """The made-up family: problems a split, solutions in the SFT corpus, and how often those are wrong.
+    """The made-up family: problems a split, solutions in the SFT corpus, how often those are wrong, and in what.
 
     `train_on_benchmarks` lets evaluation problems be trained on, which voids a table of them.
     """
@@ -38,6 +39,7 @@ class ProblemsConfig:
     fault_probability: float
     slip_probability: float
     train_on_benchmarks: bool = False
+    languages: tuple[str, ...] = ("py",)  # MultiPL-E's short names; the problems take turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +215,13 @@ def _check(e: Experiment, devices: int) -> None:
         "sandbox.workers": e.sandbox.workers,
     }.items():
         require(value > 0, field, value, "use 1 or more")
+    languages = e.problems.languages
+    require(
+        bool(languages) and len(set(languages)) == len(languages) and set(languages) <= LANGUAGES.keys(),
+        "problems.languages",
+        languages,
+        f"give one or more of {', '.join(LANGUAGES)}, each once",
+    )
     require(
         e.ppo.batch_size <= e.problems.train,
         "ppo.batch_size",

@@ -94,7 +94,7 @@ def open_seed(e: Experiment, seed: int, root: Path, mesh: Mesh) -> SeedRun:
 
     def make_problems(directory: Path) -> None:
         sizes = e.problems
-        family = make_family(seed, sizes.train, sizes.dev, sizes.test)
+        family = make_family(seed, sizes.train, sizes.dev, sizes.test, languages=sizes.languages)
         for split_name in ("train", "dev", "test"):
             write_problems(directory / f"{split_name}.jsonl", getattr(family, split_name))
         corpus = make_corpus(

@@ -26,7 +26,8 @@ def make_corpus(
     rng = random.Random(f"rerankjax corpus {seed}")
     solutions = []
     for i in range(size):
-        name = family.train[i % len(family.train)].name
+        problem = family.train[i % len(family.train)]
+        name = problem.name
         reference = family.references[name]
         written = tuple(
             Call(c.kind, c.constant, c.kind.fault is not None and rng.random() < fault_probability) for c in reference
@@ -34,7 +35,7 @@ def make_corpus(
         if rng.random() < slip_probability:
             written = rng.choice(list(slips(written)))
         correct = all(run(written, x) == run(reference, x) for x in family.inputs[name])
-        solutions.append(Solution(name, completion(written), correct))
+        solutions.append(Solution(name, completion(written, problem.language), correct))
     return tuple(solutions)
 
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rerankjax.problems.kinds import FINALS, STEPS, Kind
+from rerankjax.problems.languages import LANGUAGES, shared_stop_tokens
 from rerankjax.problems.problem import Problem
 
-STOP_TOKENS = ("\ndef", "\nclass", "\nif", "\n#", "\nprint")  # MultiPL-E's for Python
 SPLITS = ("train", "dev", "test")
 # Inputs tried before a problem is given up: more than there are tests, for some faults show on few.
 INPUTS_TRIED = 48
@@ -57,10 +57,12 @@ def run(program: Program, x: Sequence[int]) -> int | None:
     return value  # type: ignore[return-value]  # the last call is a final reduction
 
 
-def completion(program: Program) -> str:
-    """The program as Python lines that complete `def f(x):`."""
-    codes = [(c.kind.fault.code if c.faulty and c.kind.fault else c.kind.code).format(k=c.constant) for c in program]
-    return "".join(f"    x = {code}\n" for code in codes[:-1]) + f"    return {codes[-1]}"
+def completion(program: Program, language: str = "py") -> str:
+    """The program as the lines that complete a prompt in `language`."""
+    form = LANGUAGES[language]
+    texts = [form.idioms[c.kind.name][bool(c.faulty and c.kind.fault)] for c in program]
+    lines = [text.replace("{k}", str(call.constant)) for text, call in zip(texts, program, strict=True)]
+    return "\n".join(form.indent + line for line in lines) + form.end
 
 
 def composition(program: Program) -> tuple[str, ...]:
@@ -90,13 +92,16 @@ def make_family(
     tests: int = 11,
     steps: Sequence[Kind] = STEPS,
     finals: Sequence[Kind] = FINALS,
+    languages: Sequence[str] = ("py",),
 ) -> Family:
-    """Makes `train`, `dev` and `test` problems, no composition in two splits, no program twice.
+    """Makes `train`, `dev` and `test` problems, no composition in two splits, no program twice, whatever the language.
 
     The same arguments give the same problems on every machine, and a larger count only adds problems at the end.
     held_out: share of the compositions that dev and test get. lengths: numbers of steps, equally likely.
     max_faults: most kinds with a fault in one problem; with more, 16 samples would seldom hold a right one.
     constants: one digit each, so that a constant is one token. tests: assertions a problem.
+    steps, finals: kinds to draw from; those that one of the languages has no text for are passed over.
+    languages: each problem has one, in turn, and stop tokens that serve all.
     """
     if not 0 < held_out < 1:
         raise ValueError(f"held_out must lie between 0 and 1, got {held_out}; the default is 0.15.")
@@ -104,6 +109,13 @@ def make_family(
         raise ValueError(f"tests must be at least 4 to show every fault, got {tests}; the default is 11.")
     if not all(2 <= k <= 9 for k in constants):
         raise ValueError(f"constants must lie from 2 to 9, got {tuple(constants)}; the default is 2 to 7.")
+    if not languages or len(set(languages)) < len(languages) or not set(languages) <= LANGUAGES.keys():
+        raise ValueError(f"languages must be some of {', '.join(LANGUAGES)}, each once, got {tuple(languages)}.")
+    steps, finals = (
+        [kind for kind in kinds if all(kind.name in LANGUAGES[name].idioms for name in languages)]
+        for kinds in (steps, finals)
+    )
+    stop_tokens = shared_stop_tokens(languages)
     problems: dict[str, list[Problem]] = {}
     references: dict[str, Program] = {}
     inputs: dict[str, Inputs] = {}
@@ -134,7 +146,10 @@ def make_family(
             # Kinds whose problems are often refused are drawn more often, so that all become about equally common.
             made.update(composition(reference))
             weights = [1 / (1 + made[step.name]) ** 2 for step in steps]
-            problem = _problem(f"lists_{split}_{len(problems[split]):05d}", reference, chosen, rng)
+            number = len(problems[split])
+            language = languages[number % len(languages)]
+            tag = "" if tuple(languages) == ("py",) else f"{language}_"
+            problem = _problem(f"lists_{tag}{split}_{number:05d}", language, stop_tokens, reference, chosen, rng)
             problems[split].append(problem)
             references[problem.name], inputs[problem.name] = reference, chosen
     return Family(tuple(problems["train"]), tuple(problems["dev"]), tuple(problems["test"]), references, inputs)
@@ -189,13 +204,15 @@ def _candidate_inputs(reference: Program, rng: random.Random) -> Iterator[tuple[
             yield tuple(x)
 
 
-def _problem(name: str, reference: Program, inputs: Inputs, rng: random.Random) -> Problem:
+def _problem(
+    name: str, language: str, stop_tokens: tuple[str, ...], reference: Program, inputs: Inputs, rng: random.Random
+) -> Problem:
     english = " ".join(rng.choice(call.kind.english).format(k=call.constant) for call in reference)
     # A short example costs few tokens; one whose answer is 0 would tell little.
     examples = [[rng.randint(0, 9) for _ in range(rng.randint(2, 3))] for _ in range(12)]
     answer, example = min(((run(reference, x), x) for x in examples), key=lambda e: (e[0] == 0, len(f"{e[0]}{e[1]}")))
-    prompt = f'def f(x):\n    """{english}\n    >>> f({example})\n    {answer}\n    """\n'
-    checks = "".join(f"    assert candidate({list(x)}) == {run(reference, x)}\n" for x in inputs)
-    tests = f"\ndef check(candidate):\n{checks}\ncheck(f)\n"
+    form = LANGUAGES[language]
+    prompt = form.prompt % (english, form.list_of(example), form.answer % answer)
+    tests = form.tests % "".join(form.assertion % (form.list_of(x), form.answer % run(reference, x)) for x in inputs)
     digest = hashlib.blake2b((prompt + tests).encode(), digest_size=4).hexdigest()
-    return Problem(f"{name}_{digest}", "py", prompt, tests, STOP_TOKENS)
+    return Problem(f"{name}_{digest}", language, prompt, tests, stop_tokens)
