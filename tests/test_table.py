@@ -585,8 +585,8 @@ def test_markdown_has_pass_at_k_once_a_policy_and_languages_where_there_are_seve
     lines = page.split("## pass@k\n\n")[1].splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:4]]
     assert cells[0] == ["policy", "k = 1", "k = 2", "k = 4", "k = 8"]
-    for row, arm in ((cells[2], "sft"), (cells[3], "ppo")):
-        assert row == [arm, *(found.figure(arm, "oracle", k).text() for k in (1, 2, 4, 8))]
+    for row, name, arm in ((cells[2], "SFT", "sft"), (cells[3], "PPO", "ppo")):
+        assert row == [name, *(found.figure(arm, "oracle", k).text() for k in (1, 2, 4, 8))]
     assert "## By language\n\n| arm | cpp | py |" in page
     figure, auc = found.figure("hard", "reranker", language="py"), found.discrimination("hard", "auc", language="py")
     assert f"{figure.text()}, {statistics.decimal(auc.value)} |" in page

@@ -159,9 +159,9 @@ def reliability(results: Results) -> str:
             said = f"error {decimal(error.value)}" if error else ""
             axes.text(0.02, 0.97, said, transform=axes.transAxes, va="top", color=_COLOURS["muted"])
             axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_locator(MaxNLocator(5))
-                axis.set_major_formatter(FuncFormatter(lambda v, _: decimal(v)[:-2] if 0 < v < 1 else f"{v:.0f}"))
+            ticks = [i / 5 for i in range(6)], ["0", ".2", ".4", ".6", ".8", "1"]
+            axes.set_xticks(*ticks)
+            axes.set_yticks(*ticks)
         figure.supxlabel("probability of passing, by the score", fontsize=8, color=_COLOURS["muted"])
         figure.supylabel("share that passes", fontsize=8, color=_COLOURS["muted"])
         return _svg(figure, "Reliability: pass rate against predicted probability, for each arm")

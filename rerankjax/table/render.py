@@ -1,5 +1,6 @@
 """The table and the claims for the terminal; with pass@k, languages and costs in Markdown."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
@@ -84,11 +85,12 @@ def _cell(cell: Estimate | None) -> Text:
 
 
 def pass_at_k_rows(results: Results) -> list[tuple[str, list[Estimate]]]:
-    """One row a policy: its name, and pass@k for the k of `sample_counts`."""
+    """One row a policy: its label, and pass@k for the k of `sample_counts`."""
+    counts = sample_counts(results.samples)
     first = {arm.policy: arm.arm for arm in reversed(results.arms)}
     return [
-        (policy, [results.figure(first[policy], "oracle", k) for k in sample_counts(results.samples)])
-        for policy in dict.fromkeys(arm.policy for arm in results.arms)
+        (re.sub(", reranker [0-9]", "", ARMS[arm]), [results.figure(arm, "oracle", k) for k in counts])
+        for arm in reversed(first.values())
     ]
 
 

@@ -28,7 +28,7 @@ _LANGUAGES = "Share of problems that the reranker's choice solves, and below it 
 def pass_at_k(results: Results) -> str:
     """One row a policy, one column a k."""
     header = ["samples of", *(f"pass@{k}" for k in sample_counts(results.samples))]
-    rows = [[text(policy), *(cell(e) for e in estimates)] for policy, estimates in pass_at_k_rows(results)]
+    rows = [[policy, *(cell(e) for e in estimates)] for policy, estimates in pass_at_k_rows(results)]
     return table("figures", header, rows)
 
 
