@@ -176,6 +176,30 @@ def score_cost(
     return reading + behind
 
 
+def sampling_seconds(
+    config: ModelConfig,
+    chip: Chip,
+    prompts: int,
+    prompt_length: int,
+    samples: int,
+    length: int,
+    *,
+    chips: int = 1,
+    dtype_bytes: int = 2,
+) -> float:
+    """The least time to read `prompts` prompts once and draw `samples` completions of `length` tokens behind each.
+
+    All are drawn side by side. A prompt's reading gives the first token, each of the others takes a step.
+    """
+    total = seconds(prefill_cost(config, prompts, prompt_length, dtype_bytes=dtype_bytes), chip, chips)
+    for own in range(1, length):
+        step = decode_cost(
+            config, prompts * samples, own, prefix=prompt_length, prefixes=prompts, dtype_bytes=dtype_bytes
+        )
+        total += seconds(step, chip, chips)
+    return total
+
+
 def train_step_cost(
     config: ModelConfig,
     batch: int,
