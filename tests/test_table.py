@@ -12,12 +12,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rerankjax.table import claims, markup, plots, render, report, results, selection, statistics
+from rerankjax.table import calibration, claims, markup, plots, render, report, results, selection, statistics
 from rerankjax.table.evaluation import ARMS, Evaluation
 from rerankjax.table.summary import summarise
 
 
-def evaluation(seed: int = 0, arm: str = "sft", problems: int = 40, n: int = 8, gain: float = 1.0) -> Evaluation:
+def evaluation(
+    seed: int = 0,
+    arm: str = "sft",
+    problems: int = 40,
+    n: int = 8,
+    gain: float = 1.0,
+    languages: tuple[str, ...] = ("py",),
+) -> Evaluation:
     """Made-up samples: the policy decides what was sampled, `gain` how well the reranker tells."""
     policy = f"ppo2/{arm[:-4]}" if arm.endswith("+ppo") else arm if arm in ("sft", "ppo") else "ppo"
     rng = np.random.default_rng([seed, *policy.encode()])
@@ -31,13 +38,17 @@ def evaluation(seed: int = 0, arm: str = "sft", problems: int = 40, n: int = 8, 
         arm=arm,
         policy=policy,
         reranker=arm,
-        problems=tuple(f"p{i}" for i in range(problems)),
+        problems=tuple(f"p{seed}_{i}" for i in range(problems)),
         programs=tuple(tuple(f"return {v}" for v in row) for row in program),
         passed=passed,
         scores=scores,
         log_probabilities=log_probabilities,
         lengths=rng.integers(5, 20, size=(problems, n)),
         lam=0.5,
+        platt=calibration.fit_platt(passed, scores),
+        languages=tuple(languages[i % len(languages)] for i in range(problems)),
+        sampling_seconds=problems * 0.5,
+        scoring_seconds=problems * 0.25,
     )
 
 
@@ -119,6 +130,34 @@ def test_choose_lambda_by_hand_and_prefers_less_of_it() -> None:
     assert selection.choose_lambda(passed, scores, np.zeros((2, 2)), [2.0, -1.0, 0.0]) == 0.0
 
 
+def test_an_answer_is_one_sample_by_hand() -> None:
+    e = dataclasses.replace(
+        evaluation(problems=2, n=4),
+        programs=(("a", "b", "b", "c"), ("a", "b", "c", "d")),
+        passed=np.array([[True, False, False, True], [False, True, True, False]]),
+        scores=np.array([[1.0, 2.0, 0.0, 2.0], [0.0, 0.0, 3.0, 0.0]]),
+        log_probabilities=np.array([[-1.0, -9.0, -9.0, -2.0], [-1.0, -2.0, -3.0, -4.0]]),
+        lam=1.0,
+    )
+    expected = {
+        "random": [True, False],  # the first
+        "log_probability": [True, False],
+        "majority": [False, False],  # b; the first of four that are all different
+        "reranker": [False, True],  # the earlier of two that tie
+        "reranker+log_probability": [True, True],  # 0, -7, -9, 0 and -1, -2, 0, -4
+        "oracle": [True, True],
+    }
+    assert {rule: selection.answers(e, rule).tolist() for rule in selection.RULES} == expected
+    with pytest.raises(ValueError, match="choose one of random"):
+        selection.answers(e, "best")
+
+
+def test_answers_agree_with_expectations_where_nothing_ties() -> None:
+    e = evaluation()
+    for rule in ("log_probability", "reranker", "reranker+log_probability", "oracle"):
+        np.testing.assert_array_equal(selection.answers(e, rule), selection.solved(e, rule))
+
+
 def test_bad_samples_are_refused_with_their_place() -> None:
     e = evaluation()
     scores = e.scores.copy()
@@ -133,6 +172,12 @@ def test_bad_samples_are_refused_with_their_place() -> None:
         dataclasses.replace(e, arm="third")
     with pytest.raises(ValueError, match="lengths has shape"):
         dataclasses.replace(e, lengths=e.lengths[:, 1:])
+    with pytest.raises(ValueError, match=r"languages are 39; give one for each of 40"):
+        dataclasses.replace(e, languages=e.languages[1:])
+    with pytest.raises(ValueError, match=r"scoring_seconds is -1\.0"):
+        dataclasses.replace(e, scoring_seconds=-1.0)
+    with pytest.raises(ValueError, match=r"platt is .*nan"):
+        dataclasses.replace(e, platt=calibration.Platt(float("nan"), 0.0))
     with pytest.raises(ValueError, match="m is 9; choose 1 to 8"):
         selection.solved(e, "reranker", 9)
     with pytest.raises(ValueError, match="choose one of random"):
@@ -232,6 +277,92 @@ def test_decimal(value: float, sign: str, text: str) -> None:
     assert statistics.decimal(value, sign) == text
 
 
+@pytest.mark.parametrize(
+    ("alone", "baseline_alone", "p"),
+    [
+        (0, 0, 1.0),
+        (3, 3, 1.0),
+        (5, 0, 2 / 32),
+        (8, 2, 2 * (1 + 10 + 45) / 1024),
+        (2, 8, 2 * (1 + 10 + 45) / 1024),
+        (3000, 0, 0.0),  # beyond what a float holds on the way
+    ],
+)
+def test_mcnemar_by_hand(alone: int, baseline_alone: int, p: float) -> None:
+    assert statistics.mcnemar(alone, baseline_alone) == pytest.approx(p, abs=1e-15)
+
+
+def test_mcnemar_rejects_as_often_as_it_says() -> None:
+    """Two equally good answers: of all splits, those with p <= .05 have at most that probability, and nearly."""
+    n = 200
+    rejected = sum(math.comb(n, i) for i in range(n + 1) if statistics.mcnemar(i, n - i) <= 0.05)
+    assert 0.03 < rejected / 2**n <= 0.05
+
+
+# Calibration
+
+
+def test_platt_finds_the_sigmoid_that_made_the_samples() -> None:
+    rng = np.random.default_rng(0)
+    scores = 3 * rng.normal(size=(4000, 10)) + 50
+    passed = rng.random(scores.shape) < 1 / (1 + np.exp(-(0.8 * scores - 41)))
+    platt = calibration.fit_platt(passed, scores)
+    assert platt.slope == pytest.approx(0.8, rel=0.03)
+    assert platt.intercept == pytest.approx(-41, rel=0.03)
+    # At the optimum the sums of predictions and targets agree, alone and weighted by the score.
+    residual = platt.probabilities(scores) - passed
+    assert abs(residual.mean()) < 1e-4
+    assert abs((residual * (scores - 50)).mean()) < 1e-3
+
+
+def test_platt_by_hand() -> None:
+    # Two scores, so the sigmoid goes through the targets' means: 0 holds two incorrect, 1 a correct and an incorrect.
+    passed, scores = np.array([[False, False, True, False]]), np.array([[0.0, 0.0, 1.0, 1.0]])
+    platt = calibration.fit_platt(passed, scores)
+    np.testing.assert_allclose(platt.probabilities(np.array([0.0, 1.0])), [1 / 5, (2 / 3 + 1 / 5) / 2], atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e6])
+def test_platt_is_finite_where_scores_separate_or_nothing_passes(scale: float) -> None:
+    scores = scale * np.arange(12.0).reshape(3, 4)
+    for passed in (scores > 5 * scale, np.zeros((3, 4), bool), np.ones((3, 4), bool)):
+        p = calibration.fit_platt(passed, scores).probabilities(scores)
+        assert np.isfinite(p).all()
+        assert (p[passed].min() if passed.any() else 1) > (p[~passed].max() if (~passed).any() else 0)
+    same = calibration.fit_platt(scores > 5 * scale, np.full((3, 4), 7.0))
+    assert same.slope == 0.0
+    assert same.probabilities(np.array(7.0)) == pytest.approx(0.5)
+
+
+def test_reliability_and_its_error_by_hand() -> None:
+    passed = np.array([[True, True, False, False], [False, True, False, True]])
+    probabilities = np.array([[0.95, 0.92, 0.91, 0.12], [0.14, 0.98, 0.11, 1.0]])
+    low, high = calibration.reliability([passed], [probabilities])
+    assert (low.start, low.share, low.value, high.start, high.share, high.value) == (0.1, 0.375, 0, 0.9, 0.625, 0.8)
+    assert low.predicted == pytest.approx((0.12 + 0.14 + 0.11) / 3, abs=1e-6)
+    assert high.predicted == pytest.approx((0.95 + 0.92 + 0.91 + 0.98 + 1.0) / 5, abs=1e-6)
+    error = calibration.expected_calibration_error([passed], [probabilities])
+    assert error.value == pytest.approx((0.37 + abs(4.76 - 4)) / 8, abs=1e-6)
+    # Of two seeds, the error is the mean of theirs; the bins are of all their samples.
+    both = [passed, ~passed], [probabilities, probabilities]
+    assert calibration.expected_calibration_error(*both).value == pytest.approx(
+        (error.value + (3 - 0.37 + abs(4.76 - 1)) / 8) / 2, abs=1e-6
+    )
+    assert [b.value for b in calibration.reliability(*both)] == [0.5, 0.5]
+
+
+def test_a_perfect_forecast_has_hardly_an_error_and_a_bold_one_has() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.random((500, 8))
+    passed = rng.random(p.shape) < p
+    assert calibration.expected_calibration_error([passed], [p]).value < 0.03
+    bold = 1 / (1 + ((1 - p) / p) ** 3)
+    found = calibration.expected_calibration_error([passed], [bold])
+    assert found.low > 0.1
+    for b in calibration.reliability([passed], [p]):
+        assert b.low < b.predicted < b.high
+
+
 # Results and claims
 
 ONE_ITERATION = ("sft", "ppo", "control", "random", "hard", "self_training")
@@ -276,7 +407,7 @@ def test_results_survive_the_file(summary: results.Results, tmp_path) -> None:
     # One row a line, so that a diff of two runs reads well.
     assert len(path.read_text().splitlines()) > len(summary.figures)
     for broken, said in (
-        (lambda f: f.update(version=2), "version is 2"),
+        (lambda f: f.update(version=1), "version is 1"),
         (lambda f: f.pop("seeds"), "seeds"),
         (lambda f: f["figures"][0].pop("low"), "low"),
         (lambda f: f.update(extra=1), "extra"),
@@ -300,6 +431,71 @@ def test_claims_get_the_verdict_of_their_interval(summary: results.Results) -> N
     assert findings["Reranking"].difference.value == pytest.approx(reranking, abs=2e-6)
     assert "above 0 in 2 of 2 seeds" in findings["Reranking"].text()
     assert claims.tally(claims.judge(summary)).endswith("; 6 not run")
+
+
+def test_differences_carry_mcnemars_test(summary: results.Results) -> None:
+    both = [(evaluation(s, "hard", gain=2.0), evaluation(s, "ppo", gain=0.0)) for s in (0, 1)]
+    answers = [(selection.answers(a, "reranker"), selection.answers(b, "reranker")) for a, b in both]
+    rows = {
+        d.seed: d
+        for d in summary.differences
+        if (d.arm, d.rule, d.baseline_arm, d.baseline_rule) == ("hard", "reranker", "ppo", "reranker")
+    }
+    for seed, (a, b) in enumerate(answers):
+        assert (rows[seed].alone, rows[seed].baseline_alone) == ((a & ~b).sum(), (~a & b).sum())
+        assert rows[seed].p_value == statistics.mcnemar(rows[seed].alone, rows[seed].baseline_alone)
+    # These seeds' problems have names of their own, so that they are trials of their own.
+    assert rows[None].alone == rows[0].alone + rows[1].alone
+    assert rows[None].p_value == statistics.mcnemar(rows[None].alone, rows[None].baseline_alone)
+    (finding,) = [f for f in claims.judge(summary) if f.claim.title == "Retraining on hard negatives"]
+    assert finding.alone() == f"{rows[None].alone} : {rows[None].baseline_alone}"
+    assert finding.p_value() == "<.001"
+
+
+def test_seeds_on_the_same_problems_have_no_p_value_together() -> None:
+    again = dataclasses.replace(evaluation(1), problems=evaluation(0).problems)
+    pooled, first, second = summarise([evaluation(0), again], "").differences
+    assert (pooled.seed, pooled.p_value) == (None, None)
+    assert first.p_value is not None
+    assert second.p_value is not None
+    assert claims.judge(summarise([evaluation(0), again], ""))[0].p_value() == ""
+
+
+def test_figures_by_language_are_those_of_its_problems_alone() -> None:
+    languages = ("cpp", "py", "rs")
+    whole = [evaluation(s, languages=languages) for s in (0, 1)]
+    found = summarise(whole, "")
+    assert found.languages == languages
+    alone = summarise([e.of_language("py") for e in whole], "")
+    assert alone.languages == ("py",)
+    assert alone.problems == (13, 13)
+    for rule in selection.RULES:
+        here = found.figure("sft", rule, language="py")
+        assert here.text() == alone.figure("sft", rule).text()
+    assert found.discrimination("sft", "auc", language="py").text() == alone.discrimination("sft", "auc").text()
+    assert not [f for f in alone.figures if f.language]
+    sizes = {"cpp": 14, "py": 13, "rs": 13}
+    mean = sum(found.figure("sft", "reranker", language=name).value * size for name, size in sizes.items()) / 40
+    assert mean == pytest.approx(found.figure("sft", "reranker").value, abs=1e-5)
+    with pytest.raises(ValueError, match=r"language 'java'; this run has .* the languages cpp, py, rs"):
+        found.figure("sft", "reranker", language="java")
+    with pytest.raises(ValueError, match="seed 1, arm 'sft': the languages py, other evaluations have cpp, py, rs"):
+        summarise([whole[0], evaluation(1)], "")
+
+
+def test_costs_are_of_a_problem() -> None:
+    e = evaluation(problems=3, n=2)
+    e = dataclasses.replace(
+        e,
+        lengths=np.array([[10, 20], [30, 40], [50, 60]]),
+        scores=np.array([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0]]),
+        sampling_seconds=6.0,
+        scoring_seconds=0.0,
+    )
+    found = summarise([e], "").cost("sft")
+    assert (found.tokens, found.chosen_tokens) == (35, pytest.approx((20 + 30 + 55) / 3, abs=1e-6))
+    assert (found.sampling_seconds, found.scoring_seconds) == (2.0, None)
+    assert "not measured" in render.markdown(summarise([e], ""))
 
 
 def test_a_worse_arm_contradicts() -> None:
@@ -337,7 +533,7 @@ def test_a_model_that_solves_nothing_has_zeros_and_no_auc(tmp_path) -> None:
     e = evaluation()
     nothing = summarise([dataclasses.replace(e, passed=np.zeros_like(e.passed))], "")
     assert {(f.value, f.low, f.high) for f in nothing.figures} == {(0.0, 0.0, 0.0)}
-    assert nothing.discriminations == ()
+    assert {d.measure for d in nothing.discriminations} == {"expected_calibration_error"}
     assert nothing.discrimination("sft", "auc") is None
     results.save(nothing, tmp_path / "results.json")
     assert results.load(tmp_path / "results.json") == nothing
@@ -370,13 +566,30 @@ def test_a_pipe_gets_a_wide_plain_table(summary: results.Results) -> None:
 
 
 def test_markdown_has_one_row_an_arm_and_repeats_no_sample_figure(summary: results.Results) -> None:
-    lines = render.markdown(summary).splitlines()
+    page, *others = render.markdown(summary).split("\n## ")
+    assert [part.splitlines()[0] for part in others] == ["pass@k", "Rerankers", "Quality and cost", "Claims"]
+    for part in others:
+        assert len({line.count("|") for line in part.splitlines() if line.startswith("|")}) == 1
+    lines = page.splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert {len(row) for row in rows} == {8}
     assert [row[0] for row in rows[2:]] == [ARMS[arm] for arm in ONE_ITERATION]
     assert rows[2][1] == summary.figure("sft", "random").text()
     # control, random, hard and self_training choose among the samples of the row of ppo.
     assert [row[1] == '"' for row in rows[2:]] == [False, False, True, True, True, True]
+
+
+def test_markdown_has_pass_at_k_once_a_policy_and_languages_where_there_are_several() -> None:
+    found = summarise([evaluation(0, arm, languages=("cpp", "py")) for arm in ("sft", "ppo", "hard")], "")
+    page = render.markdown(found)
+    lines = page.split("## pass@k\n\n")[1].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:4]]
+    assert cells[0] == ["policy", "k = 1", "k = 2", "k = 4", "k = 8"]
+    for row, name, arm in ((cells[2], "SFT", "sft"), (cells[3], "PPO", "ppo")):
+        assert row == [name, *(found.figure(arm, "oracle", k).text() for k in (1, 2, 4, 8))]
+    assert "## By language\n\n| arm | cpp | py |" in page
+    figure, auc = found.figure("hard", "reranker", language="py"), found.discrimination("hard", "auc", language="py")
+    assert f"{figure.text()}, {statistics.decimal(auc.value)} |" in page
 
 
 class Page(HTMLParser):
@@ -446,6 +659,12 @@ def test_the_report_holds_the_table_the_claims_and_every_figure(page: str, summa
         assert finding.interval() in parsed.words
     labels = [value for name, value in parsed.attributes if name == "aria-label"]
     assert "PPO training curves" in labels
+    assert "Reliability: pass rate against predicted probability, for each arm" in labels
+    for _, estimates in render.pass_at_k_rows(summary):
+        assert all(statistics.decimal(e.value) in parsed.words for e in estimates)
+    for arm in ONE_ITERATION:
+        assert summary.discrimination(arm, "expected_calibration_error").text() in parsed.words
+    assert "By language" not in parsed.words
     assert "1 min 01 s" in parsed.words
 
 
@@ -470,6 +689,16 @@ def test_a_report_of_one_arm_that_solves_nothing() -> None:
     assert "0.0%" in page
     assert "nan" not in Page(page).words.lower()
     assert "| undefined |" in render.markdown(summarise([e], ""))
+
+
+def test_a_report_of_several_languages_has_each() -> None:
+    of_languages = [evaluation(0, arm, languages=("cpp", "py")) for arm in ("sft", "ppo")]
+    found = summarise(of_languages, "")
+    words = Page(report.report(found, of_languages, RUN)).words
+    assert "By language" in words
+    for arm in ("sft", "ppo"):
+        for language in ("cpp", "py"):
+            assert statistics.decimal(found.figure(arm, "reranker", language=language).value) in words
 
 
 def test_long_blocks_are_cut_where_they_matter_least() -> None:

@@ -31,7 +31,7 @@ from rerankjax.loop.execution import execute
 from rerankjax.loop.experiment import ConfigError, Experiment, TrainingConfig
 from rerankjax.loop.hosts import exchange, is_first, own_copy, own_mesh, share
 from rerankjax.loop.metrics import write_waits
-from rerankjax.loop.rundir import recovery_of, write_stage
+from rerankjax.loop.rundir import recovery_of, stage_seconds, write_stage
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.lora import attach, attach_trunk
 from rerankjax.pairs.mining import Pair, grow, pair_up, split, write_pairs
@@ -50,6 +50,7 @@ from rerankjax.problems.problem import (
 from rerankjax.progress import progress
 from rerankjax.prompts.tokenizer import encode_completions, load_tokenizer, train_tokenizer
 from rerankjax.reranker.rerank import Reranker
+from rerankjax.table.calibration import fit_platt
 from rerankjax.table.evaluation import Evaluation
 from rerankjax.table.selection import choose_lambda
 
@@ -334,24 +335,31 @@ def ppo_policy(run: SeedRun, name: str, sft: Params, reranker: Params, reference
 
 
 def evaluate(run: SeedRun, arm: str, policy: str, policy_params: Params, reranker: str, params: Params) -> Evaluation:
-    """The policy's test samples, executed and scored, with lambda chosen on the dev split."""
+    """The policy's test samples, executed and scored; lambda and probabilities are fitted to the dev split."""
+    e = run.experiment
     dev = candidates(run, policy, policy_params, "dev")
-    dev_grid = _grid(dev, run.experiment.candidates.dev)
+    dev_grid = _grid(dev, e.candidates.dev)
     dev_scores = scores(run, reranker, params, policy, "dev", dev).reshape(dev_grid["passed"].shape)
-    lam = choose_lambda(dev_grid["passed"], dev_scores, dev_grid["log_probabilities"], run.experiment.lambdas)
     test = candidates(run, policy, policy_params, "test")
-    grid = _grid(test, run.experiment.candidates.test)
-    n = run.experiment.candidates.test
+    grid, n = _grid(test, e.candidates.test), e.candidates.test
+    problems = tuple(c.problem for c in test[::n])
+    language_of = {p.name: p.language for p in run.problems["test"]}
     return Evaluation(
         seed=run.seed,
         arm=arm,
         policy=policy,
         reranker=reranker,
-        problems=tuple(c.problem for c in test[::n]),
+        problems=problems,
         programs=tuple(tuple(c.completion for c in test[i : i + n]) for i in range(0, len(test), n)),
+        passed=grid["passed"],
         scores=scores(run, reranker, params, policy, "test", test).reshape(grid["passed"].shape),
-        lam=lam,
-        **grid,
+        log_probabilities=grid["log_probabilities"],
+        lengths=grid["lengths"],
+        lam=choose_lambda(dev_grid["passed"], dev_scores, dev_grid["log_probabilities"], e.lambdas),
+        platt=fit_platt(dev_grid["passed"], dev_scores),
+        languages=tuple(language_of[name] for name in problems),
+        sampling_seconds=stage_seconds(run.root / "candidates" / f"{policy}-test"),
+        scoring_seconds=stage_seconds(run.root / "scores" / reranker / f"{policy}-test"),
     )
 
 

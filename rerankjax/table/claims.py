@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rerankjax.table.results import Difference, Results
+from rerankjax.table.statistics import decimal
 
 Verdict = Literal["shown", "contradicted", "not shown", "not run"]
 
@@ -140,6 +141,15 @@ class Finding:
     def interval(self) -> str:
         """`+.104 [+.071, +.137]`, or nothing where the claim was not run."""
         return self.difference.text("+") if self.difference else ""
+
+    def p_value(self) -> str:
+        """`.005`, `<.001`, or nothing where there is none."""
+        p = self.difference.p_value if self.difference else None
+        return "" if p is None else "<.001" if p < 0.001 else decimal(p)
+
+    def alone(self) -> str:
+        """`31 : 12`: problems that the claim's first alone solves, and its second alone."""
+        return f"{self.difference.alone} : {self.difference.baseline_alone}" if self.difference else ""
 
     def seeds_above(self) -> str:
         """`2 of 3`: in how many seeds the difference itself is above 0."""

@@ -139,6 +139,34 @@ def score_distributions(evaluations: Sequence[Evaluation], results: Results) -> 
         return _svg(figure, "Reranker scores of correct and incorrect samples, for each arm")
 
 
+def reliability(results: Results) -> str:
+    """Pass rate against the probability that a score stands for, one panel an arm; areas are the bins' shares."""
+    with matplotlib.rc_context(_STYLE):
+        figure, panels = _panels(len(results.arms), height=2.4, sharey=True)
+        for arm, axes in zip(results.arms, panels, strict=True):
+            bins = [b for b in results.reliabilities if b.arm == arm.arm]
+            predicted, rate = [b.predicted for b in bins], [b.value for b in bins]
+            # A bootstrap interval may leave its own estimate out by a rounding error.
+            below = [max(0.0, b.value - b.low) for b in bins]
+            above = [max(0.0, b.high - b.value) for b in bins]
+            axes.plot([0, 1], [0, 1], color=_COLOURS["grey"], linestyle=":", linewidth=1.3)
+            axes.errorbar(predicted, rate, (below, above), fmt="none", ecolor=_COLOURS["blue"], elinewidth=1, alpha=0.6)
+            axes.plot(predicted, rate, color=_COLOURS["blue"], linewidth=1, alpha=0.5)
+            areas = [8 + 250 * b.share for b in bins]
+            axes.scatter(predicted, rate, s=areas, color=_COLOURS["blue"], zorder=3, linewidths=0)
+            error = results.discrimination(arm.arm, "expected_calibration_error")
+            axes.set_title(_two_lines(ARMS[arm.arm]))
+            said = f"error {decimal(error.value)}" if error else ""
+            axes.text(0.02, 0.97, said, transform=axes.transAxes, va="top", color=_COLOURS["muted"])
+            axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+            ticks = [i / 5 for i in range(6)], ["0", ".2", ".4", ".6", ".8", "1"]
+            axes.set_xticks(*ticks)
+            axes.set_yticks(*ticks)
+        figure.supxlabel("probability of passing, by the score", fontsize=8, color=_COLOURS["muted"])
+        figure.supylabel("share that passes", fontsize=8, color=_COLOURS["muted"])
+        return _svg(figure, "Reliability: pass rate against predicted probability, for each arm")
+
+
 def ppo_curves(curves: Sequence[Curve]) -> str:
     """Score, KL, dev pass rate and length against the PPO step: thin lines are seeds, thick ones their mean."""
     keys = {

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rerankjax.table import plots
+from rerankjax.table import plots, sections
 from rerankjax.table.claims import Finding, judge, tally
 from rerankjax.table.evaluation import ARMS, Evaluation
 from rerankjax.table.markup import block, figure, folded, section, table, text
-from rerankjax.table.render import caption, table_rows
+from rerankjax.table.render import ALONE, caption, table_rows
 from rerankjax.table.results import Results
-from rerankjax.table.selection import RULES, choice_probabilities
+from rerankjax.table.selection import RULES
 from rerankjax.table.statistics import Estimate, decimal
 
 _RULE_HEADS = [name.replace("lambda", "λ") for name in RULES.values()]
@@ -62,23 +62,30 @@ def report(
       are shown; a policy in the page forbids scripts and fetches besides.
     """
     findings = judge(results)
-    sections = [
+    parts = [
         section("What this run shows", _claims(findings)),
         section("The table", _table(results)),
-        section("Choosing among more samples", figure(plots.solved_share(results), _SOLVED_SHARE)),
+        section(
+            "Choosing among more samples",
+            figure(plots.solved_share(results), _SOLVED_SHARE) + sections.pass_at_k(results),
+        ),
         section(
             "Telling correct from incorrect",
-            figure(plots.score_distributions(evaluations, results), _DISTRIBUTIONS) + _rerankers(results, evaluations),
+            figure(plots.score_distributions(evaluations, results), _DISTRIBUTIONS) + sections.rerankers(results),
         ),
+        section("Believing a score", figure(plots.reliability(results), sections.RELIABILITY)),
     ]
+    if len(results.languages) > 1:
+        parts.append(section("By language", sections.languages(results)))
+    parts.append(section("Quality and cost", sections.costs(results)))
     if ppo:
-        sections.append(section("PPO", figure(plots.ppo_curves(ppo), _PPO)))
+        parts.append(section("PPO", figure(plots.ppo_curves(ppo), _PPO)))
     if losses:
-        sections.append(section("Training losses", figure(plots.loss_curves(losses), _SEEDS)))
+        parts.append(section("Training losses", figure(plots.loss_curves(losses), _SEEDS)))
     if negatives:
         gallery = f"<p>{_NEGATIVES}</p>" + "".join(_negative(negative) for negative in negatives)
-        sections.append(section("The hardest negatives", gallery))
-    sections.append(section("The run", _run(run, results)))
+        parts.append(section("The hardest negatives", gallery))
+    parts.append(section("The run", _run(run, results)))
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     return f"""<!doctype html>
 <html lang="en">
@@ -93,7 +100,7 @@ def report(
 </head>
 <body><main>
 {_headline(results, findings)}
-{"".join(sections)}</main></body>
+{"".join(parts)}</main></body>
 </html>
 """
 
@@ -118,12 +125,7 @@ _TABLE = (
 _CLAIMS = (
     "Each claim is a difference between two shares of solved problems, taken on the same problems. It counts as shown "
     "if the whole 95% interval lies above 0, as contradicted if it lies below, and as not shown if it holds 0. "
-    "Intervals speak of other problems of this kind, not of other training runs; the last column is for those."
-)
-_RERANKERS = (
-    "Pairwise accuracy compares samples of one problem only, which is what choosing needs. λ, the weight of the "
-    "log-probability, was chosen on the dev split. If chosen samples are much longer or shorter than the rest, the "
-    "reranker may go by length."
+    "Intervals speak of other problems of this kind, not of other training runs; for those there is each seed's own."
 )
 
 
@@ -159,9 +161,10 @@ def _claims(findings: tuple[Finding, ...]) -> str:
             continue
         kind = f.verdict.replace(" ", "-")
         chip = f'<span class="chip {kind}">{f.verdict}</span>'
-        rows.append([chip, said, _whisker(f.difference, kind, low, high), f.interval(), f.seeds_above()])
-    header = ["here", "claim", "difference", "with its interval", "seeds &gt; 0"]
-    page = f"<p>{_CLAIMS}</p>{table('claims', header, rows)}"
+        whisker = _whisker(f.difference, kind, low, high)
+        rows.append([chip, said, whisker, f.interval(), f.seeds_above(), f.alone(), text(f.p_value())])
+    header = ["here", "claim", "difference", "with its interval", "seeds &gt; 0", "alone", "p"]
+    page = f'<p>{_CLAIMS}</p>{table("claims", header, rows)}<p class="note">{ALONE}</p>'
     return page + (folded("Claims that this config did not run", f"<ul>{absent}</ul>") if absent else "")
 
 
@@ -180,8 +183,8 @@ def _table(results: Results) -> str:
     best = max(cell.value for _, cells, _ in arms for cell in cells[:-1] if cell)
     rows = []
     for label, (*cells, oracle), auc in arms:
-        shown = [_cell(cell, bold=cell is not None and cell.value == best) for cell in cells]
-        rows.append([label, *shown, _cell(oracle), _cell(auc) if auc else "undefined"])
+        shown = [sections.cell(cell, bold=cell is not None and cell.value == best) for cell in cells]
+        rows.append([label, *shown, sections.cell(oracle), sections.cell(auc) if auc else "undefined"])
     page = table("figures", ["samples, reranker", *_RULE_HEADS, "AUC"], rows)
     page += f'<p class="note">{caption(results)} {_TABLE}</p>'
     if len(results.seeds) == 1:
@@ -192,26 +195,6 @@ def _table(results: Results) -> str:
         for seed in results.seeds
     ]
     return page + folded("Each seed alone", table("figures", ["samples, reranker", "seed", *_RULE_HEADS], by_seed))
-
-
-def _cell(cell: Estimate | None, bold: bool = False) -> str:
-    if cell is None:
-        return "″"
-    value = f"<b>{decimal(cell.value)}</b>" if bold else decimal(cell.value)
-    return f"{value}<small>{decimal(cell.low)} to {decimal(cell.high)}</small>"
-
-
-def _rerankers(results: Results, evaluations: Sequence[Evaluation]) -> str:
-    rows = []
-    for arm in results.arms:
-        measures = [results.discrimination(arm.arm, measure) for measure in ("auc", "pairwise_accuracy")]
-        of_arm = [e for e in evaluations if e.arm == arm.arm]
-        drawn = sum(e.lengths.mean() for e in of_arm) / len(of_arm)
-        chosen = sum((choice_probabilities(e.scores) * e.lengths).sum(1).mean() for e in of_arm) / len(of_arm)
-        said = [found.text() if found else "undefined" for found in measures]
-        rows.append([ARMS[arm.arm], *said, ", ".join(f"{lam:g}" for lam in arm.lam), f"{drawn:.1f} → {chosen:.1f}"])
-    header = ["samples, reranker", "AUC", "pairwise accuracy", "λ by seed", "mean tokens, all → chosen"]
-    return f'{table("figures", header, rows)}<p class="note">{_RERANKERS}</p>'
 
 
 def _negative(negative: HardNegative) -> str:

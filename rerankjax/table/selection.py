@@ -107,6 +107,30 @@ def solved(evaluation: Evaluation, rule: str, m: int | None = None) -> np.ndarra
     raise ValueError(f"rule is {rule!r}; choose one of {', '.join(RULES)}")
 
 
+def answers(evaluation: Evaluation, rule: str) -> np.ndarray:
+    """Whether the one answer that `rule` gives passes, bool [P]: an actual choice, where `solved` has probabilities.
+
+    The first of a problem's samples stands for a random one, and of samples that tie the earlier is chosen.
+    """
+    e = evaluation
+    match rule:
+        case "random":
+            return e.passed[:, 0]
+        case "oracle":
+            return np.asarray(e.passed.any(1))
+        case "log_probability":
+            scores = e.log_probabilities
+        case "majority":
+            scores = np.array([[row.count(program) for program in row] for row in e.programs])
+        case "reranker":
+            scores = e.scores
+        case "reranker+log_probability":
+            scores = e.scores + e.lam * e.log_probabilities
+        case _:
+            raise ValueError(f"rule is {rule!r}; choose one of {', '.join(RULES)}")
+    return e.passed[np.arange(len(e.passed)), scores.argmax(1)]
+
+
 def choose_lambda(
     passed: np.ndarray, scores: np.ndarray, log_probabilities: np.ndarray, grid: Sequence[float]
 ) -> float:

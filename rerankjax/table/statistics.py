@@ -6,8 +6,10 @@ been drawn once a seed; if they are not, this changes nothing. The intervals spe
 of other training runs; for those look at the seeds beside each other.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
@@ -15,7 +17,7 @@ import numpy as np
 RESAMPLES = 5_000
 
 # Maps weights over problems [R, P], whose rows sum to 1, to R values; equal weights give the estimate itself.
-_Statistic = Callable[[np.ndarray], np.ndarray]
+Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ def decimal(value: float, sign: str = "") -> str:
     return ".000" if text.strip("+-") == ".000" else text
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)  # one for each size, and languages have sizes of their own
 def _resamples(problems: int) -> np.ndarray:
     draws = np.random.default_rng(0).integers(problems, size=(RESAMPLES, problems))
     flat = (draws + problems * np.arange(RESAMPLES)[:, None]).ravel()
@@ -45,27 +47,56 @@ def _resamples(problems: int) -> np.ndarray:
     return (counts / problems).astype(np.float32)
 
 
-def _bootstrap(statistics: Sequence[_Statistic], sizes: Sequence[int]) -> Estimate | None:
+def bootstrap(statistics: Sequence[Statistic], sizes: Sequence[int]) -> Estimate | None:
+    """The mean over seeds of each one's statistic, of `sizes` problems; None where that is undefined."""
     with np.errstate(invalid="ignore"):
         value = np.mean([f(np.full((1, p), 1 / p))[0] for f, p in zip(statistics, sizes, strict=True)])
         if np.isnan(value):
             return None
         replicates = np.mean([f(_resamples(p)) for f, p in zip(statistics, sizes, strict=True)], axis=0)
     low, high = np.nanpercentile(replicates, [2.5, 97.5])
-    # Six decimals are far below the noise and keep the results file readable.
-    return Estimate(value=round(float(value), 6), low=round(float(low), 6), high=round(float(high), 6))
+    return _rounded(float(value), float(low), float(high))
 
 
 def mean_estimate(outcomes: Sequence[np.ndarray]) -> Estimate:
     """The mean of one value per problem, [P] for every seed. For a paired difference give the difference by problem."""
     if not outcomes or any(o.ndim != 1 or o.size == 0 or not np.isfinite(o).all() for o in outcomes):
         raise ValueError("outcomes must be one finite [problems] array for every seed, with at least one problem")
-    estimate = _bootstrap([_mean_statistic(o) for o in outcomes], [o.size for o in outcomes])
+    estimate = bootstrap([_mean_statistic(o) for o in outcomes], [o.size for o in outcomes])
     assert estimate is not None
     return estimate
 
 
-def _mean_statistic(outcome: np.ndarray) -> _Statistic:
+def ratio_estimate(numerators: Sequence[np.ndarray], denominators: Sequence[np.ndarray]) -> Estimate:
+    """The sum of one quantity over that of another, [P] of each for every seed; the second's is not 0."""
+
+    def ratio(weights: Sequence[np.ndarray]) -> np.ndarray:
+        over = sum(w @ n.astype(w.dtype) for w, n in zip(weights, numerators, strict=True))
+        under = sum(w @ d.astype(w.dtype) for w, d in zip(weights, denominators, strict=True))
+        return np.asarray(over / under)
+
+    with np.errstate(invalid="ignore"):
+        value = ratio([np.full((1, len(d)), 1 / len(d)) for d in denominators])[0]
+        low, high = np.nanpercentile(ratio([_resamples(len(d)) for d in denominators]), [2.5, 97.5])
+    return _rounded(value, low, high)
+
+
+def mcnemar(better_alone: int, baseline_alone: int) -> float:
+    """The p-value, two-sided, of McNemar's exact test (1947) on paired outcomes.
+
+    Were the two equally good, each problem that one of them alone solves would be either's with probability 1/2.
+    """
+    n = better_alone + baseline_alone
+    tail = sum(math.comb(n, i) for i in range(min(better_alone, baseline_alone) + 1))
+    return min(1.0, float(Fraction(2 * tail, 2**n)))
+
+
+def _rounded(value: float, low: float, high: float) -> Estimate:
+    # Six decimals are far below the noise and keep the results file readable.
+    return Estimate(value=round(float(value), 6), low=round(float(low), 6), high=round(float(high), 6))
+
+
+def _mean_statistic(outcome: np.ndarray) -> Statistic:
     return lambda weights: weights @ outcome.astype(weights.dtype)
 
 
@@ -80,10 +111,10 @@ def auc(passed: Sequence[np.ndarray], scores: Sequence[np.ndarray]) -> Estimate 
       The AUC, or None if a seed lacks correct or incorrect samples.
     """
     statistics = [_auc_statistic(p, s) for p, s in zip(passed, scores, strict=True)]
-    return _bootstrap(statistics, [len(p) for p in passed])
+    return bootstrap(statistics, [len(p) for p in passed])
 
 
-def _auc_statistic(passed: np.ndarray, scores: np.ndarray) -> _Statistic:
+def _auc_statistic(passed: np.ndarray, scores: np.ndarray) -> Statistic:
     # wins[p, q]: correct samples of problem p that outscore incorrect ones of q, over pairs.
     wins = np.empty((len(passed), len(passed)))
     for q, (row, failed) in enumerate(zip(scores, ~passed, strict=True)):
@@ -106,10 +137,10 @@ def pairwise_accuracy(passed: Sequence[np.ndarray], scores: Sequence[np.ndarray]
     sample weigh the same. Arguments as for `auc`; None if a seed has no such problem.
     """
     statistics = [_pairwise_statistic(p, s) for p, s in zip(passed, scores, strict=True)]
-    return _bootstrap(statistics, [len(p) for p in passed])
+    return bootstrap(statistics, [len(p) for p in passed])
 
 
-def _pairwise_statistic(passed: np.ndarray, scores: np.ndarray) -> _Statistic:
+def _pairwise_statistic(passed: np.ndarray, scores: np.ndarray) -> Statistic:
     pairs = passed[:, :, None] & ~passed[:, None, :]
     wins = (scores[:, :, None] > scores[:, None, :]) + (scores[:, :, None] == scores[:, None, :]) / 2
     count = pairs.sum((1, 2))

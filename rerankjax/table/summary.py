@@ -1,15 +1,15 @@
 """From evaluations to results: every rule of every arm, and the paired differences the claims ask for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 
-from rerankjax.table import statistics
+from rerankjax.table import calibration, statistics
 from rerankjax.table.claims import CLAIMS
 from rerankjax.table.evaluation import ARMS, Evaluation
-from rerankjax.table.results import Arm, Difference, Discrimination, Figure, Results
-from rerankjax.table.selection import RULES, sample_counts, solved
+from rerankjax.table.results import Arm, Cost, Difference, Discrimination, Figure, Reliability, Results
+from rerankjax.table.selection import RULES, answers, choice_probabilities, sample_counts, solved
 
 T = TypeVar("T")
 
@@ -26,52 +26,124 @@ def summarise(evaluations: Sequence[Evaluation], config_digest: str) -> Results:
     """
     by_arm = _check(evaluations)
     seeds = tuple(sorted({e.seed for e in evaluations}))
-    n = evaluations[0].passed.shape[1]
     first = next(iter(by_arm.values()))
-
-    figures, differences, discriminations = [], [], []
-    outcomes: dict[tuple[str, str], list[np.ndarray]] = {}
+    n = first[0].passed.shape[1]
+    languages = tuple(sorted(set(first[0].languages)))
+    figures: list[Figure] = []
+    discriminations: list[Discrimination] = []
+    reliabilities: list[Reliability] = []
+    costs: list[Cost] = []
     for arm, of_arm in by_arm.items():
-        for rule in RULES:
-            for m in sample_counts(n):
-                outcomes[arm, rule] = values = [solved(e, rule, m) for e in of_arm]
-                for seed, group in _mean_and_each(seeds, values):
-                    # A curve is drawn of the mean alone, so a seed's figures are kept at n only. m ends with n.
-                    if seed is None or m == n:
-                        estimate = statistics.mean_estimate(group)
-                        figures.append(Figure(seed=seed, arm=arm, rule=rule, n=m, **vars(estimate)))
-        for measure, measured in (("auc", statistics.auc), ("pairwise_accuracy", statistics.pairwise_accuracy)):
-            for seed, evaluated in _mean_and_each(seeds, of_arm):
-                found = measured([e.passed for e in evaluated], [e.scores for e in evaluated])
-                if found is not None:
-                    discriminations.append(Discrimination(seed=seed, arm=arm, measure=measure, **vars(found)))
-    for claim in CLAIMS:
-        if claim.better not in outcomes or claim.baseline not in outcomes:
-            continue
-        by_seed = [a - b for a, b in zip(outcomes[claim.better], outcomes[claim.baseline], strict=True)]
-        for seed, group in _mean_and_each(seeds, by_seed):
-            differences.append(
-                Difference(
-                    seed=seed,
-                    arm=claim.better[0],
-                    rule=claim.better[1],
-                    baseline_arm=claim.baseline[0],
-                    baseline_rule=claim.baseline[1],
-                    **vars(statistics.mean_estimate(group)),
+        figures += _figures(arm, seeds, of_arm)
+        discriminations += _discriminations(arm, seeds, of_arm)
+        for language in languages if len(languages) > 1 else ():
+            parts = [e.of_language(language) for e in of_arm]
+            for rule in RULES:
+                estimate = statistics.mean_estimate([solved(e, rule) for e in parts])
+                figures.append(Figure(seed=None, arm=arm, rule=rule, n=n, language=language, **vars(estimate)))
+            found = statistics.auc([e.passed for e in parts], [e.scores for e in parts])
+            if found is not None:
+                discriminations.append(
+                    Discrimination(seed=None, arm=arm, measure="auc", language=language, **vars(found))
                 )
-            )
+        bins = calibration.reliability([e.passed for e in of_arm], [e.probabilities for e in of_arm])
+        reliabilities += [Reliability(arm=arm, **vars(b)) for b in bins]
+        costs += [_cost(arm, seed, group) for seed, group in _mean_and_each(seeds, of_arm)]
     return Results(
         config_digest=config_digest,
         seeds=seeds,
         problems=tuple(len(e.problems) for e in first),
         samples=n,
+        languages=languages,
         arms=tuple(
-            Arm(arm=arm, policy=es[0].policy, reranker=es[0].reranker, lam=tuple(float(e.lam) for e in es))
+            Arm(
+                arm=arm,
+                policy=es[0].policy,
+                reranker=es[0].reranker,
+                lam=tuple(float(e.lam) for e in es),
+                slope=tuple(round(e.platt.slope, 6) for e in es),
+                intercept=tuple(round(e.platt.intercept, 6) for e in es),
+            )
             for arm, es in by_arm.items()
         ),
         figures=tuple(figures),
-        differences=tuple(differences),
+        differences=_differences(by_arm, seeds),
         discriminations=tuple(discriminations),
+        reliabilities=tuple(reliabilities),
+        costs=tuple(costs),
+    )
+
+
+def _figures(arm: str, seeds: Sequence[int], of_arm: Sequence[Evaluation]) -> Iterator[Figure]:
+    n = of_arm[0].passed.shape[1]
+    for rule in RULES:
+        for m in sample_counts(n):
+            values = [solved(e, rule, m) for e in of_arm]
+            for seed, group in _mean_and_each(seeds, values):
+                # A curve is drawn of the mean alone, so a seed's figures are kept at n only. m ends with n.
+                if seed is None or m == n:
+                    yield Figure(seed=seed, arm=arm, rule=rule, n=m, **vars(statistics.mean_estimate(group)))
+
+
+def _discriminations(arm: str, seeds: Sequence[int], of_arm: Sequence[Evaluation]) -> Iterator[Discrimination]:
+    for seed, group in _mean_and_each(seeds, of_arm):
+        passed, scores = [e.passed for e in group], [e.scores for e in group]
+        measured = {
+            "auc": statistics.auc(passed, scores),
+            "pairwise_accuracy": statistics.pairwise_accuracy(passed, scores),
+            "expected_calibration_error": calibration.expected_calibration_error(
+                passed, [e.probabilities for e in group]
+            ),
+        }
+        for measure, found in measured.items():
+            if found is not None:
+                yield Discrimination(seed=seed, arm=arm, measure=measure, **vars(found))
+
+
+def _differences(by_arm: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> tuple[Difference, ...]:
+    found = []
+    for claim in CLAIMS:
+        (arm, rule), (baseline_arm, baseline_rule) = claim.better, claim.baseline
+        if arm not in by_arm or baseline_arm not in by_arm:
+            continue
+        pairs = list(zip(by_arm[arm], by_arm[baseline_arm], strict=True))
+        for seed, group in _mean_and_each(seeds, pairs):
+            estimate = statistics.mean_estimate([solved(a, rule) - solved(b, baseline_rule) for a, b in group])
+            outcomes = [(answers(a, rule), answers(b, baseline_rule)) for a, b in group]
+            alone = sum(int((a & ~b).sum()) for a, b in outcomes)
+            baseline_alone = sum(int((b & ~a).sum()) for a, b in outcomes)
+            problems = [name for a, _ in group for name in a.problems]
+            separate = len(set(problems)) == len(problems)
+            found.append(
+                Difference(
+                    seed=seed,
+                    arm=arm,
+                    rule=rule,
+                    baseline_arm=baseline_arm,
+                    baseline_rule=baseline_rule,
+                    alone=alone,
+                    baseline_alone=baseline_alone,
+                    p_value=statistics.mcnemar(alone, baseline_alone) if separate else None,
+                    **vars(estimate),
+                )
+            )
+    return tuple(found)
+
+
+def _cost(arm: str, seed: int | None, of_arm: Sequence[Evaluation]) -> Cost:
+    def mean(values: Iterable[float]) -> float:
+        return round(float(np.mean(list(values))), 6)
+
+    def seconds(field: str) -> float | None:
+        return mean(getattr(e, field) / len(e.problems) for e in of_arm) or None
+
+    return Cost(
+        seed=seed,
+        arm=arm,
+        tokens=mean(e.lengths.mean() for e in of_arm),
+        chosen_tokens=mean((choice_probabilities(e.scores) * e.lengths).sum(1).mean() for e in of_arm),
+        sampling_seconds=seconds("sampling_seconds"),
+        scoring_seconds=seconds("scoring_seconds"),
     )
 
 
@@ -101,8 +173,13 @@ def _check(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
         if e.passed.shape[1] != n:
             raise ValueError(f"{where}: {e.passed.shape[1]} samples a problem, others have {n}; draw equally many")
         peer = next(iter(by_arm.values()))[e.seed]
-        if e.problems != peer.problems:
+        if (e.problems, e.languages) != (peer.problems, peer.languages):
             raise ValueError(f"{where}: other problems than arm {peer.arm!r}; differences need the same, in one order")
+        if set(e.languages) != set(evaluations[0].languages):
+            raise ValueError(
+                f"{where}: the languages {', '.join(sorted(set(e.languages)))}, other evaluations have "
+                f"{', '.join(sorted(set(evaluations[0].languages)))}; give every seed problems in each"
+            )
         same = of_policy.setdefault((e.seed, e.policy), e)
         if same.programs != e.programs or not np.array_equal(same.passed, e.passed):
             raise ValueError(f"{where}: other samples of policy {e.policy!r} than arm {same.arm!r}; score the same")

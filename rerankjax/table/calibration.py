@@ -1,0 +1,125 @@
+"""Probabilities from a reranker's scores, and how far they are to be believed.
+
+A score has no unit; Platt's sigmoid of it, fitted on problems of the dev split, is a probability that the sample
+passes. On the test split samples that are given 0.7 should pass seven times in ten: reliability and the expected
+calibration error say how near that is.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rerankjax.table.statistics import Estimate, bootstrap, ratio_estimate
+
+BINS = 10  # of equal width; more would be empty in a small run
+_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Platt:
+    """P(passes | score) = sigmoid(slope * score + intercept)."""
+
+    slope: float
+    intercept: float
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Of the scores' shape, in (0, 1)."""
+        return _sigmoid(self.slope * scores + self.intercept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin(Estimate):
+    """The pass rate (value, low, high) of the samples whose probability lies in [start, start + 1 / BINS).
+
+    `predicted` is their mean probability, `share` how many of all samples they are.
+    """
+
+    start: float
+    predicted: float
+    share: float
+
+
+def fit_platt(passed: np.ndarray, scores: np.ndarray) -> Platt:
+    """Platt's sigmoid (1999), found by Newton's method with backtracking (Lin, Lin and Weng 2007).
+
+    Its targets are (c + 1) / (c + 2) for c correct and 1 / (i + 2) for i incorrect samples, not 1 and 0: scores that
+    separate the two, or samples of one kind alone, still have a finite fit.
+
+    Args:
+      passed: bool, of the dev split.
+      scores: of the same shape, finite.
+    """
+    correct = passed.sum()
+    target = np.where(passed, (correct + 1) / (correct + 2), 1 / (passed.size - correct + 2)).ravel()
+    mean, spread = scores.mean(), scores.std() or 1.0
+    x = np.stack([(scores.ravel() - mean) / spread, np.ones(scores.size)])
+    weights = np.array([0.0, np.log(target.mean() / (1 - target.mean()))])
+
+    def loss(weights: np.ndarray) -> float:
+        z = weights @ x
+        return float(np.sum(np.logaddexp(0, z) - target * z))
+
+    for _ in range(_STEPS):
+        p = _sigmoid(weights @ x)
+        gradient = x @ (p - target)
+        # Equal scores leave the slope's second derivative at 0; the little on the diagonal keeps it there.
+        step = np.linalg.solve((x * (p * (1 - p))) @ x.T + 1e-9 * np.eye(2), gradient)
+        if gradient @ step < 1e-12:
+            break
+        length = 1.0
+        while length > 1e-6 and loss(weights - length * step) > loss(weights) - 1e-4 * length * (gradient @ step):
+            length /= 2
+        weights = weights - length * step
+    slope = float(weights[0] / spread)
+    return Platt(slope, float(weights[1] - slope * mean))
+
+
+def reliability(passed: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) -> tuple[Bin, ...]:
+    """The bins that hold samples, from low to high, all seeds' samples together and each seed with one weight.
+
+    Args:
+      passed: bool [P, n] for every seed.
+      probabilities: [P, n] for every seed.
+    """
+    of_seeds = [_by_bin(p, q) for p, q in zip(passed, probabilities, strict=True)]
+    found = []
+    for b in range(BINS):
+        count, predicted, correct = ([part[:, b] for part in parts] for parts in zip(*of_seeds, strict=True))
+        if not any(part.any() for part in count):
+            continue
+        rate = ratio_estimate(correct, count)
+        mean = ratio_estimate(predicted, count).value
+        share = float(np.mean([c.sum() / p.size for c, p in zip(count, passed, strict=True)]))
+        found.append(Bin(start=b / BINS, predicted=mean, share=round(share, 6), **vars(rate)))
+    return tuple(found)
+
+
+def expected_calibration_error(passed: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) -> Estimate:
+    """|mean probability - pass rate| of a bin, averaged over samples (Guo et al. 2017). Arguments as `reliability`.
+
+    Chance alone keeps it above 0, the more the fewer the samples, and resampling adds chance: both it and its interval
+    lie rather too high.
+    """
+    gaps = [(predicted - correct, count) for count, predicted, correct in map(_by_bin, passed, probabilities)]
+    estimate = bootstrap([_gap_statistic(*g) for g in gaps], [len(p) for p in passed])
+    assert estimate is not None
+    return estimate
+
+
+def _gap_statistic(gap: np.ndarray, count: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        gaps = np.abs(weights @ gap.astype(weights.dtype)).sum(1)
+        return gaps / (weights @ count.sum(1).astype(weights.dtype))
+
+    return statistic
+
+
+def _by_bin(passed: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Samples, the sum of their probabilities, and correct samples: [P, BINS] each."""
+    of_bin = np.minimum((probabilities * BINS).astype(int), BINS - 1)[:, :, None] == np.arange(BINS)
+    return of_bin.sum(1), (of_bin * probabilities[:, :, None]).sum(1), (of_bin & passed[:, :, None]).sum(1)
+
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -z))
