@@ -37,7 +37,7 @@ from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.deepseek import DEEPSEEK_CODER
 from rerankjax.model.roofline import CHIPS
-from rerankjax.model.sharding import data_mesh, replicated
+from rerankjax.model.sharding import make_mesh, replicated
 from rerankjax.problems.jsonl import write_text
 from rerankjax.reranker.rerank import Reranker
 from rerankjax.table import speed
@@ -51,7 +51,7 @@ MODELS = DEEPSEEK_CODER | {
 def random_params(config: ModelConfig, dtype: jnp.dtype) -> Params:
     """Random parameters on every device, made in `dtype` one by one: float32 ones of a large model would not fit."""
     shapes = jax.eval_shape(functools.partial(init_decoder, config), jax.random.key(0))
-    everywhere = replicated(data_mesh())
+    everywhere = replicated(make_mesh())
 
     @functools.partial(jax.jit, static_argnums=1, out_shardings=everywhere)
     def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -91,7 +91,7 @@ def time_sampling(
     devices = jax.device_count()
     rows = -(-len(prompts) // devices) * devices  # every device has equally many
     shape = EngineConfig(rows, samples, max(len(p.tokens) for p in prompts))
-    engine = Engine(config, SamplingConfig(0.8, 0.95, length), shape, eos=-1, pad=0, mesh=data_mesh())
+    engine = Engine(config, SamplingConfig(0.8, 0.95, length), shape, eos=-1, pad=0, mesh=make_mesh())
     never = np.stack([np.zeros(config.vocab_size, np.int32), np.ones(config.vocab_size, np.int32)])
     drawn: list[list[np.ndarray]] = [[] for _ in prompts]
 

@@ -219,14 +219,15 @@ def train_step_cost(
     Args:
         lora: adapters over a frozen base, or all parameters.
         logits: positions of each row that are mapped to the vocabulary: all by default, 0 for a reranker.
-        remat: whether layers are computed once more in the backward pass (by default as the config says). Model FLOPs
+        remat: whether layers are computed once more in the backward pass (by default where the config
+            says "full"; what "dots" computes again are no projections, and not counted). Model FLOPs
             utilisation counts useful FLOPs alone: give it False.
         microbatches: parts of the batch that run one after another, each reading the parameters anew.
         dtype_bytes: of parameters as they are multiplied, and of activations.
         state_bytes: of trained parameters, their gradients and each of Adam's two moments, as they are kept.
     """
     c = config
-    remat = c.remat if remat is None else remat
+    remat = c.remat == "full" if remat is None else remat
     tokens = batch * length
     mapped = batch * (length if logits is None else logits)
     pairs = batch * causal_pairs(length)
