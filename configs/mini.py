@@ -45,13 +45,20 @@ def get_config(arg: str = "demo") -> ConfigDict:
                 "head_dim": 24,
                 "max_position_embeddings": 64,
                 "tie_word_embeddings": True,
+                "remat": "none",
             },
             "sampling": {"temperature": 1.0, "top_p": 1.0, "max_completion_length": 24},
-            "sft": {"batch_size": 128, "optimizer": {"learning_rate": 3e-3, "steps": 500, "warmup_steps": 20}},
+            "sft": {
+                "batch_size": 128,
+                "optimizer": {"learning_rate": 3e-3, "steps": 500, "warmup_steps": 20, "microbatches": 1},
+            },
             "candidates": {"train": 4, "dev": 16, "test": 16, "batch_size": 64},
             "reranker": {"pooling": "mean", "lm_coef": 0.5},
-            "reranker_training": {"batch_size": 64, "optimizer": {"learning_rate": 1e-3, "steps": 180}},
-            "retraining": {"batch_size": 64, "optimizer": {"learning_rate": 1e-3, "steps": 80}},
+            "reranker_training": {
+                "batch_size": 64,
+                "optimizer": {"learning_rate": 1e-3, "steps": 180, "microbatches": 1},
+            },
+            "retraining": {"batch_size": 64, "optimizer": {"learning_rate": 1e-3, "steps": 80, "microbatches": 1}},
             "mining": {"pairs": 6000, "grown_pairs": 5120, "new_share": 0.5, "hard_share": 0.5},
             "ppo": {
                 "iterations": 20,
@@ -60,6 +67,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
                 "epochs": 2,
                 "minibatches": 4,
                 "kl_coef": 0.15,
+                "microbatches": 1,
             },
             # A rank above 0 trains rerankers and policies as adapters over the frozen SFT model.
             "lora": {

@@ -25,7 +25,7 @@ from rerankjax.candidates.sampling import SamplingConfig, choose
 from rerankjax.model.attention import Prefix
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Cache, Params, decode_step, in_compute_dtype, prefill, unstack
-from rerankjax.model.sharding import DRAWING, RULES, by_row, constrain, on_mesh, replicated, row_shards
+from rerankjax.model.sharding import DRAWING, RULES, by_row, constrain, on_mesh, replicated, row_shards, shardings_of
 
 SHORTEST_BUCKET = 32  # tokens; prompts are padded to this or a power of two above
 
@@ -232,8 +232,10 @@ class Engine:
 
             return jax.jit(on_mesh(mesh, traced), donate_argnums=state, out_shardings=sharding)
 
-        self._draw = compiled(functools.partial(_draw, config, sampling, engine.chunk, eos), 2)
-        self._read = compiled(functools.partial(_read, config, mesh), 1)
+        # (parameters but the layers, those one by one, state, stops, which slots begin, key, prompts, samples) -> state
+        self.draw = compiled(functools.partial(_draw, config, sampling, engine.chunk, eos), 2)
+        # (parameters, state, prompts, mask, rows) -> state
+        self.read = compiled(functools.partial(_read, config, mesh), 1)
 
         def prepare(params: Params) -> tuple[Params, tuple[Params, ...]]:
             params = constrain(in_compute_dtype(config, params), mesh, DRAWING)
@@ -241,6 +243,18 @@ class Engine:
             return params, unstack(config, params["layers"])
 
         self._prepare = jax.jit(prepare)
+        self._mesh, self._sharding = mesh, sharding
+
+    def shapes(self, params: Params) -> tuple[Params, tuple[Params, ...], Any]:
+        """What `read` and `draw` take for `params`, as shapes on the mesh: they, their layers one by one, the state."""
+        params, layers = jax.eval_shape(self._prepare, params)
+        state = jax.eval_shape(functools.partial(self._empty, jax.tree.leaves(params)[0].dtype))
+
+        def place(tree: Any, shardings: Any) -> Any:
+            return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
+
+        split = (place(tree, shardings_of(tree, self._mesh, DRAWING)) for tree in (params, layers))
+        return *split, place(state, self._sharding)
 
     def stream(
         self,
@@ -276,14 +290,14 @@ class Engine:
             for r, index, prompt in fresh:
                 at[r], number[r], todo[r] = index, prompt.number, list(range(samples))[::-1]
             for chosen, tokens, mask in self._padded([(r, index, prompt.tokens) for r, index, prompt in fresh]):
-                state = self._read(params, state, tokens, mask, chosen)
+                state = self.read(params, state, tokens, mask, chosen)
             begin, sample = np.zeros(R * S, bool), np.zeros(R * S, np.uint32)
             for slot in range(R * S):
                 if drawing[slot] is None and todo[slot // S]:
                     begin[slot], sample[slot] = True, todo[slot // S].pop()
                     drawing[slot] = at[slot // S], int(sample[slot])
             if any(drawing):
-                state = self._draw(others, layers, state, stops, begin, key, np.repeat(number, S), sample)
+                state = self.draw(others, layers, state, stops, begin, key, np.repeat(number, S), sample)
             begun = time.monotonic()
             self.idle_seconds += begun - ready
             yield from finished  # while the device draws on

@@ -52,7 +52,9 @@ def generate(
     before = engine.idle_seconds
     encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
     prompts = map(Prompt, encoded, problem_ids(problems).tolist())
-    for drawn in engine.stream(params, prompts, samples=samples, key=key, stops=stops_of(tokenizer, stops)):
+    stream = engine.stream(params, prompts, samples=samples, key=key, stops=stops_of(tokenizer, stops))
+    del params  # the engine draws with a copy: one that the caller made for this call has served
+    for drawn in stream:
         text = tokenizer.decode(drawn.tokens, skip_special_tokens=True)
         yield Candidate(
             problem=problems[drawn.prompt].name,

@@ -132,7 +132,7 @@ def resolve(config: Mapping[str, Any], devices: int) -> Experiment:
         ConfigError: as the module says.
     """
     experiment = _build(Experiment, config, "config")
-    _check(experiment, devices)
+    check(experiment, devices)
     return experiment
 
 
@@ -167,7 +167,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
-def _check(e: Experiment, devices: int) -> None:
+def check(e: Experiment, devices: int) -> None:
+    """Raises ConfigError where fields do not go together, or not with so many devices."""
+
     def require(holds: bool, field: str, value: object, remedy: str) -> None:
         if not holds:
             raise ConfigError(f"config.{field} = {value}: {remedy}")

@@ -77,10 +77,13 @@ def feed(batch: Any, sharding: NamedSharding) -> Any:
 
 def own_mesh(mesh: Mesh) -> Mesh:
     """A mesh of this process's devices: the whole mesh where there is one process."""
-    if jax.process_count() == 1:
-        return mesh
-    tensor = mesh.shape["tensor"] if jax.local_device_count() % mesh.shape["tensor"] == 0 else 1
-    return make_mesh(MeshConfig(tensor=tensor), jax.local_devices())
+    return mesh if jax.process_count() == 1 else mesh_of_host(mesh, jax.local_devices())
+
+
+def mesh_of_host(mesh: Mesh, devices: Sequence[Any]) -> Mesh:
+    """A mesh of one host's devices: split over `tensor` as the whole mesh is, if they can be."""
+    tensor = mesh.shape["tensor"] if len(devices) % mesh.shape["tensor"] == 0 else 1
+    return make_mesh(MeshConfig(tensor=tensor), devices)
 
 
 def own_copy(params: Any, mesh: Mesh) -> Any:

@@ -32,7 +32,7 @@ from rerankjax.loop.experiment import ConfigError, Experiment, TrainingConfig
 from rerankjax.loop.hosts import exchange, is_first, own_copy, own_mesh, share
 from rerankjax.loop.metrics import write_waits
 from rerankjax.loop.rundir import recovery_of, stage_seconds, write_stage
-from rerankjax.model.decoder import Params, init_decoder
+from rerankjax.model.decoder import Params, in_compute_dtype, init_decoder
 from rerankjax.model.lora import attach, attach_trunk
 from rerankjax.pairs.mining import Pair, grow, pair_up, split, write_pairs
 from rerankjax.policy.ppo import Reward
@@ -187,7 +187,7 @@ def _sample(
     return generate(
         e.model,
         e.sampling,
-        own_copy(params, run.mesh),
+        own_copy(_light(run, params), run.mesh),
         problems,
         run.tokenizer,
         key=key,
@@ -197,6 +197,11 @@ def _sample(
         mesh=own_mesh(run.mesh),
         waited=waited,
     )
+
+
+def _light(run: SeedRun, decoder: Params) -> Params:
+    """A decoder of which every process makes a copy: in what it computes in, half of its float32."""
+    return decoder if own_mesh(run.mesh) is run.mesh else in_compute_dtype(run.experiment.model, decoder)
 
 
 def scores(
@@ -210,7 +215,8 @@ def scores(
         by_problem = [
             (name, [c.completion for c in found]) for name, found in itertools.groupby(of, lambda c: c.problem)
         ]
-        copy, mesh = own_copy(params, run.mesh), own_mesh(run.mesh)
+        light = params | {"decoder": _light(run, params["decoder"])}
+        copy, mesh = own_copy(light, run.mesh), own_mesh(run.mesh)
         scorer = Reranker(e.model, copy, run.tokenizer, e.reranker.pooling, mesh=mesh)
         own = share(by_problem)
         found = scorer.score_all((prompt_of[name], texts) for name, texts in own)

@@ -244,8 +244,16 @@ def prepare(
     return Rollout(experience.rows, log_probs, values, whiten(advantages, mask), returns), next_coef, metrics
 
 
+class Programs(NamedTuple):
+    """The large programs of an iteration, jitted. The base is None where the state is of the whole policy."""
+
+    gather: Callable[..., Experience]  # parameters, base, reference, reward, prompts, mask, keys, stop table
+    outputs: Callable[..., tuple[Array, Array]]  # parameters, base, rows, a minibatch's index
+    update: Callable[..., tuple[TrainState, dict[str, Array]]]  # state, which is donated, base, rollout, index
+
+
 @functools.cache
-def make_ppo_step(
+def make_ppo_programs(
     config: ModelConfig,
     pooling: str,
     sampling: SamplingConfig,
@@ -255,16 +263,8 @@ def make_ppo_step(
     pad: int,
     mesh: Mesh,
     lora: LoraConfig = FULL,
-) -> Callable[..., tuple[TrainState, Float[Array, ""], dict[str, Array]]]:
-    """One iteration: (state, base, reference, reward, prompts, mask, problem ids, key, KL coefficient, stop table)
-    -> (state, next KL coefficient, metrics). The state is donated; nothing leaves the device.
-
-    The state is of {"decoder": an adapter, "value"} over the frozen base, or of the whole policy where that is None.
-    Policy, reference and reward may share a base: an array that is passed more than once is there once.
-
-    The old log-probabilities are taken in minibatches of an update's shape: a batch of another shape may be summed in
-    another order. Minibatches are programs of their own, not a scan: XLA runs a loop's body on one CPU core.
-    """
+) -> Programs:
+    """What `make_ppo_step` calls in turn."""
     by_rows = by_row(mesh)
 
     def take(rows: Taken, index: Int[Array, " M"]) -> Taken:
@@ -296,6 +296,33 @@ def make_ppo_step(
         return ppo_update(
             config, ppo, lora, mesh, state, base, take(rollout, index), prompt_length, sampling.temperature
         )
+
+    return Programs(gather, outputs, update)
+
+
+@functools.cache
+def make_ppo_step(
+    config: ModelConfig,
+    pooling: str,
+    sampling: SamplingConfig,
+    ppo: PPOConfig,
+    prompt_length: int,
+    eos: int,
+    pad: int,
+    mesh: Mesh,
+    lora: LoraConfig = FULL,
+) -> Callable[..., tuple[TrainState, Float[Array, ""], dict[str, Array]]]:
+    """One iteration: (state, base, reference, reward, prompts, mask, problem ids, key, KL coefficient, stop table)
+    -> (state, next KL coefficient, metrics). The state is donated; nothing leaves the device.
+
+    The state is of {"decoder": an adapter, "value"} over the frozen base, or of the whole policy where that is None.
+    Policy, reference and reward may share a base: an array that is passed more than once is there once.
+
+    The old log-probabilities are taken in minibatches of an update's shape: a batch of another shape may be summed in
+    another order. Minibatches are programs of their own, not a scan: XLA runs a loop's body on one CPU core.
+    """
+    by_rows = by_row(mesh)
+    gather, outputs, update = make_ppo_programs(config, pooling, sampling, ppo, prompt_length, eos, pad, mesh, lora)
 
     @jax.jit
     def orders(key: Key[Array, ""]) -> Int[Array, "epochs*minibatches M"]:

@@ -144,14 +144,13 @@ class Reranker:
             for prefix, rows in rows_behind.items():
                 rows.sort(key=lambda row: len(row.ids))
                 while rows:
-                    together = next(size for size in TOGETHER if size < 2 * len(rows))
+                    together = together_of(len(rows))
                     part, rows = rows[:together], rows[together:]
-                    shape = (_power(len(prefix)), together, _multiple(len(part[-1].ids)))
+                    shape = padded_shape(len(prefix), together, len(part[-1].ids))
                     groups.setdefault(shape, []).append((prefix, part))
         scores: dict[tuple[int, str], float] = {}
         for (prompt_length, together, length), parts in sorted(groups.items()):
-            count = max(1, TOKENS // (prompt_length + together * length))
-            count = 1 << (min(count, len(parts)).bit_length() - 1)
+            count = prompts_of((prompt_length, together, length), len(parts))
             for start in range(0, len(parts), count):
                 batch = parts[start : start + count]
                 self._score_batch(batch, count, prompt_length, together, length, scores)
@@ -198,7 +197,7 @@ class Reranker:
         completions = [part[min(i, len(part) - 1)].ids for _, part in filled for i in range(together)]
         split = by_row(self.mesh) if count % row_shards(self.mesh) == 0 else replicated(self.mesh)
         rows = jax.device_put((*prompts, *pad_completions(completions, length, pad)), split)
-        out = np.asarray(_scorer(self.config, self.pooling, self.mesh)(self.params, *rows))
+        out = np.asarray(make_scorer(self.config, self.pooling, self.mesh)(self.params, *rows))
         for place, (_, part) in enumerate(batch):
             for i, row in enumerate(part):
                 scores[row.problem, row.candidate] = float(out[place * together + i])
@@ -229,14 +228,25 @@ def _shared(prompt: list[int], row: list[int]) -> int:
 
 
 @functools.cache
-def _scorer(config: ModelConfig, pooling: str, mesh: Mesh) -> Callable[..., Float[Array, " B"]]:
+def make_scorer(config: ModelConfig, pooling: str, mesh: Mesh) -> Callable[..., Float[Array, " B"]]:
+    """The jitted `score_behind`: (parameters, prompts, their mask, completions, theirs) -> scores, on every device."""
     score = on_mesh(mesh, functools.partial(score_behind, config, pooling))
     return jax.jit(score, out_shardings=replicated(mesh))
 
 
-def _power(length: int) -> int:
-    return max(PROMPT_BUCKET, 1 << (length - 1).bit_length())
+def together_of(candidates: int) -> int:
+    """How many of so many candidates are scored behind their prompt at once."""
+    return next(size for size in TOGETHER if size < 2 * candidates)
 
 
-def _multiple(length: int) -> int:
-    return -(-length // COMPLETION_BUCKET) * COMPLETION_BUCKET
+def padded_shape(prompt: int, together: int, completion: int) -> tuple[int, int, int]:
+    """(tokens of a prompt, completions behind it, tokens of each) to which such lengths are padded."""
+    length = -(-completion // COMPLETION_BUCKET) * COMPLETION_BUCKET
+    return max(PROMPT_BUCKET, 1 << (prompt - 1).bit_length()), together, length
+
+
+def prompts_of(shape: tuple[int, int, int], most: int) -> int:
+    """How many prompts of that padded shape, of `most` that there are, one batch takes."""
+    prompt, together, length = shape
+    count = max(1, TOKENS // (prompt + together * length))
+    return 1 << (min(count, most).bit_length() - 1)
