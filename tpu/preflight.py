@@ -36,13 +36,13 @@ def main(argv: list[str]) -> None:
     try:
         topology.prepare(TOPOLOGY.value)
         target = topology.find(TOPOLOGY.value, MEMORY.value)
-        said = run(resolve(CONFIG.value, len(target.devices)), target)
+        said = run(resolve(CONFIG.value, len(target.devices)), target, COMPILATIONS.value)
     except ValueError as error:
         sys.exit(f"preflight: {error}")
     sys.exit(said and f"preflight: {said}")
 
 
-def run(e: Experiment, target: topology.Topology) -> str | None:
+def run(e: Experiment, target: topology.Topology, most: int) -> str | None:
     """Prints the tables. What is wrong, and what to do about it; None where all fits."""
     trained = f"of which an adapter trains {adapter_count(e.model, e.lora):,}" if e.lora.rank else "all trained"
     print(f"{parameter_count(e.model):,} parameters, {trained}; {len(target.devices)} x {target.chip.name}\n")
@@ -56,7 +56,7 @@ def run(e: Experiment, target: topology.Topology) -> str | None:
     if report(e):
         print(f"It fits ({compiler.count} compilations).")
         return None
-    found = preflight_search.suggest(e, compiler, COMPILATIONS.value)
+    found = preflight_search.suggest(e, compiler, most)
     if found is None:
         return (
             f"it does not fit, and no mesh, remat and microbatches were found that do ({compiler.count} compilations). "

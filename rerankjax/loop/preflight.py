@@ -71,7 +71,7 @@ class Compiler:
 
     def _compiled(self, step: Step, options: Mapping[str, Any]) -> float:
         shapes = (leaf.shape for leaf in jax.tree.leaves(step.given))
-        key = step.name, *step.mesh.shape.values(), *step.variant, *options, *shapes
+        key = step.name.partition(",")[0], *step.mesh.shape.values(), *step.variant, *options, *shapes
         if key not in self._made:
             self.count += 1
             self._say(f"compiling {step.name}{'' if options else ', as in a run'} ...")

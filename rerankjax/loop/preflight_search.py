@@ -199,7 +199,7 @@ def closest(e: Experiment, topology: Topology) -> str:
     tried = [(*_certainly(one, topology), one) for one in least]
     need, step, one = min(tried, key=lambda found: found[0].total)
     return (
-        f"At best, {step.name} takes {need.total / 1e9:.1f} GB of {topology.memory_bytes / 1e9:.3g} before its "
-        f"activations ({need.held / 1e9:.1f} of it are other models), with {' '.join(flags(e, one)) or 'this config'}: "
+        f"At best, {step.name} takes {need.total / 1e9:.3g} GB of {topology.memory_bytes / 1e9:.3g} before its "
+        f"activations ({need.held / 1e9:.3g} of it are other models), with {' '.join(flags(e, one)) or 'this config'}: "
         "use more chips, adapters (--config.lora.rank=16) or fewer samples (--config.candidates)."
     )

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from rerankjax.loop import checkpoint
 from rerankjax.loop.experiment import Experiment
 from rerankjax.loop.hosts import mesh_of_host
+from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, in_compute_dtype, init_decoder
 from rerankjax.model.lora import adapter_shapes
 from rerankjax.model.sharding import DRAWING, by_row, make_mesh, replicated, row_shards, shardings_of
@@ -57,8 +58,12 @@ def device_bytes(*trees: Any) -> float:
 
 
 def decoder(e: Experiment, mesh: Mesh) -> Params:
-    shapes = jax.eval_shape(functools.partial(init_decoder, e.model), jax.random.key(0))
-    return checkpoint.abstract(shapes, mesh)
+    return checkpoint.abstract(_decoder_shapes(e.model), mesh)
+
+
+@functools.cache
+def _decoder_shapes(config: ModelConfig) -> Params:
+    return jax.eval_shape(functools.partial(init_decoder, config), jax.random.key(0))
 
 
 def trained(run: Run) -> Params:

@@ -104,7 +104,8 @@ def find(name: str, memory_gb: float | None = None) -> Topology:
         devices = jax.devices("cpu")[:count]
         if len(devices) < count:
             raise TopologyError(f"--topology={name}: JAX has {len(devices)} CPU devices; start it with more")
-        return Topology(name, tuple(devices), None, chip, memory, "xla", {"xla_backend_optimization_level": 0})
+        quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+        return Topology(name, tuple(devices), None, chip, memory, "xla", quick, 0.05)
     if kind in TPUS:
         _need("libtpu", name, "tpu")
         # Cloud TPU puts 8 chips of v5e or v6e into one machine, and 4 into each of several.
@@ -127,9 +128,9 @@ def find(name: str, memory_gb: float | None = None) -> Topology:
     of_host = describe(alone) if math.prod(alone) < count else None
     if kind in GPUS:  # cuDNN's kernel is not made without a GPU
         return Topology(name, describe(shape), of_host, chip, memory, "xla", {})
-    # A third of the time. Of the steps of a 6.7B run the default effort's temporaries were .93 to 1.35 of these.
-    quick = {"exec_time_optimization_effort": -1.0}
-    return Topology(name, describe(shape), of_host, chip, memory, "splash", quick, 0.4)
+    # A third of the compiler's time. The default effort's temporaries were .93 to 1.35 of these, for 6.7B's steps.
+    least_effort = {"exec_time_optimization_effort": -1.0}
+    return Topology(name, describe(shape), of_host, chip, memory, "splash", least_effort, 0.4)
 
 
 def _parse(name: str) -> tuple[str, tuple[int, ...]]:
