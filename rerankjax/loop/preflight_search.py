@@ -190,7 +190,8 @@ def described(e: Experiment, topology: Topology) -> str:
     shape = e.mesh.shape(len(topology.devices))
     mesh = ", ".join(f"{axis} {size}" for axis, size in shape.items() if size > 1) or "one chip"
     parts = ", ".join(f"{name} {_field(e, paths[0]).microbatches}" for name, paths in MICROBATCHES.items())
-    return f"Mesh: {mesh}. Remat: {e.model.remat}. Microbatches: {parts}."
+    problems = e.candidates.batch_size
+    return f"Mesh: {mesh}. Remat: {e.model.remat}. Microbatches: {parts}. Problems under way: {problems}."
 
 
 def closest(e: Experiment, topology: Topology) -> str:
