@@ -40,6 +40,7 @@ def preemptible() -> Iterator[None]:
 
     With several processes JAX's preemption service takes the signal, so that all stop at one step of training.
     """
+    global _asked
     if jax.process_count() > 1:
         yield
         return
@@ -55,6 +56,7 @@ def preemptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        _asked = False
 
 
 class Recovery:
