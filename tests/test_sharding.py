@@ -1,5 +1,6 @@
 """However a mesh splits them, the three trainers, sampling and scoring are the functions they are on one device."""
 
+import dataclasses
 import functools
 
 import jax
@@ -148,10 +149,8 @@ def test_microbatches_change_no_gradient(trainer):
         parts = gradients_of(lambda p, b: (sft_loss(CONFIG, p, b, P, count), {}), params, batch, 4)[1]
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6), parts, whole)
     mesh = make_mesh(MeshConfig(2, fsdp=2, tensor=2))
-    optimizer = OptimizerConfig(1e-3, steps=10, microbatches=4)
-    ppo = PPOConfig(
-        iterations=10, batch_size=B, learning_rate=1e-3, epochs=1, minibatches=1, kl_coef=0.1, microbatches=4
-    )
+    optimizer = dataclasses.replace(OPTIMIZER, microbatches=4)
+    ppo = dataclasses.replace(PPO, microbatches=4)
     update = {
         "sft": lambda: make_sft_step(CONFIG, optimizer, P, mesh),
         "reranker": lambda: make_reranker_step(CONFIG, RERANKER, optimizer, mesh),
