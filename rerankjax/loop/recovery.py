@@ -101,7 +101,8 @@ class Recovery:
         if not stop and step % self._every:
             return
         state, metrics = snapshot()
-        kinds = ocp.args.Composite(state=ocp.args.StandardSave(_named(state)), metrics=ocp.args.JsonSave(metrics))
+        # A copy of the list: it is written later, when rows of later steps may have joined it.
+        kinds = ocp.args.Composite(state=ocp.args.StandardSave(_named(state)), metrics=ocp.args.JsonSave(list(metrics)))
         self._manager.save(step, args=kinds, force=True)
         if stop:
             self._manager.wait_until_finished()
