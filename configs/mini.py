@@ -111,5 +111,5 @@ def get_config(arg: str = "demo") -> ConfigDict:
         config.retraining.update({"batch_size": 8, "optimizer": {"learning_rate": 1e-3, "steps": 4}})
         config.ppo.update({"iterations": 2, "batch_size": 8})
         config.early_stopping.update({"every": 1, "samples": 2})
-        config.checkpoints.update({"steps": 5, "iterations": 1})
+        config.checkpoints.update({"steps": 20, "iterations": 1})
     return config

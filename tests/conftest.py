@@ -24,8 +24,12 @@ for option, value in {
 }.items():
     jax.config.update(option, value)
     os.environ[option.upper()] = str(value)  # for the programs that tests start
-# Programs here are tiny and run seldom: what LLVM would gain in them it takes many times to find.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# Programs here are tiny and run seldom: what LLVM would gain in them it takes many times to find. Not so in runs that
+# tests start: they inherit the environment as it was.
+FLAGS = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_backend_optimization_level=0"
+jax.devices()
+os.environ["XLA_FLAGS"] = FLAGS
 
 from rerankjax.model.config import ModelConfig  # noqa: E402
 
