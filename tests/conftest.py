@@ -10,6 +10,8 @@ import pytest
 os.environ.setdefault("NPROC", "16")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_cpu_enable_async_dispatch", False)
+# Programs here are tiny and run seldom: what LLVM would gain in them it takes many times to find.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 from rerankjax.model.config import ModelConfig  # noqa: E402
 

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from rerankjax.loop.hosts import is_first
+from rerankjax.loop.rundir import durable
 
 EXIT_PREEMPTED = os.EX_TEMPFAIL  # 75: "start me again", to launchers
 
@@ -39,6 +40,7 @@ def preemptible() -> Iterator[None]:
 
     With several processes JAX's preemption service takes the signal, so that all stop at one step of training.
     """
+    global _asked
     if jax.process_count() > 1:
         yield
         return
@@ -54,6 +56,7 @@ def preemptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        _asked = False
 
 
 class Recovery:
@@ -63,7 +66,7 @@ class Recovery:
         self._directory = directory
         self._every = every
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(durable(directory.absolute()), options=options)
 
     def __enter__(self) -> "Recovery":
         global _deferred

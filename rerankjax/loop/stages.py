@@ -151,7 +151,7 @@ def sft_policy(run: SeedRun) -> Params:
         params = trainers.train_sft(run.experiment, train, corpus, run.tokenizer, run.seed, work)
         checkpoint.save(directory / "checkpoint", params)
 
-    path = write_stage(run.root / "policies" / "sft", fill)
+    path = write_stage(run.root / "policies" / "sft", fill, everywhere=True)
     return checkpoint.restore(path / "checkpoint", run.decoder_like)
 
 
@@ -176,7 +176,7 @@ def candidates(run: SeedRun, policy: str, params: Params, split_name: str) -> li
         if is_first():
             write_candidates(directory / "candidates.parquet", executed)
 
-    path = write_stage(run.root / "candidates" / f"{policy}-{split_name}", fill)
+    path = write_stage(run.root / "candidates" / f"{policy}-{split_name}", fill, everywhere=True)
     return read_candidates(path / "candidates.parquet")
 
 
@@ -226,7 +226,7 @@ def scores(
             every = [score for name, _ in by_problem for score in scores_of[name]]
             np.save(directory / "scores.npy", np.array(every, np.float32))
 
-    path = write_stage(run.root / "scores" / reranker / f"{policy}-{split_name}", fill)
+    path = write_stage(run.root / "scores" / reranker / f"{policy}-{split_name}", fill, everywhere=True)
     return np.load(path / "scores.npy")
 
 
@@ -288,7 +288,8 @@ def _reranker(
 
     def fill(directory: Path) -> None:
         pairs = make_pairs()
-        write_pairs(directory / "pairs.jsonl", pairs)
+        if is_first():
+            write_pairs(directory / "pairs.jsonl", pairs)
         params = trainers.train_reranker(
             run.experiment,
             training,
@@ -302,7 +303,7 @@ def _reranker(
         )
         checkpoint.save(directory / "checkpoint", params)
 
-    path = write_stage(run.root / "rerankers" / name, fill)
+    path = write_stage(run.root / "rerankers" / name, fill, everywhere=True)
     params = checkpoint.restore(path / "checkpoint", run.reranker_like)
     return attach_trunk(base, params, run.experiment.lora)
 
@@ -346,7 +347,7 @@ def ppo_policy(
         )
         checkpoint.save(directory / "checkpoint", params)
 
-    path = write_stage(run.root / "policies" / name, fill)
+    path = write_stage(run.root / "policies" / name, fill, everywhere=True)
     # A policy is saved without its value head: as a reranker without its own.
     params = checkpoint.restore(path / "checkpoint", run.reranker_like["decoder"])
     return attach(trainers.frozen(e, sft), params, e.lora)
