@@ -31,6 +31,7 @@ from paper_rows import load_row, smoke_inputs
 
 from rerankjax.loop.experiment import ConfigError
 from rerankjax.loop.paper import run_row
+from rerankjax.loop.recovery import EXIT_PREEMPTED, Preempted
 from rerankjax.loop.rundir import RunDirectoryError
 from rerankjax.problems.jsonl import write_text
 from rerankjax.sandbox import SandboxError
@@ -78,6 +79,9 @@ def guarded(name: str, work: Callable[[], object]) -> None:
     """Does the work; what the user can mend ends the program with a line, not a traceback."""
     try:
         work()
+    except Preempted:
+        print(f"{name}: SIGTERM came; all is saved, start it again", file=sys.stderr)
+        sys.exit(EXIT_PREEMPTED)
     except (CellError, ConfigError, RunDirectoryError, SandboxError) as error:
         sys.exit(f"{name}: {error}")
 

@@ -29,9 +29,10 @@ from rerankjax.candidates.candidate import Candidate, read_candidates, write_can
 from rerankjax.loop import bucket, checkpoint, stages, trainers
 from rerankjax.loop.execution import execute
 from rerankjax.loop.experiment import ConfigError
-from rerankjax.loop.hosts import is_first
+from rerankjax.loop.hosts import agree, is_first, wait_for_all
 from rerankjax.loop.paper_config import PaperConfig, resolve_row, shared
 from rerankjax.loop.paper_problems import DEV, MBPP, SHOTS, TRAIN, Problems, common_name, open_problems, pose
+from rerankjax.loop.recovery import preemptible
 from rerankjax.loop.rundir import durable, open_run, stage_seconds, write_stage
 from rerankjax.loop.stages import SeedRun
 from rerankjax.model import weights
@@ -116,8 +117,7 @@ def given_solutions(run: SeedRun) -> list[Candidate]:
         rows = zip(posed, answers, lengths, strict=True)
         candidates = [Candidate(problem.name, 0, text, 0.0, length, True) for problem, text, length in rows]
         executed = execute(run.experiment.sandbox, posed, candidates, source=run.source)
-        if is_first():
-            write_candidates(directory / "candidates.parquet", executed)
+        write_candidates(directory / "candidates.parquet", executed)
 
     return read_candidates(write_stage(run.root / "candidates" / "given-train", fill) / "candidates.parquet")
 
@@ -131,9 +131,9 @@ def sft_model(p: PaperConfig, model: Model) -> Params:
     run, e = model.run, model.run.experiment
     if not p.sft_on_solutions:
         return model.params
+    given = given_solutions(run)
 
     def fill(directory: Path) -> None:
-        given = given_solutions(run)
         right = [c for c, fits in zip(given, stages.fits(run, given), strict=True) if fits and c.passed]
         if not right:
             raise ConfigError(
@@ -145,7 +145,7 @@ def sft_model(p: PaperConfig, model: Model) -> Params:
         trained = trainers.train_sft(e, run.problems[TRAIN], corpus, run.tokenizer, run.seed, work, model.params)
         checkpoint.save(directory / "checkpoint", trained)
 
-    path = write_stage(run.root / "policies" / "sft", fill)
+    path = write_stage(run.root / "policies" / "sft", fill, everywhere=True)
     trained = checkpoint.restore(path / "checkpoint", run.reranker_like["decoder"])
     return merge(attach(trainers.frozen(e, model.params), trained, e.lora))
 
@@ -153,7 +153,10 @@ def sft_model(p: PaperConfig, model: Model) -> Params:
 def run_row(config: ConfigDict, workdir: str, *, mbpp: bool = False) -> list[Cell]:
     """The cells of the table's row in every language, or on MBPP: read, or made from where `workdir` had come.
 
+    Of several processes (`hosts.connect`) the first returns them, the others none.
+
     Raises:
+        Preempted: SIGTERM came. What was at work is saved; start the run again.
         ConfigError: the config cannot run.
         SandboxError: programs cannot be contained here, or a language's toolchain is missing.
         RunDirectoryError: `workdir` is in use, or holds rows of another config.
@@ -163,15 +166,16 @@ def run_row(config: ConfigDict, workdir: str, *, mbpp: bool = False) -> list[Cel
     for language in {*p.evaluation.languages, *p.problems.languages}:
         toolchains.check(language)
     columns = (MBPP,) if mbpp else p.evaluation.languages
-    with open_run(workdir, shared(p)) as root:
+    with preemptible(), open_run(workdir, shared(p), primary=is_first()) as root:
         jax.config.update("jax_compilation_cache_dir", str(durable(root.absolute() / "compiled")))
         directory = root / ("mbpp" if mbpp else "cells")
         paths = [path_of(directory, p.row.name, "py" if mbpp else column) for column in columns]
-        if not all(path.exists() for path in paths):
+        if not agree(all(path.exists() for path in paths)):
             for cell in row_cells(p, root, make_mesh(p.mesh), columns):
                 if is_first():
                     bucket.put_file(save(cell, directory))
-        return [load(path) for path in paths]
+        wait_for_all(f"row {p.row.name}")
+        return [load(path) for path in paths] if is_first() else []
 
 
 def row_cells(p: PaperConfig, root: Path, mesh: Mesh, columns: Sequence[str]) -> Iterator[Cell]:
