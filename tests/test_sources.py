@@ -140,6 +140,11 @@ def test_what_a_row_becomes(tmp_path: Path) -> None:
     assert of_contest == Problem(
         "CODEFORCES/1_A. Twice", "cpp", CODE_CONTESTS["description"], "", (), standalone=True, cases=cases
     )
+    solved = CODE_CONTESTS | {"solutions": {"language": [1, 2, 4, 2], "solution": ["old", "first", "java", "second"]}}
+    for language, solution in (("cpp", "first"), ("java", "java"), ("py", None), ("php", None)):
+        assert only("CodeContests", solved, language=language).solution == solution
+    with pytest.raises(ValueError, match=r"row 1: field 'solutions' must hold a string for each language"):
+        only("CodeContests", solved | {"solutions": {"language": [2, 3], "solution": ["first"]}})
     assert only("CodeContests", SANDBOX_FUSION, language="cpp", split="train") == dataclasses.replace(
         of_contest, cases=cases[:1]
     )
