@@ -234,8 +234,8 @@ def test_a_row_ends_in_the_cells_of_what_was_executed(smoked):
     best = [answers[i + int(np.argmax(scores[i : i + 4]))].passed for i in (0, 4)]
     assert [bool(value) for value in cells["hard-negatives", "py"].solved.values()] == best
     assert "random-weights-6.7b" in cells["hard-negatives", "py"].model
-    assert "not\nrun" in re.sub(r" +", "\n", output)
-    assert (workdir / "table1.md").exists()
+    assert "DeepSeek-Coder-Instruct" in output
+    assert "not run" in (workdir / "table1.md").read_text()
     given = read_candidates(workdir / "6.7b" / "candidates" / "given-train" / "candidates.parquet")
     assert {c.verdict for c in given} == {"passed"}
     pairs = [json.loads(line) for line in (workdir / "6.7b+6.7b" / "rerankers" / "hard" / "pairs.jsonl").open()]
