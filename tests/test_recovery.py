@@ -1,7 +1,9 @@
 """Training that is cut anywhere goes on to the very same bits, and on another mesh to the same figures."""
 
+import dataclasses
 import functools
 import random
+import shutil
 import signal
 
 import jax
@@ -44,9 +46,10 @@ def setting():
     return e, tokenizer, init_decoder(e.model, jax.random.key(0))
 
 
-def train(trainer, directory, mesh):
-    """The trained parameters, in `directory` and the checkpoints beside it."""
+def train(trainer, directory, mesh, **checkpoints):
+    """The trained parameters; metrics go into `directory`, checkpoints beside it."""
     e, tokenizer, sft = setting()
+    e = dataclasses.replace(e, checkpoints=dataclasses.replace(e.checkpoints, **checkpoints))
     directory.mkdir(exist_ok=True, parents=True)
     work = trainers.Work(directory, directory.with_name(f"{directory.name}.recovery"), mesh, trainer)
     if trainer == "sft":
@@ -78,18 +81,26 @@ def run_cut(trainer, directory, mesh, step, monkeypatch):
 
 
 @pytest.mark.parametrize("trainer", ["sft", "reranker", "ppo"])
-def test_a_run_cut_at_any_step_ends_in_the_bits_of_the_whole_one(trainer, tmp_path, monkeypatch):
+def test_a_run_cut_at_any_step_ends_in_the_bits_of_the_whole_one(trainer, tmp_path):
+    """A cut leaves the checkpoints up to it: one run keeps them all, others go on from each."""
     mesh = make_mesh(devices=jax.devices()[:1])
-    whole = train(trainer, tmp_path / "whole", mesh)
+    whole = train(trainer, tmp_path / "whole", mesh, steps=1, iterations=1, keep=STEPS)
     metrics = read_metrics(tmp_path / "whole")
-    steps = random.Random().sample(range(1, STEPS), CUTS)
-    for step in steps:
-        directory = tmp_path / f"cut{step}"
-        run_cut(trainer, directory, mesh, step, monkeypatch)
-        assert read_metrics(directory)[-1]["step"] == step
-        resumed = train(trainer, directory, mesh)
+    for step in random.Random().sample(range(1, STEPS), CUTS):
+        kept = tmp_path / f"cut{step}.recovery" / str(step)
+        shutil.copytree(tmp_path / "whole.recovery" / str(step), kept)
+        resumed = train(trainer, tmp_path / f"cut{step}", mesh)
         jax.tree.map(np.testing.assert_array_equal, resumed, whole)
-        assert read_metrics(directory) == metrics
+        assert read_metrics(tmp_path / f"cut{step}") == metrics
+
+
+def test_sigterm_saves_the_step_it_came_in(tmp_path, monkeypatch):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    whole = train("sft", tmp_path / "whole", mesh)
+    run_cut("sft", tmp_path / "cut", mesh, 8, monkeypatch)
+    assert read_metrics(tmp_path / "cut")[-1]["step"] == 8
+    assert (tmp_path / "cut.recovery" / "8").is_dir()
+    jax.tree.map(np.testing.assert_array_equal, train("sft", tmp_path / "cut", mesh), whole)
 
 
 @pytest.mark.parametrize("trainer", ["sft", "reranker", "ppo"])

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def selftrain(config: ConfigDict, workdir: str) -> None:
         open_run(workdir, resolved, primary=is_first()) as root,
     ):
         # A run that goes on does not compile again what it compiled before.
-        jax.config.update("jax_compilation_cache_dir", str(durable(root.absolute() / "compiled")))
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+            jax.config.update("jax_compilation_cache_dir", str(durable(root.absolute() / "compiled")))
         mesh = make_mesh(e.mesh)
         evaluations = [found for seed in e.seeds for found in run_seed(e, seed, root / f"seed{seed}", mesh)]
         if is_first():
