@@ -163,7 +163,7 @@ def smoke_inputs(workdir: Path, problems: Path | None) -> dict[str, Any]:
         except ConfigError as error:
             print(f"No --problems, and: {error}\nSo these are made-up problems in MultiPL-E's shape, not MultiPL-E's.")
             problems = folder / "made-up"
-            _write_made_up(problems)
+            write_made_up(problems)
     if problems is not None:
         fields |= local_problems(problems)
         files = [problems / f"humaneval-{language}.jsonl" for language in LANGUAGES]
@@ -248,7 +248,7 @@ def _mbpp(task_id: int) -> dict[str, Any]:
     }
 
 
-def _write_made_up(folder: Path) -> None:
+def write_made_up(folder: Path) -> None:
     """The same two problems in each language: of kinds that all have words for."""
     folder.mkdir(parents=True, exist_ok=True)
     steps, finals = (
