@@ -58,6 +58,7 @@ def metrics(workdir, stage):
     return [json.loads(row) for row in rows]
 
 
+@pytest.mark.long
 def test_two_processes_one_of_them_killed_end_in_the_figures_of_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     first, second = start_two(two)
