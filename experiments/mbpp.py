@@ -15,7 +15,7 @@ from rich.table import Table
 from table1 import add_run_arguments, guarded, run
 
 from rerankjax.table.cells import load_all
-from rerankjax.table.paper import ROWS, RUNS
+from rerankjax.table.paper import RUNS
 from rerankjax.table.paper_table import COST_HEADER, costs
 
 
@@ -27,17 +27,17 @@ def main() -> None:
     def work() -> None:
         cells = load_all(run(arguments, mbpp=True) / "mbpp")
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-        for name in ("run", "model", "solved", "95%", *COST_HEADER[2:]):
+        for name in ("run", "solved", "95%", *COST_HEADER[2:]):
             table.add_column(name, no_wrap=name == "run", overflow="fold")
         of_run = {cell.row: cell for cell in cells}
         cost = dict(costs(cells))
-        for name, row in RUNS.items():
+        for name in RUNS:
             if name not in of_run:
-                table.add_row(name, ROWS[row].model, "not run")
+                table.add_row(name, "not run")
                 continue
             share = of_run[name].share
             figures = f"{100 * share.value:.1f}", f"{100 * share.low:.1f}-{100 * share.high:.1f}"
-            table.add_row(name, ROWS[row].model, *figures, *cost[name][1:])
+            table.add_row(name, *figures, *cost[name][1:])
         Console().print(table)
 
     guarded("mbpp", work)
