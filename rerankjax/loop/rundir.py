@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
 from rerankjax.loop import bucket
 from rerankjax.loop.bucket import RunDirectoryError, bucket_of, durable, is_bucket
 from rerankjax.loop.hosts import agree, is_first, wait_for_all
@@ -126,7 +124,7 @@ def write_stage(path: Path, fill: Callable[[Path], object], everywhere: bool = F
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         if store is not None:
-            bucket.clear_stage(store, path)
+            bucket.clear(store, path)
     wait_for_all(f"{path.name} begins")
     start = time.monotonic()
     if everywhere or is_first():
@@ -137,9 +135,9 @@ def write_stage(path: Path, fill: Callable[[Path], object], everywhere: bool = F
         if store is not None:
             bucket.put_stage(store, path, partial)
         _complete(partial, path)
-        recovery = durable(recovery_of(path))
-        if recovery.exists():
-            epath.Path(recovery).rmtree()
+        shutil.rmtree(recovery_of(path), ignore_errors=True)
+        if store is not None:
+            bucket.clear(store, recovery_of(path))
     wait_for_all(f"{path.name} is complete")
     if store is not None and not is_first():
         _download(store, path)
