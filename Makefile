@@ -19,7 +19,8 @@ test: lint
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ALONE:%=--ignore=%)
 	$(VENV)/bin/python -m pytest $(ALONE) # by themselves: they look for anything that boxes left behind
 
-# What `make test` leaves out because it takes minutes: whole runs on two processes, and in a bucket.
+# What `make test` leaves out because it takes minutes: whole runs on two processes, in a bucket, of the paper's rows;
+# more meshes, and more steps to be cut at.
 test-long: languages
 	$(VENV)/bin/python -m pytest -m long
 

@@ -205,6 +205,7 @@ def smoked(tmp_path_factory, inputs):
     return workdir, *seen
 
 
+@pytest.mark.long
 def test_rows_share_what_they_have_alike(smoked):
     workdir, first, second = smoked
     assert all(second[path] == time for path, time in first.items())
@@ -226,6 +227,7 @@ def test_rows_share_what_they_have_alike(smoked):
     }
 
 
+@pytest.mark.long
 def test_a_row_ends_in_the_cells_of_what_was_executed(smoked):
     workdir, _, _ = smoked
     cells = {(cell.row, cell.language): cell for cell in load_all(workdir / "cells")}
@@ -248,6 +250,7 @@ def test_a_row_ends_in_the_cells_of_what_was_executed(smoked):
         assert {(pair["problem"], pair[which]) for pair in pairs} <= right
 
 
+@pytest.mark.long
 def test_another_config_in_the_directory_is_refused(smoked, inputs):
     with pytest.raises(RunDirectoryError, match=r'evaluation.answers: "sft" -> "policy"'):
         run_row(load_row("6.7b+6.7b", changes=inputs), str(smoked[0]))

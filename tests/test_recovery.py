@@ -23,7 +23,7 @@ from rerankjax.problems.problem import Problem, Solution
 from rerankjax.prompts.tokenizer import train_tokenizer
 from rerankjax.reranker.bradley_terry import init_reranker
 
-STEPS, CUTS = 24, 20
+STEPS = 24
 PROBLEMS = tuple(Problem(f"p{i}", "py", f"def f{i}(x):\n", f"assert f{i}(1)", ("\ndef",)) for i in range(12))
 SOLUTIONS = tuple(Solution(p.name, f"    return x + {i}\n", None) for i, p in enumerate(PROBLEMS))
 PAIRS = tuple(Pair(p.name, f"    return x + {i}", f"    return x - {i}") for i, p in enumerate(PROBLEMS))
@@ -80,13 +80,14 @@ def run_cut(trainer, directory, mesh, step, monkeypatch):
             train(trainer, directory, mesh)
 
 
+@pytest.mark.parametrize("cuts", [4, pytest.param(20, marks=pytest.mark.long)])
 @pytest.mark.parametrize("trainer", ["sft", "reranker", "ppo"])
-def test_a_run_cut_at_any_step_ends_in_the_bits_of_the_whole_one(trainer, tmp_path):
+def test_a_run_cut_at_any_step_ends_in_the_bits_of_the_whole_one(trainer, cuts, tmp_path):
     """A cut leaves the checkpoints up to it: one run keeps them all, others go on from each."""
     mesh = make_mesh(devices=jax.devices()[:1])
     whole = train(trainer, tmp_path / "whole", mesh, steps=1, iterations=1, keep=STEPS)
     metrics = read_metrics(tmp_path / "whole")
-    for step in random.Random().sample(range(1, STEPS), CUTS):
+    for step in random.Random().sample(range(1, STEPS), cuts):
         kept = tmp_path / f"cut{step}.recovery" / str(step)
         shutil.copytree(tmp_path / "whole.recovery" / str(step), kept)
         resumed = train(trainer, tmp_path / f"cut{step}", mesh)
@@ -103,7 +104,7 @@ def test_sigterm_saves_the_step_it_came_in(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, train("sft", tmp_path / "cut", mesh), whole)
 
 
-@pytest.mark.parametrize("trainer", ["sft", "reranker", "ppo"])
+@pytest.mark.parametrize("trainer", ["sft", *(pytest.param(t, marks=pytest.mark.long) for t in ("reranker", "ppo"))])
 def test_a_run_goes_on_on_another_mesh(trainer, tmp_path, monkeypatch):
     first, second = make_mesh(MeshConfig(8)), make_mesh(MeshConfig(2, fsdp=2, tensor=2))
     train(trainer, tmp_path / "whole", first)

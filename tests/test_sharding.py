@@ -122,7 +122,14 @@ def trained(trainer, mesh_name, steps=5):
 
 @pytest.mark.parametrize(
     ("trainer", "mesh_name"),
-    [*itertools.product(["sft", "reranker", "ppo"], ["8x1x1", "1x8x1", "2x2x2", "1x4x2"]), ("sft", "sequence")],
+    [
+        *itertools.product(["sft", "reranker", "ppo"], ["1x8x1", "2x2x2"]),
+        ("sft", "sequence"),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in itertools.product(["sft", "reranker", "ppo"], ["8x1x1", "1x4x2"])
+        ),
+    ],
 )
 def test_losses_and_gradients_are_those_of_one_device(trainer, mesh_name):
     losses, gradient, state, mesh = trained(trainer, mesh_name)
