@@ -10,7 +10,7 @@ ALONE := tests/test_sandbox.py tests/test_sandbox_languages.py
 # XLA takes and returns large buffers at every step: in huge pages they cost a tenth of the page faults (glibc >= 2.35).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test lint setup languages
+.PHONY: demo test test-long lint setup languages
 
 demo: setup
 	$(VENV)/bin/python experiments/selftrain.py --config=configs/mini.py --workdir=$(WORKDIR)
@@ -18,6 +18,11 @@ demo: setup
 test: lint
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ALONE:%=--ignore=%)
 	$(VENV)/bin/python -m pytest $(ALONE) # by themselves: they look for anything that boxes left behind
+
+# What `make test` leaves out because it takes minutes: whole runs on two processes, in a bucket, of the paper's rows;
+# more meshes, and more steps to be cut at.
+test-long: languages
+	$(VENV)/bin/python -m pytest -m long
 
 lint: languages
 	$(VENV)/bin/ruff check .

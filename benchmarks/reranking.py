@@ -148,25 +148,22 @@ def compare_scoring(
     }
 
 
-def compare_training(
-    folder: str, mesh: Mesh, steps: int, pairs: int, prompt_length: int, length: int, target: float
+def by_turns(
+    trainer: type[transformers.Trainer],
+    settings: Callable[..., transformers.TrainingArguments],
+    model: transformers.PreTrainedModel,
+    data: dict[str, Any],
+    ours: Callable[[], float],
+    steps: int,
+    size: int,
 ) -> dict[str, Any]:
-    """One step of TRL's, one of ours, and so on, on the same pairs each time.
+    """One step of TRL's `trainer`, one of `ours`, which gives its loss, and so on, on the same batch each time.
 
     TRL's are on each number of threads in turn; the first on each, and ours beside it, are no figures.
     """
     import datasets
-    import trl
 
-    prompts, completions = random_tokens(pairs, prompt_length, seed=2), random_tokens(2 * pairs, length, seed=3)
-    chosen, rejected = (np.concatenate([prompts, completions[i::2]], axis=1).tolist() for i in (0, 1))
-    config, params, _ = load_reranker(folder, sharding=replicated(mesh))
-    config = dataclasses.replace(config, unroll=config.num_hidden_layers)
-    optimizer = OptimizerConfig(LEARNING_RATE, steps=steps)
-    state = jax.jit(lambda p: init_state(p, make_optimizer(optimizer)), out_shardings=replicated(mesh))(params)
-    step = make_reranker_step(config, RerankerConfig("last", 0.0), optimizer, mesh)
-    tree = Tree(prompts, np.ones(prompts.shape, bool), completions, np.ones(completions.shape, bool))
-    theirs, ours, losses, their_losses = [], [], [], []
+    theirs, our_seconds, losses, their_losses = [], [], [], []
 
     class Turns(transformers.TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -174,21 +171,20 @@ def compare_training(
             self.start = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            nonlocal state
             theirs.append(time.perf_counter() - self.start)
-            seconds, (state, metrics) = timed(lambda: jax.block_until_ready(step(state, None, tree)))
-            ours.append(seconds)
-            losses.append(float(metrics["loss"]))
+            seconds, loss = timed(ours)
+            our_seconds.append(seconds)
+            losses.append(loss)
 
     tokenizer = train_tokenizer(["some text"], 300)
     assert tokenizer.pad_token_id == PAD
     with tempfile.TemporaryDirectory() as output:
-        trainer = trl.RewardTrainer(
-            model=read_model(folder),
-            args=trl.RewardConfig(
+        theirs_trains = trainer(
+            model=model,
+            args=settings(
                 output,
                 max_steps=steps,
-                per_device_train_batch_size=pairs,
+                per_device_train_batch_size=size,
                 learning_rate=LEARNING_RATE,
                 lr_scheduler_type="cosine",
                 max_length=None,
@@ -201,34 +197,56 @@ def compare_training(
                 report_to="none",
                 disable_tqdm=True,
             ),
-            train_dataset=datasets.Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected}),
+            train_dataset=datasets.Dataset.from_dict(data),
             processing_class=tokenizer,
             callbacks=[Turns()],
         )
-        trainer.remove_callback(transformers.PrinterCallback)
-        compute_loss = trainer.compute_loss
+        theirs_trains.remove_callback(transformers.PrinterCallback)
+        compute_loss = theirs_trains.compute_loss
 
         def kept(*arguments: Any, **options: Any) -> torch.Tensor:
             loss = compute_loss(*arguments, **options)
             their_losses.append(loss.detach())
             return loss
 
-        trainer.compute_loss = kept
-        trainer.train()
+        theirs_trains.compute_loss = kept
+        theirs_trains.train()
     np.testing.assert_allclose(losses, [float(loss) for loss in their_losses], atol=TOLERANCE, rtol=0)
-    turns = list(zip(theirs, ours, strict=True))
-    by_threads = {threads: turns[i :: len(THREADS)][1:] for i, threads in enumerate(THREADS)}
-    threads, turns = min(by_threads.items(), key=lambda item: statistics.median(a for a, _ in item[1]))
+    turns = list(zip(theirs, our_seconds, strict=True))
+    of_threads = {threads: turns[i :: len(THREADS)][1:] for i, threads in enumerate(THREADS)}
+    threads, turns = min(of_threads.items(), key=lambda item: statistics.median(a for a, _ in item[1]))
     return {
-        "unit": "pairs/s",
-        "theirs": pairs / statistics.median(a for a, _ in turns),
-        "ours": pairs / statistics.median(b for _, b in turns),
+        "theirs": size / statistics.median(a for a, _ in turns),
+        "ours": size / statistics.median(b for _, b in turns),
         "ratio": statistics.median(a / b for a, b in turns),
-        "target": target,
-        "batch": pairs,
+        "batch": size,
         "threads": threads,
         "losses": losses,
     }
+
+
+def compare_training(
+    folder: str, mesh: Mesh, steps: int, pairs: int, prompt_length: int, length: int, target: float
+) -> dict[str, Any]:
+    import trl
+
+    prompts, completions = random_tokens(pairs, prompt_length, seed=2), random_tokens(2 * pairs, length, seed=3)
+    chosen, rejected = (np.concatenate([prompts, completions[i::2]], axis=1).tolist() for i in (0, 1))
+    config, params, _ = load_reranker(folder, sharding=replicated(mesh))
+    config = dataclasses.replace(config, unroll=config.num_hidden_layers)
+    optimizer = OptimizerConfig(LEARNING_RATE, steps=steps)
+    state = jax.jit(lambda p: init_state(p, make_optimizer(optimizer)), out_shardings=replicated(mesh))(params)
+    step = make_reranker_step(config, RerankerConfig("last", 0.0), optimizer, mesh)
+    tree = Tree(prompts, np.ones(prompts.shape, bool), completions, np.ones(completions.shape, bool))
+
+    def ours() -> float:
+        nonlocal state
+        state, metrics = jax.block_until_ready(step(state, None, tree))
+        return float(metrics["loss"])
+
+    data = {"chosen_ids": chosen, "rejected_ids": rejected}
+    turns = by_turns(trl.RewardTrainer, trl.RewardConfig, read_model(folder), data, ours, steps, pairs)
+    return {"unit": "pairs/s", "target": target, **turns}
 
 
 def main() -> None:

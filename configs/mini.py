@@ -79,6 +79,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
             "arms": ("control", "random", "hard", "self_training"),
             "ppo_arms": ("control", "random", "hard", "self_training"),
             "lambdas": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+            # Devices along each axis of the mesh; data 0 takes what the others leave.
             "mesh": {"data": 0, "fsdp": 1, "sequence": 1, "tensor": 1},
             "checkpoints": {"steps": 100, "iterations": 5, "keep": 2},
             "sandbox": {"workers": 2, "cpu_seconds": 5.0, "wall_seconds": 60.0},
@@ -118,5 +119,5 @@ def get_config(arg: str = "demo") -> ConfigDict:
         config.retraining.update({"batch_size": 8, "optimizer": {"learning_rate": 1e-3, "steps": 4}})
         config.ppo.update({"iterations": 2, "batch_size": 8})
         config.early_stopping.update({"every": 1, "samples": 2})
-        config.checkpoints.update({"steps": 5, "iterations": 1})
+        config.checkpoints.update({"steps": 20, "iterations": 1})
     return config

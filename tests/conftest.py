@@ -1,6 +1,9 @@
 """What the tests share: eight CPU devices, and a model small enough to check by hand."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import jax
 import pytest
@@ -10,6 +13,23 @@ import pytest
 os.environ.setdefault("NPROC", "16")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_cpu_enable_async_dispatch", False)
+# What one test has compiled another need not compile again; nothing is kept from one run of the suite to the next.
+if "RERANKJAX_TESTS_CACHE" not in os.environ:  # pytest-xdist's workers share that of the process that starts them
+    os.environ["RERANKJAX_TESTS_CACHE"] = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, os.environ["RERANKJAX_TESTS_CACHE"], ignore_errors=True)
+for option, value in {
+    "jax_compilation_cache_dir": os.environ["RERANKJAX_TESTS_CACHE"],
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}.items():
+    jax.config.update(option, value)
+    os.environ[option.upper()] = str(value)  # for the programs that tests start
+# Programs here are tiny and run seldom: what LLVM would gain in them it takes many times to find. Not so in runs that
+# tests start: they inherit the environment as it was.
+FLAGS = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_backend_optimization_level=0"
+jax.devices()
+os.environ["XLA_FLAGS"] = FLAGS
 
 from rerankjax.model.config import ModelConfig  # noqa: E402
 

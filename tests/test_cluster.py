@@ -80,7 +80,16 @@ def alive(words: str) -> set[int]:
 
 
 def actors(nodes: Cluster, doing: str = "") -> set[int]:
-    return alive(f"ray::_Judge{doing}") & with_files_in(nodes.head_node.get_temp_dir_path())
+    found = alive(f"ray::_Judge{doing}") & with_files_in(nodes.head_node.get_temp_dir_path())
+    # A child is called as its parent until it becomes another program.
+    return {pid for pid in found if parent(pid) not in found}
+
+
+def parent(pid: int) -> int | None:
+    try:
+        return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return None
 
 
 def told(results: list[Result]) -> list[tuple[object, ...]]:

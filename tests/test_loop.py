@@ -125,6 +125,7 @@ def test_kills_at_random_moments_change_nothing(whole, tmp_path):
         assert [name for name in expected if expected[name] != got[name]] == []
 
 
+@pytest.mark.long
 def test_a_run_in_a_bucket_ends_in_the_same_figures(whole, tmp_path):
     """Killed on the way, and its machine lost: what it had put into the bucket is all that the next one has."""
     store = tmp_path / "store"

@@ -1,5 +1,7 @@
 """Prompts are DeepSeek-Coder's, and programs come whole out of completions and answers."""
 
+import dataclasses
+
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -205,3 +207,10 @@ def test_wrong_requests_say_what_to_change(tokenizer: PreTrainedTokenizerFast) -
     assert base.prompt(PROBLEMS["js"], plain) == PROBLEMS["js"].prompt.strip()
     with pytest.raises(ValueError, match="the tokenizer has no chat template"):
         instruct.prompt(MBPP, plain, [SHOT])
+
+
+@pytest.mark.parametrize("language", instruct.FENCES)
+def test_a_solution_in_an_answer_is_found_again(language: str) -> None:
+    whole = dataclasses.replace(CONTEST, language=language)
+    text = "<?php\nread();" if language == "php" else "read();\n    then();"
+    assert instruct.source(whole, instruct.answer(whole, f"\n{text}\n")) == f"{text}\n"

@@ -15,7 +15,7 @@ from rerankjax.loop.execution import execute
 from rerankjax.loop.experiment import SandboxConfig, resolve
 from rerankjax.loop.rundir import write_stage
 from rerankjax.loop.stages import open_seed
-from rerankjax.model.sharding import data_mesh
+from rerankjax.model.sharding import make_mesh
 from rerankjax.problems.benchmarks import PYTHON_STOP_TOKENS
 from rerankjax.problems.decontamination import decontaminate, words
 from rerankjax.problems.problem import (
@@ -140,6 +140,11 @@ def test_what_a_row_becomes(tmp_path: Path) -> None:
     assert of_contest == Problem(
         "CODEFORCES/1_A. Twice", "cpp", CODE_CONTESTS["description"], "", (), standalone=True, cases=cases
     )
+    solved = CODE_CONTESTS | {"solutions": {"language": [1, 2, 4, 2], "solution": ["old", "first", "java", "second"]}}
+    for language, solution in (("cpp", "first"), ("java", "java"), ("py", None), ("php", None)):
+        assert only("CodeContests", solved, language=language).solution == solution
+    with pytest.raises(ValueError, match=r"row 1: field 'solutions' must hold a string for each language"):
+        only("CodeContests", solved | {"solutions": {"language": [2, 3], "solution": ["first"]}})
     assert only("CodeContests", SANDBOX_FUSION, language="cpp", split="train") == dataclasses.replace(
         of_contest, cases=cases[:1]
     )
@@ -295,10 +300,10 @@ def test_the_loop_trains_on_no_benchmark(tmp_path: Path) -> None:
 
     write_stage(tmp_path / "problems", fill)
     with pytest.raises(ValueError, match="'HumanEval/0' is of the benchmark HumanEval"):
-        open_seed(resolve(config.to_dict(), 2), 0, tmp_path, data_mesh())
+        open_seed(resolve(config.to_dict(), 2), 0, tmp_path, make_mesh())
     assert not (tmp_path / "tokenizer").exists()
     config.problems.train_on_benchmarks = True
-    assert open_seed(resolve(config.to_dict(), 2), 0, tmp_path, data_mesh()).problems["train"] == (benchmark,)
+    assert open_seed(resolve(config.to_dict(), 2), 0, tmp_path, make_mesh()).problems["train"] == (benchmark,)
 
 
 def test_training_splits_may_be_trained_on(tmp_path: Path) -> None:

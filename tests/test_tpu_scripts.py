@@ -221,7 +221,7 @@ WORKER = {
     "start": [
         "sudo systemd-run --quiet --unit=rerankjax --uid=USER --working-directory=ROOT --setenv=HOME=/home/me "
         "--setenv=PYTHONUNBUFFERED=1 --remain-after-exit --property=KillMode=mixed --property=TimeoutStopSec=120 "
-        "ROOT/.venv/bin/python experiments/selftrain.py --config=c.py --workdir=gs://bucket/x"
+        "ROOT/.venv/bin/python experiments/selftrain.py --distributed --config=c.py --workdir=gs://bucket/x"
     ],
     "state": ["systemctl show rerankjax --property=LoadState,ActiveState,SubState,ExecMainCode,ExecMainStatus"],
     "logs": ["sudo journalctl --unit=rerankjax --output=cat --lines=all --follow"],

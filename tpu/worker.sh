@@ -53,7 +53,7 @@ start() {
   # mixed: SIGTERM goes to the program alone, not to the boxes that its programs run in.
   run sudo systemd-run --quiet "--unit=$SERVICE" "--uid=$(id -un)" "--working-directory=$PWD" "--setenv=HOME=$HOME" \
     --setenv=PYTHONUNBUFFERED=1 --remain-after-exit --property=KillMode=mixed --property=TimeoutStopSec=120 \
-    "$PWD/.venv/bin/python" experiments/selftrain.py "$@"
+    "$PWD/.venv/bin/python" experiments/selftrain.py --distributed "$@"
 }
 
 state() {
@@ -72,7 +72,7 @@ state() {
 
 container() {
   install "$(command -v python3)"
-  run exec .venv/bin/python experiments/selftrain.py "$@"
+  run exec .venv/bin/python experiments/selftrain.py --distributed "$@"
 }
 
 if [ "${1:-}" = --dry-run ]; then

@@ -209,7 +209,7 @@ class Engine:
         devices = row_shards(mesh)
         if engine.rows % devices:
             raise ValueError(
-                f"EngineConfig: rows = {engine.rows} does not divide among the {devices} devices that share rows"
+                f"EngineConfig: rows = {engine.rows} is not divisible by the {devices} devices that share rows"
             )
         self._engine, self._pad = engine, pad
         rows, everywhere = by_row(mesh), replicated(mesh)

@@ -146,8 +146,8 @@ def get_stage(bucket: Bucket, path: Path, directory: Path) -> None:
     (directory / "stage.json").write_text(json.dumps(manifest) + "\n", encoding="utf-8")
 
 
-def clear_stage(bucket: Bucket, path: Path) -> None:
-    """Removes what an attempt that did not complete the stage at `path` left in the bucket."""
+def clear(bucket: Bucket, path: Path) -> None:
+    """Removes what stands for `path` in the bucket: what a killed attempt left of a stage, or its checkpoints."""
     if bucket.primary and bucket.files.exists(bucket.place(path)):
         _check_owner(bucket)
         bucket.files.rm(bucket.place(path), recursive=True)

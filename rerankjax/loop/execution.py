@@ -16,11 +16,12 @@ def execute(
     problems: Sequence[Problem],
     candidates: Iterable[Candidate],
     advance: Callable[[int], object] = lambda programs: None,
+    source: Callable[[Problem, str], str] = source,
 ) -> list[Candidate]:
     """The candidates with their verdicts, in the order they came. They are drawn only as fast as programs finish.
 
     Of a problem with cases, one run a case until one is known to fail; the verdict is that of the first that does.
-    `advance` is called once a candidate.
+    `advance` is called once a candidate. source: the program without its tests, of a problem and a completion.
     """
     problem_of = {p.name: p for p in problems}
     taken: list[Candidate] = []
@@ -31,7 +32,8 @@ def execute(
     def programs() -> Iterator[sandbox.Program]:
         for i, candidate in enumerate(candidates):
             taken.append(candidate)
-            for program in programs_of(problem_of[candidate.problem], candidate.completion):
+            problem = problem_of[candidate.problem]
+            for program in programs_of(problem, source(problem, candidate.completion)):
                 if i in failures:
                     break
                 candidate_of.append(i)
@@ -49,9 +51,8 @@ def execute(
     return [_with_verdict(candidate, failures.get(i) or passes[i]) for i, candidate in enumerate(taken)]
 
 
-def programs_of(problem: Problem, completion: str) -> Iterator[sandbox.Program]:
-    """What must pass for the completion to be right: one program with the problem's tests, or one a case."""
-    text = source(problem, completion)
+def programs_of(problem: Problem, text: str) -> Iterator[sandbox.Program]:
+    """What must pass for the program `text` to be right: it with the problem's tests, or one run a case."""
     for case in problem.cases:
         yield sandbox.Program(problem.language, text, stdin=case.stdin, expected_output=case.expected_output)
     if not problem.cases:

@@ -131,12 +131,13 @@ def resolve(config: Mapping[str, Any], devices: int) -> Experiment:
     Raises:
         ConfigError: as the module says.
     """
-    experiment = _build(Experiment, config, "config")
+    experiment = build(Experiment, config, "config")
     check(experiment, devices)
     return experiment
 
 
-def _build(kind: type, section: Any, path: str) -> Any:
+def build(kind: type, section: Any, path: str) -> Any:
+    """The dataclass `kind` of a config's section; `path` is what errors call it. Raises ConfigError."""
     if not isinstance(section, Mapping) and not hasattr(section, "items"):
         raise ConfigError(f"{path} = {section!r} is no section: it holds the fields of {kind.__name__}")
     hints = typing.get_type_hints(kind)
@@ -155,7 +156,7 @@ def _build(kind: type, section: Any, path: str) -> Any:
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, path)
+        return build(typing.cast(type, hint), value, path)
     if isinstance(hint, types.GenericAlias):  # tuple[item, ...]
         if not isinstance(value, (tuple, list)):
             raise ConfigError(f"{path} = {value!r} is no tuple: write it as (a, b)")
@@ -168,7 +169,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 
 
 def check(e: Experiment, devices: int) -> None:
-    """Raises ConfigError where fields do not go together, or not with so many devices."""
+    """Raises ConfigError unless the experiment can run on a mesh of `devices`."""
 
     def require(holds: bool, field: str, value: object, remedy: str) -> None:
         if not holds:

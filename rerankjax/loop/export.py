@@ -6,6 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from rerankjax.loop.hosts import own_copy
 from rerankjax.loop.rundir import durable, write_stage
 from rerankjax.loop.stages import SeedRun
 from rerankjax.model.decoder import Params
@@ -29,13 +30,14 @@ class Example:
 
 def export(run: SeedRun, reranker: Params, evaluation: Evaluation) -> Path:
     """seedN/export: `reranker` with its tokenizer, and the test problems with the samples of `evaluation`."""
+    reranker = own_copy(reranker | {"decoder": merge(reranker["decoder"])}, run.mesh)
     prompt_of = {p.name: p.prompt for p in run.problems["test"]}
 
     def fill(directory: Path) -> None:
         save_reranker(
             directory,
             run.experiment.model,
-            reranker | {"decoder": merge(reranker["decoder"])},
+            reranker,
             pooling=run.experiment.reranker.pooling,
             pad_token_id=run.tokenizer.pad_token_id,
             tokenizer=run.tokenizer,

@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
-from rerankjax.loop.hosts import is_first
+from rerankjax.loop.rundir import durable
 
 EXIT_PREEMPTED = os.EX_TEMPFAIL  # 75: "start me again", to launchers
 
@@ -39,6 +40,7 @@ def preemptible() -> Iterator[None]:
 
     With several processes JAX's preemption service takes the signal, so that all stop at one step of training.
     """
+    global _asked
     if jax.process_count() > 1:
         yield
         return
@@ -54,6 +56,7 @@ def preemptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        _asked = False
 
 
 class Recovery:
@@ -63,7 +66,7 @@ class Recovery:
         self._directory = directory
         self._every = every
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(durable(directory.absolute()), options=options)
 
     def __enter__(self) -> "Recovery":
         global _deferred
@@ -98,17 +101,26 @@ class Recovery:
         if not stop and step % self._every:
             return
         state, metrics = snapshot()
-        kinds = ocp.args.Composite(state=ocp.args.StandardSave(_named(state)), metrics=ocp.args.JsonSave(metrics))
+        # A copy of the list: it is written later, when rows of later steps may have joined it.
+        kinds = ocp.args.Composite(state=ocp.args.StandardSave(_named(state)), metrics=ocp.args.JsonSave(list(metrics)))
         self._manager.save(step, args=kinds, force=True)
         if stop:
             self._manager.wait_until_finished()
             raise Preempted
 
     def keep_inputs(self, step: int, inputs: Any) -> Path:
-        """Saves the inputs of a step that diverged beside the checkpoint before it; returns the file's path."""
-        path = self._directory.with_name(f"{self._directory.name}-step{step}.npz")
-        if is_first():
-            np.savez(path, **{name: np.asarray(leaf) for name, leaf in _named(inputs).items()})  # type: ignore[arg-type]
+        """Saves the inputs of a step that diverged beside the checkpoints before it: of its rows, this process's.
+
+        Returns the file's path.
+        """
+        of_process = f"-process{jax.process_index()}" if jax.process_count() > 1 else ""
+        path = durable(self._directory.with_name(f"{self._directory.name}-step{step}{of_process}.npz"))
+        own = {}
+        for name, leaf in _named(inputs).items():
+            parts = {str(shard.index): np.asarray(shard.data) for shard in leaf.addressable_shards}
+            own[name] = np.concatenate(list(parts.values()))
+        with epath.Path(path).open("wb") as file:
+            np.savez(file, **own)  # type: ignore[arg-type]
         return path
 
 

@@ -19,9 +19,13 @@ from typing import Any
 
 from rerankjax.loop import bucket
 from rerankjax.loop.bucket import RunDirectoryError, bucket_of, durable, is_bucket
+from rerankjax.loop.hosts import agree, is_first, wait_for_all
 from rerankjax.problems.jsonl import write_text
 
-__all__ = ["RunDirectoryError", "complete", "durable", "open_run", "stage_seconds", "write_stage"]
+# Of a config: how a run is computed, not what it computes.
+FREE = ("mesh.", "checkpoints.", "sandbox.workers")
+
+__all__ = ["RunDirectoryError", "complete", "durable", "open_run", "recovery_of", "stage_seconds", "write_stage"]
 
 
 @contextmanager
@@ -29,8 +33,9 @@ def open_run(workdir: Path | str, config: Mapping[str, Any], primary: bool = Tru
     """Holds the run directory for this process, so that its stages all come from `config`; yields its path.
 
     workdir: a directory, or a bucket's address (a str): then the path is of a local mirror.
-    config: nested mappings of JSON values, resolved. The first start saves it as config.json.
-    primary: of several processes that make up one run in a bucket, whether this one holds it; just one does.
+    config: nested mappings of JSON values, resolved. The first start saves it as config.json. Sections of `FREE` may
+        change from start to start.
+    primary: of several processes that make up one run, whether this one holds it; just one does.
     Raises RunDirectoryError if another process holds it, or if it was started with another config: then the message
     shows the difference. The kernel lets go when the process ends, by SIGKILL too; a bucket's lock goes stale.
     """
@@ -44,7 +49,8 @@ def open_run(workdir: Path | str, config: Mapping[str, Any], primary: bool = Tru
     with open(root / "lock", "a") as lock:
         try:
             # lockf, not flock: a forked sandbox worker that outlives this process must not go on holding the run.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if primary:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunDirectoryError(
                 f"{root}: another process is at work on this run; wait for it or give another --workdir."
@@ -66,7 +72,7 @@ def _settle_config(root: Path, config: Mapping[str, Any], name: str, primary: bo
     changes = [
         f"  {field}: {was.get(field, '(absent)')} -> {now.get(field, '(absent)')}"
         for field in sorted(was.keys() | now.keys())
-        if was.get(field) != now.get(field)
+        if was.get(field) != now.get(field) and not field.startswith(FREE)
     ]
     if changes:
         raise RunDirectoryError(
@@ -96,33 +102,61 @@ def recovery_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.recovery")
 
 
-def write_stage(path: Path, fill: Callable[[Path], object]) -> Path:
+def write_stage(path: Path, fill: Callable[[Path], object], everywhere: bool = False) -> Path:
     """The complete stage at `path`: as it stands, or else made by fill(directory) and put there in one step.
 
     `fill` writes its artifacts into the directory it is given and returns when they are all written (asynchronous
     checkpoints: wait for them). Killed at any moment, `path` is missing or complete; what a killed or failed attempt
     left is removed before the next. stage.json gets the seconds that `fill` took. In a bucket's mirror a stage that the
     bucket has is downloaded, and one that was made is uploaded.
+
+    Of several processes the first calls `fill`, with `everywhere` all of them; the stage is complete for all or none.
     """
-    if (path / "stage.json").is_file():
+    store = bucket_of(path)
+    if agree(complete(path)):
+        if store is not None and not (path / "stage.json").is_file():
+            _download(store, path)
         return path
     if path.exists():
         raise FileExistsError(f"{path} is there but is no complete stage (no stage.json); remove it and start again.")
-    partial = path.with_name(f".{path.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    store = bucket_of(path)
-    if store is not None and bucket.has_stage(store, path):
-        bucket.get_stage(store, path, partial)
-    else:
+    partial = _partial(path)
+    if is_first() or store is not None:  # a mirror is a process's own
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         if store is not None:
-            bucket.clear_stage(store, path)
-        start = time.monotonic()
+            bucket.clear(store, path)
+    wait_for_all(f"{path.name} begins")
+    start = time.monotonic()
+    if everywhere or is_first():
         fill(partial)
+    wait_for_all(f"{path.name} is filled")
+    if is_first():
         write_text(partial / "stage.json", json.dumps({"seconds": round(time.monotonic() - start, 3)}) + "\n")
         if store is not None:
             bucket.put_stage(store, path, partial)
+        _complete(partial, path)
+        shutil.rmtree(recovery_of(path), ignore_errors=True)
+        if store is not None:
+            bucket.clear(store, recovery_of(path))
+    wait_for_all(f"{path.name} is complete")
+    if store is not None and not is_first():
+        _download(store, path)
+    return path
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _download(store: bucket.Bucket, path: Path) -> None:
+    partial = _partial(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    bucket.get_stage(store, path, partial)
+    _complete(partial, path)
+
+
+def _complete(partial: Path, path: Path) -> None:
     # On disk before it has its name: a machine that stops must not leave a complete-looking stage with empty files.
     for directory, _, names in os.walk(partial):
         for name in names:
@@ -130,8 +164,6 @@ def write_stage(path: Path, fill: Callable[[Path], object]) -> Path:
         _sync(Path(directory))
     os.rename(partial, path)
     _sync(path.parent)
-    shutil.rmtree(recovery_of(path), ignore_errors=True)
-    return path
 
 
 def stage_seconds(path: Path) -> float:

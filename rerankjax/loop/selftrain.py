@@ -1,6 +1,9 @@
 """The paper's loop, two iterations: SFT, reranker, PPO, then the reranker again on what PPO found, and PPO again."""
 
+import contextlib
 import dataclasses
+import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +15,8 @@ from rerankjax import sandbox
 from rerankjax.loop import stages
 from rerankjax.loop.experiment import Experiment, resolve
 from rerankjax.loop.export import export, rerank_command
+from rerankjax.loop.hosts import is_first, wait_for_all
+from rerankjax.loop.recovery import preemptible
 from rerankjax.loop.rundir import durable, open_run
 from rerankjax.loop.summary import conclude
 from rerankjax.model.sharding import make_mesh
@@ -21,7 +26,10 @@ from rerankjax.table.evaluation import Evaluation
 def selftrain(config: ConfigDict, workdir: str) -> None:
     """The whole run in `workdir`, from where it was, to its table and report.
 
+    Several processes (`hosts.connect`) each call it with the same arguments; the first one speaks and writes.
+
     Raises:
+        Preempted: SIGTERM came. What was at work is saved; start the run again.
         ConfigError: the config cannot run.
         SandboxError: programs cannot be contained here.
         RunDirectoryError: `workdir` is in use, or holds a run of another config. All before any work.
@@ -29,12 +37,19 @@ def selftrain(config: ConfigDict, workdir: str) -> None:
     e = resolve(config, jax.device_count())
     sandbox.check()
     resolved = dataclasses.asdict(e)
-    with open_run(workdir, resolved) as root:
+    with (
+        contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(io.StringIO()),
+        preemptible(),
+        open_run(workdir, resolved, primary=is_first()) as root,
+    ):
         # A run that goes on does not compile again what it compiled before.
-        jax.config.update("jax_compilation_cache_dir", str(durable(root.absolute() / "compiled")))
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+            jax.config.update("jax_compilation_cache_dir", str(durable(root.absolute() / "compiled")))
         mesh = make_mesh(e.mesh)
         evaluations = [found for seed in e.seeds for found in run_seed(e, seed, root / f"seed{seed}", mesh)]
-        conclude(root, resolved, evaluations)
+        if is_first():
+            conclude(root, resolved, evaluations)
+        wait_for_all("the end")
         print(f"rank with it: {rerank_command(root / f'seed{e.seeds[0]}')}")
 
 

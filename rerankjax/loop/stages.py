@@ -32,6 +32,7 @@ from rerankjax.loop.experiment import ConfigError, Experiment, TrainingConfig
 from rerankjax.loop.hosts import exchange, is_first, own_copy, own_mesh, share
 from rerankjax.loop.metrics import write_waits
 from rerankjax.loop.rundir import recovery_of, stage_seconds, write_stage
+from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, in_compute_dtype, init_decoder
 from rerankjax.model.lora import attach, attach_trunk
 from rerankjax.pairs.mining import Pair, grow, pair_up, split, write_pairs
@@ -44,6 +45,7 @@ from rerankjax.problems.problem import (
     read_problems,
     read_solutions,
     require_trainable,
+    source,
     write_problems,
     write_solutions,
 )
@@ -65,6 +67,7 @@ class SeedRun:
     mesh: Mesh
     problems: dict[str, tuple[Problem, ...]]  # by split
     tokenizer: PreTrainedTokenizerBase
+    source: Callable[[Problem, str], str] = source  # the program without its tests, of a problem and a completion
 
     def key(self, stage: str) -> jax.Array:
         """A key for one stage, from the seed and the stage's name: what runs before it changes nothing."""
@@ -148,29 +151,32 @@ def sft_policy(run: SeedRun) -> Params:
         params = trainers.train_sft(run.experiment, train, corpus, run.tokenizer, run.seed, work)
         checkpoint.save(directory / "checkpoint", params)
 
-    path = write_stage(run.root / "policies" / "sft", fill)
+    path = write_stage(run.root / "policies" / "sft", fill, everywhere=True)
     return checkpoint.restore(path / "checkpoint", run.decoder_like)
 
 
 def candidates(run: SeedRun, policy: str, params: Params, split_name: str) -> list[Candidate]:
-    """Stage D: the policy's samples of a split, executed; `config.candidates` says how many a problem."""
+    """Stage D: the policy's samples of a split, executed; `config.candidates` says how many a problem.
+
+    Any split but train and dev is one to test on.
+    """
     e = run.experiment
     problems = run.problems[split_name]
-    samples = getattr(e.candidates, split_name)
+    samples = getattr(e.candidates, split_name, e.candidates.test)
 
     def fill(directory: Path) -> None:
         key = run.key(f"candidates/{policy}-{split_name}")
         title = f"seed {run.seed}: {policy}, sample and execute {split_name}"
         own, waited = share(problems), functools.partial(write_waits, directory, "host")
         with progress(title, samples * len(own), "programs") as advance:
-            executed = execute(e.sandbox, own, _sample(run, params, own, samples, key, waited), advance)
+            executed = execute(e.sandbox, own, _sample(run, params, own, samples, key, waited), advance, run.source)
         executed = [Candidate(**row) for row in exchange([dataclasses.asdict(c) for c in executed])]
         place = {problem.name: i for i, problem in enumerate(problems)}
         executed.sort(key=lambda c: (place[c.problem], c.sample))
         if is_first():
             write_candidates(directory / "candidates.parquet", executed)
 
-    path = write_stage(run.root / "candidates" / f"{policy}-{split_name}", fill)
+    path = write_stage(run.root / "candidates" / f"{policy}-{split_name}", fill, everywhere=True)
     return read_candidates(path / "candidates.parquet")
 
 
@@ -226,7 +232,7 @@ def scores(
             every = [score for name, _ in by_problem for score in scores_of[name]]
             np.save(directory / "scores.npy", np.array(every, np.float32))
 
-    path = write_stage(run.root / "scores" / reranker / f"{policy}-{split_name}", fill)
+    path = write_stage(run.root / "scores" / reranker / f"{policy}-{split_name}", fill, everywhere=True)
     return np.load(path / "scores.npy")
 
 
@@ -235,7 +241,7 @@ def first_reranker(run: SeedRun, sft: Params, sampled: Sequence[Candidate]) -> P
     e = run.experiment
 
     def pairs() -> list[Pair]:
-        return pair_up(split(itertools.compress(sampled, _fits(run, sampled))), e.mining.pairs, [run.seed, 1])
+        return pair_up(split(itertools.compress(sampled, fits(run, sampled))), e.mining.pairs, [run.seed, 1])
 
     start = trainers.start_reranker(e, sft, run.seed)
     return _reranker(run, "first", sft, start, e.reranker_training, pairs, [run.seed, 2])
@@ -253,10 +259,10 @@ def grown_reranker(
     e = run.experiment
 
     def pairs() -> list[Pair]:
-        new = _fits(run, ppo_sampled)
+        new = fits(run, ppo_sampled)
         return grow(
             arm,
-            split(itertools.compress(sft_sampled, _fits(run, sft_sampled))),
+            split(itertools.compress(sft_sampled, fits(run, sft_sampled))),
             list(itertools.compress(ppo_sampled, new)),
             ppo_scores[new],
             count=e.mining.grown_pairs,
@@ -269,7 +275,7 @@ def grown_reranker(
     return _reranker(run, arm, sft, first, e.retraining, pairs, [run.seed, 4])
 
 
-def _fits(run: SeedRun, sampled: Sequence[Candidate]) -> np.ndarray:
+def fits(run: SeedRun, sampled: Sequence[Candidate]) -> np.ndarray:
     """Which candidates fit a training row, bool: one cut by the length limit has no room for an end-of-text token."""
     ids = encode_completions(run.tokenizer, [c.completion for c in sampled])
     return np.array([len(row) <= run.experiment.sampling.max_completion_length for row in ids])
@@ -288,7 +294,8 @@ def _reranker(
 
     def fill(directory: Path) -> None:
         pairs = make_pairs()
-        write_pairs(directory / "pairs.jsonl", pairs)
+        if is_first():
+            write_pairs(directory / "pairs.jsonl", pairs)
         params = trainers.train_reranker(
             run.experiment,
             training,
@@ -302,13 +309,23 @@ def _reranker(
         )
         checkpoint.save(directory / "checkpoint", params)
 
-    path = write_stage(run.root / "rerankers" / name, fill)
+    path = write_stage(run.root / "rerankers" / name, fill, everywhere=True)
     params = checkpoint.restore(path / "checkpoint", run.reranker_like)
     return attach_trunk(base, params, run.experiment.lora)
 
 
-def ppo_policy(run: SeedRun, name: str, sft: Params, reranker: Params, reference_scores: np.ndarray) -> Params:
-    """Stage C: PPO from the SFT model against a reranker, whose scores of the SFT model's samples set the scale."""
+def ppo_policy(
+    run: SeedRun,
+    name: str,
+    sft: Params,
+    reranker: Params,
+    reference_scores: np.ndarray,
+    reward_config: ModelConfig | None = None,
+) -> Params:
+    """Stage C: PPO from the SFT model against a reranker, whose scores of the SFT model's samples set the scale.
+
+    reward_config: the reranker's shape, where that is not the policy's.
+    """
     e = run.experiment
     reward = Reward(reranker, jnp.float32(reference_scores.mean()), jnp.float32(reference_scores.std()))
     dev = run.problems["dev"]
@@ -317,7 +334,8 @@ def ppo_policy(run: SeedRun, name: str, sft: Params, reranker: Params, reference
         # The same key every time: policies are compared on common random numbers.
         key = run.key("early stopping")
         own = share(dev)
-        executed = execute(e.sandbox, own, _sample(run, params, own, e.early_stopping.samples, key))
+        sampled = _sample(run, params, own, e.early_stopping.samples, key)
+        executed = execute(e.sandbox, own, sampled, source=run.source)
         return float(np.mean([row["passed"] for row in exchange([{"passed": c.passed} for c in executed])]))
 
     def fill(directory: Path) -> None:
@@ -331,10 +349,11 @@ def ppo_policy(run: SeedRun, name: str, sft: Params, reranker: Params, reference
             run.key(f"ppo/{name}"),
             dev_pass_rate,
             run.work(directory, run.root / "policies" / name, f"PPO {name}"),
+            reward_config,
         )
         checkpoint.save(directory / "checkpoint", params)
 
-    path = write_stage(run.root / "policies" / name, fill)
+    path = write_stage(run.root / "policies" / name, fill, everywhere=True)
     # A policy is saved without its value head: as a reranker without its own.
     params = checkpoint.restore(path / "checkpoint", run.reranker_like["decoder"])
     return attach(trainers.frozen(e, sft), params, e.lora)

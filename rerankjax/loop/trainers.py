@@ -20,9 +20,10 @@ from rerankjax.loop.hosts import feed
 from rerankjax.loop.metrics import WriteMetrics, metric_writer, write_waits
 from rerankjax.loop.prefetch import Ahead
 from rerankjax.loop.recovery import Recovery
+from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.likelihood import Rows, Tree
-from rerankjax.model.lora import attach, init_adapter
+from rerankjax.model.lora import FULL, attach, init_adapter
 from rerankjax.model.sharding import by_row, replicated, shardings_of
 from rerankjax.model.training import TrainState, start_state
 from rerankjax.pairs.mining import Pair
@@ -52,18 +53,23 @@ def train_sft(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     work: Work,
+    start: Params | None = None,
 ) -> Params:
-    """The SFT model: a decoder trained from scratch on the corpus's solutions."""
+    """A decoder trained on the corpus's solutions: from scratch, or from `start`, of which it may be an adapter."""
     prompt_of = {p.name: p.prompt for p in problems}
     tokens, mask = _rows(e, tokenizer, [prompt_of[s.problem] for s in corpus], [s.completion for s in corpus])
-    update = make_sft_step(e.model, e.sft.optimizer, e.max_prompt_length, work.mesh)
-    init, key = functools.partial(init_decoder, e.model), jax.random.key(seed)
-    params = jax.jit(init, out_shardings=shardings_of(jax.eval_shape(init, key), work.mesh))(key)
+    key = jax.random.key(seed)
+    if start is None:
+        base, lora, init = None, FULL, functools.partial(init_decoder, e.model)
+        params = jax.jit(init, out_shardings=shardings_of(jax.eval_shape(init, key), work.mesh))(key)
+    else:
+        base, lora, params = frozen(e, start), e.lora, start_decoder(e, start, key)
+    update = make_sft_step(e.model, e.sft.optimizer, e.max_prompt_length, work.mesh, lora)
 
     def batch(index: np.ndarray) -> Rows:
         return Rows(tokens[index], mask[index])
 
-    return _fit(e, update, params, None, batch, len(corpus), e.sft, [seed, 0], work)
+    return _fit(e, update, params, base, batch, len(corpus), e.sft, [seed, 0], work)
 
 
 def train_reranker(
@@ -120,12 +126,15 @@ def train_ppo(
     key: jax.Array,
     dev_pass_rate: Callable[[Params], float],
     work: Work,
+    reward_config: ModelConfig | None = None,
 ) -> Params:
-    """The policy that solved most dev problems on the way, the SFT model itself among them: its adapter or decoder."""
+    """The policy that solved most dev problems on the way, the SFT model itself among them: its adapter or decoder.
+
+    reward_config: the reranker's shape, where that is not `e.model`.
+    """
     ppo, P, mesh = e.ppo, e.max_prompt_length, work.mesh
-    step = make_ppo_step(
-        e.model, e.reranker.pooling, e.sampling, ppo, P, tokenizer.eos_token_id, tokenizer.pad_token_id, mesh, e.lora
-    )
+    ends = tokenizer.eos_token_id, tokenizer.pad_token_id
+    step = make_ppo_step(e.model, e.reranker.pooling, e.sampling, ppo, P, *ends, mesh, e.lora, reward_config)
     stops = feed(stops_of(tokenizer, problems[0].stop_tokens), replicated(mesh))
     encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
     rows = (*pad_prompts(encoded, P, tokenizer.pad_token_id), problem_ids(problems))

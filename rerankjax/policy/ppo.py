@@ -208,14 +208,20 @@ def collect(
     prompt_mask: Bool[Array, "B P"],
     keys: Key[Array, " B"],
     stops: Int[Array, "states V"],
+    *,
+    reward_config: ModelConfig | None = None,
 ) -> Experience:
-    """One completion a prompt, scored by the reranker and weighed by the reference, at the sampling temperature."""
+    """One completion a prompt, scored by the reranker and weighed by the reference, at the sampling temperature.
+
+    reward_config: the reranker's shape, where that is not the policy's; they share a tokenizer all the same.
+    """
     P = prompts.shape[1]
     drawing = constrain(in_compute_dtype(config, policy["decoder"]), mesh, DRAWING)
     drawn = sample(config, sampling, drawing, prompts, prompt_mask, keys, stops, eos, pad)
     rows = Rows(jnp.concatenate([prompts, drawn.tokens], axis=1), jnp.concatenate([prompt_mask, drawn.mask], axis=1))
     reference_log_probs, _ = completion_log_probs(config, reference, rows, P, sampling.temperature)
-    scores = normalised_scores(ppo, score_rows(config, pooling, reward.params, rows, P), reward, drawn.finished)
+    scores = score_rows(reward_config or config, pooling, reward.params, rows, P)
+    scores = normalised_scores(ppo, scores, reward, drawn.finished)
     return Experience(rows, scores, reference_log_probs)
 
 
@@ -263,6 +269,7 @@ def make_ppo_programs(
     pad: int,
     mesh: Mesh,
     lora: LoraConfig = FULL,
+    reward_config: ModelConfig | None = None,
 ) -> Programs:
     """What `make_ppo_step` calls in turn."""
     by_rows = by_row(mesh)
@@ -273,7 +280,8 @@ def make_ppo_programs(
     @functools.partial(jax.jit, out_shardings=by_rows)
     @functools.partial(on_mesh, mesh)
     def gather(params: Params, base: Params | None, *others: Any) -> Experience:
-        return collect(config, pooling, sampling, ppo, eos, pad, mesh, attach_trunk(base, params, lora), *others)
+        policy = attach_trunk(base, params, lora)
+        return collect(config, pooling, sampling, ppo, eos, pad, mesh, policy, *others, reward_config=reward_config)
 
     @functools.partial(jax.jit, out_shardings=by_rows)
     @functools.partial(on_mesh, mesh)
@@ -311,18 +319,22 @@ def make_ppo_step(
     pad: int,
     mesh: Mesh,
     lora: LoraConfig = FULL,
+    reward_config: ModelConfig | None = None,
 ) -> Callable[..., tuple[TrainState, Float[Array, ""], dict[str, Array]]]:
     """One iteration: (state, base, reference, reward, prompts, mask, problem ids, key, KL coefficient, stop table)
     -> (state, next KL coefficient, metrics). The state is donated; nothing leaves the device.
 
     The state is of {"decoder": an adapter, "value"} over the frozen base, or of the whole policy where that is None.
-    Policy, reference and reward may share a base: an array that is passed more than once is there once.
+    Policy, reference and reward may share a base: an array that is passed more than once is there once. reward_config
+    as in `collect`.
 
     The old log-probabilities are taken in minibatches of an update's shape: a batch of another shape may be summed in
     another order. Minibatches are programs of their own, not a scan: XLA runs a loop's body on one CPU core.
     """
     by_rows = by_row(mesh)
-    gather, outputs, update = make_ppo_programs(config, pooling, sampling, ppo, prompt_length, eos, pad, mesh, lora)
+    gather, outputs, update = make_ppo_programs(
+        config, pooling, sampling, ppo, prompt_length, eos, pad, mesh, lora, reward_config
+    )
 
     @jax.jit
     def orders(key: Key[Array, ""]) -> Int[Array, "epochs*minibatches M"]:

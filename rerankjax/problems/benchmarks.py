@@ -18,6 +18,7 @@ PYTHON_STOP_TOKENS = ("\ndef", "\nclass", "\nif", "\n#", "\nprint")
 MBPP_FIRST_TRAINING_ID = 601
 # The number of a CodeContests problem's source (google-deepmind/code_contests, contest_problem.proto).
 SOURCES = ("UNKNOWN_SOURCE", "CODECHEF", "CODEFORCES", "HACKEREARTH", "CODEJAM", "ATCODER", "AIZU")
+SOLUTION_LANGUAGES = {"cpp": 2, "py": 3, "java": 4}  # as its solutions have them; 1 is Python 2
 
 Row = dict[str, Any]
 
@@ -73,9 +74,11 @@ def _lines(code: str) -> str:
 def code_contests(where: str, row: Row, *, language: str, split: str | None) -> Problem | None:
     """A problem of CodeContests in its own shape or SandboxFusion's, to be solved in `language`.
 
-    Its cases are the public, then the private, then the generated ones. Where `split` is not "train" it is of a
-    benchmark. None for a problem whose programs read or write files, for nothing here can run those.
+    Its cases are the public, then the private, then the generated ones; its solution is the first in `language`, where
+    the row has "solutions" and one in it. Where `split` is not "train" it is of a benchmark. None for a problem whose
+    programs read or write files, for nothing here can run those.
     """
+    solution = None
     if "content" in row:
         name, description, cases = _sandbox_fusion(where, row)
     else:
@@ -89,10 +92,29 @@ def code_contests(where: str, row: Row, *, language: str, split: str | None) -> 
         description = field(row, where, "description", str)
         kinds = [f"{kind}_tests" for kind in ("public", "private", "generated")]
         cases = [case for kind in kinds for case in _cases(where, kind, field(row, where, kind, dict))]
+        if "solutions" in row and language in SOLUTION_LANGUAGES:
+            solution = _solution(where, field(row, where, "solutions", dict), SOLUTION_LANGUAGES[language])
     if not cases:
         raise ValueError(f"{where}: no test in any of its fields; remove that row, for no program can be judged.")
     benchmark = None if split == "train" else "CodeContests"
-    return Problem(name, language, description, "", (), standalone=True, cases=tuple(cases), benchmark=benchmark)
+    return Problem(
+        name,
+        language,
+        description,
+        "",
+        (),
+        standalone=True,
+        cases=tuple(cases),
+        solution=solution,
+        benchmark=benchmark,
+    )
+
+
+def _solution(where: str, solutions: Row, language: int) -> str | None:
+    numbers, texts = (field(solutions, f"{where}, field 'solutions'", name, list) for name in ("language", "solution"))
+    if len(numbers) != len(texts) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{where}: field 'solutions' must hold a string for each language; correct that row.")
+    return next((text for number, text in zip(numbers, texts, strict=True) if number == language), None)
 
 
 def _cases(where: str, kind: str, tests: Row) -> list[Case]:

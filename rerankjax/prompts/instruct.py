@@ -83,6 +83,11 @@ def _mbpp(problem: Problem) -> str:
     return f">>> Problem:\n{problem.prompt}\n>>> Test Cases:\n{problem.tests}\n"
 
 
+def answer(problem: Problem, solution: str) -> str:
+    """A model's answer that has the solution, which is a whole program, in a code block: `source` finds it there."""
+    return f"```{FENCES[problem.language][0]}\n{solution.strip()}\n```"
+
+
 def source(problem: Problem, answer: str) -> str:
     """The program without its tests, from a model's answer. An answer without a code block continues the prompt."""
     names = "|".join(map(re.escape, FENCES[problem.language]))

@@ -1,0 +1,93 @@
+"""The loop on two processes: the run of one, whichever process is killed on the way."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OVERRIDES = ("--config.candidates.batch_size=8", "--config.ppo.minibatches=1", "--config.arms=('hard',)")
+OVERRIDES += ("--config.ppo_arms=()", "--config.retraining.batch_size=8")
+
+
+def start(workdir, devices, *flags):
+    command = [sys.executable, "experiments/selftrain.py", "--config=configs/mini.py:smoke", f"--workdir={workdir}"]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "NPROC": "16",  # threads enough for the parts of two programs that wait for one another
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+    }
+    return subprocess.Popen(
+        [*command, *OVERRIDES, *flags],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def start_two(workdir):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
+    return [start(workdir, 4, coordinator, "--processes=2", f"--process={i}") for i in range(2)]
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def samples(workdir, stage):
+    rows = pyarrow.parquet.read_table(workdir / "seed0" / "candidates" / stage / "candidates.parquet").to_pylist()
+    return [(row["problem"], row["sample"], row["completion"], row["verdict"]) for row in rows]
+
+
+def metrics(workdir, stage):
+    rows = (workdir / "seed0" / stage / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(row) for row in rows]
+
+
+@pytest.mark.long
+def test_two_processes_one_of_them_killed_end_in_the_figures_of_one(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    first, second = start_two(two)
+    while not (two / "seed0" / "policies" / "sft" / "stage.json").exists():
+        assert first.poll() is None, first.communicate()
+        assert second.poll() is None, second.communicate()
+        time.sleep(0.1)
+    second.send_signal(signal.SIGKILL)
+    second.communicate()
+    output, _ = first.communicate(timeout=120)  # it ends by itself
+    assert first.returncode != 0
+    assert "stopped sending heartbeats" in output or "another has most likely ended" in output, output[-4000:]
+    assert not (two / "results.json").exists()
+
+    again = start_two(two)
+    outputs = [finish(process) for process in again]
+    assert "report:" in outputs[0]
+    assert "report:" not in outputs[1]  # the first alone speaks
+    finish(start(one, 8))
+
+    for stage in ("sft-train", "sft-test", "ppo-train"):
+        found, expected = samples(two, stage), samples(one, stage)
+        assert [row[:2] for row in found] == [row[:2] for row in expected]
+        # Sums across processes round otherwise, which may turn a sample; all but a few are the same.
+        assert np.mean([a == b for a, b in zip(found, expected, strict=True)]) > 0.9
+    for stage in ("policies/sft", "rerankers/first", "policies/ppo", "rerankers/hard"):
+        for a, b in zip(metrics(two, stage), metrics(one, stage), strict=True):
+            assert a.keys() == b.keys()
+            if "loss" in a:
+                assert a["loss"] == pytest.approx(b["loss"], abs=2e-2), (stage, a["step"])
+    figures, expected = (json.loads((run / "results.json").read_text())["figures"] for run in (two, one))
+    assert [row["value"] for row in figures] == pytest.approx([row["value"] for row in expected], abs=0.1)

@@ -1,0 +1,174 @@
+"""Training that is cut anywhere goes on to the very same bits, and on another mesh to the same figures."""
+
+import dataclasses
+import functools
+import random
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from configs.mini import get_config
+from rerankjax.loop import trainers
+from rerankjax.loop.experiment import resolve
+from rerankjax.loop.metrics import read_metrics
+from rerankjax.loop.recovery import Preempted, Recovery, preemptible
+from rerankjax.model.decoder import init_decoder
+from rerankjax.model.sharding import MeshConfig, make_mesh
+from rerankjax.pairs.mining import Pair
+from rerankjax.policy.ppo import Reward
+from rerankjax.problems.problem import Problem, Solution
+from rerankjax.prompts.tokenizer import train_tokenizer
+from rerankjax.reranker.bradley_terry import init_reranker
+
+STEPS = 24
+PROBLEMS = tuple(Problem(f"p{i}", "py", f"def f{i}(x):\n", f"assert f{i}(1)", ("\ndef",)) for i in range(12))
+SOLUTIONS = tuple(Solution(p.name, f"    return x + {i}\n", None) for i, p in enumerate(PROBLEMS))
+PAIRS = tuple(Pair(p.name, f"    return x + {i}", f"    return x - {i}") for i, p in enumerate(PROBLEMS))
+
+
+@functools.cache
+def setting():
+    config = get_config("smoke")
+    config.update({"max_prompt_length": 16})
+    config.model.update({"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 4})
+    config.sampling.max_completion_length = 12
+    for training in (config.sft, config.reranker_training):
+        training.batch_size = 8
+        training.optimizer.update({"steps": STEPS, "learning_rate": 1e-3})
+    config.ppo.update({"iterations": STEPS, "batch_size": 8, "minibatches": 1, "epochs": 1, "kl_target": 0.5})
+    config.early_stopping.every = 4
+    config.checkpoints.update({"steps": 5, "iterations": 5})
+    e = resolve(config, 1)
+    tokenizer = train_tokenizer([p.prompt for p in PROBLEMS] + [s.completion for s in SOLUTIONS], 400)
+    return e, tokenizer, init_decoder(e.model, jax.random.key(0))
+
+
+def train(trainer, directory, mesh, **checkpoints):
+    """The trained parameters; metrics go into `directory`, checkpoints beside it."""
+    e, tokenizer, sft = setting()
+    e = dataclasses.replace(e, checkpoints=dataclasses.replace(e.checkpoints, **checkpoints))
+    directory.mkdir(exist_ok=True, parents=True)
+    work = trainers.Work(directory, directory.with_name(f"{directory.name}.recovery"), mesh, trainer)
+    if trainer == "sft":
+        return trainers.train_sft(e, PROBLEMS, SOLUTIONS, tokenizer, 0, work)
+    if trainer == "reranker":
+        start = init_reranker(sft, jax.random.key(1))
+        return trainers.train_reranker(e, e.reranker_training, None, start, PAIRS, PROBLEMS, tokenizer, [0], work)
+    reward = Reward(init_reranker(sft, jax.random.key(1)), np.float32(0), np.float32(1))
+
+    def dev_pass_rate(params):  # of the parameters alone, and not monotonous
+        return float(np.sin(1e4 * np.asarray(jax.device_get(params["norm"]["scale"])).sum(dtype=np.float64)))
+
+    return trainers.train_ppo(e, sft, reward, PROBLEMS, tokenizer, [0], jax.random.key(2), dev_pass_rate, work)
+
+
+def run_cut(trainer, directory, mesh, step, monkeypatch):
+    """SIGTERM comes while `step` runs."""
+    with monkeypatch.context() as patch, preemptible():
+        after = Recovery.after
+
+        def interrupted(self, i, snapshot):
+            if i == step:
+                signal.raise_signal(signal.SIGTERM)
+            after(self, i, snapshot)
+
+        patch.setattr(Recovery, "after", interrupted)
+        with pytest.raises(Preempted):
+            train(trainer, directory, mesh)
+
+
+@pytest.mark.parametrize("cuts", [4, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("trainer", ["sft", "reranker", "ppo"])
+def test_a_run_cut_at_any_step_ends_in_the_bits_of_the_whole_one(trainer, cuts, tmp_path):
+    """A cut leaves the checkpoints up to it: one run keeps them all, others go on from each."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    whole = train(trainer, tmp_path / "whole", mesh, steps=1, iterations=1, keep=STEPS)
+    metrics = read_metrics(tmp_path / "whole")
+    for step in random.Random().sample(range(1, STEPS), cuts):
+        kept = tmp_path / f"cut{step}.recovery" / str(step)
+        shutil.copytree(tmp_path / "whole.recovery" / str(step), kept)
+        resumed = train(trainer, tmp_path / f"cut{step}", mesh)
+        jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+        assert read_metrics(tmp_path / f"cut{step}") == metrics
+
+
+def test_sigterm_saves_the_step_it_came_in(tmp_path, monkeypatch):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    whole = train("sft", tmp_path / "whole", mesh)
+    run_cut("sft", tmp_path / "cut", mesh, 8, monkeypatch)
+    assert read_metrics(tmp_path / "cut")[-1]["step"] == 8
+    assert (tmp_path / "cut.recovery" / "8").is_dir()
+    jax.tree.map(np.testing.assert_array_equal, train("sft", tmp_path / "cut", mesh), whole)
+
+
+@pytest.mark.parametrize("trainer", ["sft", *(pytest.param(t, marks=pytest.mark.long) for t in ("reranker", "ppo"))])
+def test_a_run_goes_on_on_another_mesh(trainer, tmp_path, monkeypatch):
+    first, second = make_mesh(MeshConfig(8)), make_mesh(MeshConfig(2, fsdp=2, tensor=2))
+    train(trainer, tmp_path / "whole", first)
+    run_cut(trainer, tmp_path / "cut", first, 7, monkeypatch)
+    train(trainer, tmp_path / "cut", second)
+    whole, resumed = (read_metrics(tmp_path / name) for name in ("whole", "cut"))
+    assert len(whole) == len(resumed)
+    for one, other in zip(whole, resumed, strict=True):
+        for name in ("loss", "score"):
+            assert one.get(name, 0) == pytest.approx(other.get(name, 0), abs=1e-4), (name, one["step"])
+
+
+def test_the_last_checkpoint_is_enough_where_no_signal_came(tmp_path, monkeypatch):
+    """SIGKILL: what came after the last of the regular checkpoints is computed again."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    whole = train("sft", tmp_path / "whole", mesh)
+
+    class Killed(BaseException):
+        pass
+
+    with monkeypatch.context() as patch:
+        after = Recovery.after
+
+        def killed(self, i, snapshot):
+            after(self, i, snapshot)
+            if i == 13:
+                raise Killed
+
+        patch.setattr(Recovery, "after", killed)
+        with pytest.raises(Killed):
+            train("sft", tmp_path / "cut", mesh)
+    kept = sorted(int(p.name) for p in (tmp_path / "cut.recovery").iterdir() if p.name.isdigit())
+    assert kept == [5, 10]
+    jax.tree.map(np.testing.assert_array_equal, train("sft", tmp_path / "cut", mesh), whole)
+
+
+def test_divergence_stops_with_the_inputs_of_its_step(tmp_path, monkeypatch):
+    e, _, _ = setting()
+    broken = trainers.make_sft_step
+
+    def make(*arguments):
+        step = broken(*arguments)
+
+        def diverge(state, base, rows):
+            state, metrics = step(state, base, rows)
+            return state, metrics | {"loss": metrics["loss"] / (state.step != 9)}
+
+        return diverge
+
+    monkeypatch.setattr(trainers, "make_sft_step", make)
+    with pytest.raises(FloatingPointError, match=r"loss is inf at step 9 .*cut.recovery-step9.npz"):
+        train("sft", tmp_path / "cut", make_mesh(devices=jax.devices()[:1]))
+    saved = np.load(tmp_path / "cut.recovery-step9.npz")
+    assert saved["tokens"].shape == (8, e.max_prompt_length + e.sampling.max_completion_length)
+    assert saved["mask"].dtype == bool
+
+
+def test_training_moves_nothing_to_the_device_unasked(tmp_path, monkeypatch):
+    """Batches are on the device before a step takes them, and figures are fetched, not leaked."""
+    fit = trainers._fit
+
+    def guarded(*arguments):
+        with jax.transfer_guard("disallow"):
+            return fit(*arguments)
+
+    monkeypatch.setattr(trainers, "_fit", guarded)
+    train("sft", tmp_path / "run", make_mesh(devices=jax.devices()[:1]))
