@@ -254,6 +254,8 @@ def main() -> None:
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", args.devices)
     console, mesh, figures = Console(width=120), make_mesh(), {}
+    if "scaling" in args.parts and any(rows % (2 * mesh.size) for rows in args.scaling_rows):
+        parser.error(f"--scaling-rows: devices share pairs of rows: give multiples of {2 * mesh.size}")
     devices = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
     console.print(f"JAX {jax.__version__} on {devices}, {CORES} cores, load average before: {os.getloadavg()[0]:.1f}")
 
