@@ -1,6 +1,6 @@
 """Seconds of a training step beside TRL's trainers and Tunix's PPO, how ours grow, and their share of a GPU's peak.
 
-    python benchmarks/training.py --trl-ppo-python=TRL112/bin/python --tunix-python=TUNIX/bin/python  # half an hour
+    python benchmarks/training.py --trl-ppo-python=TRL112/bin/python --tunix-python=TUNIX/bin/python  # 20 minutes
     python benchmarks/training.py --parts=utilisation                # one GPU of 80 GB, bfloat16; needs no peer
 
 One Llama of 6M parameters in float32 on CPU. SFT and reranker: 16 rows, or pairs of rows with the same prompt, of 128
