@@ -4,7 +4,8 @@
     python benchmarks/sampling.py --models 5M --rounds 1
 
 16 prompts of 256 tokens, n = 16, 128 new tokens, temperature .8, top-p .95; then greedy with n = 1, beside `generate`
-with a static cache and torch.compile. Both sides by turns, each warmed up first; medians of the ratios. Nothing ends
+with a static cache and torch.compile. Cores share the samples, or with n = 1 the products (`tensor`), where reading the
+parameters is most of the work. Both sides by turns, each warmed up first; medians of the ratios. Nothing ends
 early: every sample is 128 tokens long on both sides. Needs torch: pip install torch.
 """
 
@@ -29,7 +30,7 @@ from rich.table import Table
 from rerankjax.candidates.engine import Engine, EngineConfig, Prompt
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.model import weights
-from rerankjax.model.sharding import make_mesh, replicated
+from rerankjax.model.sharding import MeshConfig, make_mesh, replicated, shardings_of
 
 MODELS = {
     "5M": {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 5, "num_attention_heads": 4},
@@ -59,14 +60,15 @@ def compare(name: str, samples: int, rounds: int) -> dict[str, float]:
         bos_token_id=None,
         **shape,
     )
-    mesh = make_mesh()
+    greedy = samples == 1
+    mesh = make_mesh(MeshConfig(tensor=len(jax.devices()) if greedy else 1))
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(config).eval()
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(directory)
         ours, params = weights.load(pathlib.Path(directory), sharding=replicated(mesh))
+    params = jax.device_put(params, shardings_of(params, mesh))
     prompts = np.random.default_rng(0).integers(1, VOCABULARY, (PROMPTS, PROMPT_LENGTH))
-    greedy = samples == 1
     sampling = SamplingConfig(0.0 if greedy else 0.8, 1.0 if greedy else 0.95, NEW)
     engine = Engine(ours, sampling, EngineConfig(PROMPTS, samples, PROMPT_LENGTH, 32), eos=-1, pad=0, mesh=mesh)
 

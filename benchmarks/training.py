@@ -1,6 +1,6 @@
 """Seconds of a training step beside TRL's trainers and Tunix's PPO, how ours grow, and their share of a GPU's peak.
 
-    python benchmarks/training.py --trl-ppo-python=TRL112/bin/python --tunix-python=TUNIX/bin/python  # half an hour
+    python benchmarks/training.py --trl-ppo-python=TRL112/bin/python --tunix-python=TUNIX/bin/python  # 20 minutes
     python benchmarks/training.py --parts=utilisation                # one GPU of 80 GB, bfloat16; needs no peer
 
 One Llama of 6M parameters in float32 on CPU. SFT and reranker: 16 rows, or pairs of rows with the same prompt, of 128
@@ -254,6 +254,8 @@ def main() -> None:
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", args.devices)
     console, mesh, figures = Console(width=120), make_mesh(), {}
+    if "scaling" in args.parts and any(rows % (2 * mesh.size) for rows in args.scaling_rows):
+        parser.error(f"--scaling-rows: devices share pairs of rows: give multiples of {2 * mesh.size}")
     devices = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
     console.print(f"JAX {jax.__version__} on {devices}, {CORES} cores, load average before: {os.getloadavg()[0]:.1f}")
 

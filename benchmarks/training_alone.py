@@ -56,7 +56,7 @@ SHAPES = {
 }
 # hidden_size, intermediate_size, layers, heads
 MODELS = {"1M": (128, 344, 3, 2), "5M": (256, 688, 5, 4), "20M": (448, 1208, 7, 7), "50M": (640, 1728, 10, 10)}
-ROWS, LENGTHS = (2, 4, 8, 16, 32), (64, 128, 256, 512, 1024)
+ROWS, LENGTHS = (4, 8, 16, 32), (64, 128, 256, 512, 1024)
 BASE = 8, 256, "5M"  # what two of the three are while the third is varied
 UNITS = {"rows": "rows", "length": "tokens a row", "model": "parameters"}
 STYLES = {"SFT": ("#0072b2", "o"), "reranker": ("#d55e00", "s"), "PPO": ("#009e73", "^")}  # Okabe and Ito's
