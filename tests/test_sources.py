@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rerankjax.candidates.candidate import Candidate
-from rerankjax.loop.execution import execute
+from rerankjax.loop.execution import by_program, execute
 from rerankjax.loop.experiment import SandboxConfig, resolve
 from rerankjax.loop.rundir import write_stage
 from rerankjax.loop.stages import open_seed
@@ -30,6 +30,7 @@ from rerankjax.problems.problem import (
     write_solutions,
 )
 from rerankjax.problems.sources import load_problems
+from rerankjax.sandbox import Verdict
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not beside the repository")
@@ -379,6 +380,25 @@ def test_cases_decide_together() -> None:
     executed = execute(SandboxConfig(2, 5.0, 20.0), [problem], candidates, done.append)
     assert [c.verdict for c in executed] == list(answers.values())
     assert sum(done) == len(answers)
+
+
+def test_what_was_judged_is_not_run_again() -> None:
+    problem = Problem("one", "py", "def one():\n", "assert one() == 1\n", ())
+    texts = ["    return 1", "    return 2", "    return 3 - 2"]
+    candidates = [Candidate("one", i, text, 0.0, 1, True) for i, text in enumerate(texts)]
+    judged = by_program(
+        [
+            # Not what the sandbox would say: that is how one sees that it was not asked.
+            Candidate("one", 9, texts[0], -1.0, 2, False, "timeout", "slept"),
+            Candidate("another", 9, texts[1], -1.0, 2, False, "passed"),
+            Candidate("one", 9, texts[2], -1.0, 2, False, str(Verdict.SANDBOX_ERROR)),
+        ]
+    )
+    done: list[int] = []
+    executed = execute(SandboxConfig(2, 5.0, 20.0), [problem], candidates, done.append, judged=judged)
+    assert executed[0] == dataclasses.replace(candidates[0], verdict="timeout", detail="slept")
+    assert [c.verdict for c in executed[1:]] == ["failed", "passed"]
+    assert sum(done) == len(texts)
 
 
 @needs_data

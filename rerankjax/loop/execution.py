@@ -1,7 +1,7 @@
 """From candidates to verdicts: programs run in the sandbox while the next ones are sampled."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from rerankjax import sandbox
 from rerankjax.candidates.candidate import Candidate
@@ -10,6 +10,8 @@ from rerankjax.problems.problem import Problem, source
 
 DETAIL_CHARACTERS = 1000  # of a failing run's last words: enough for the test that failed
 
+Judged = Mapping[tuple[str, str], Candidate]  # by problem and completion
+
 
 def execute(
     config: SandboxConfig,
@@ -17,12 +19,15 @@ def execute(
     candidates: Iterable[Candidate],
     advance: Callable[[int], object] = lambda programs: None,
     source: Callable[[Problem, str], str] = source,
+    judged: Judged | None = None,
 ) -> list[Candidate]:
     """The candidates with their verdicts, in the order they came. They are drawn only as fast as programs finish.
 
     Of a problem with cases, one run a case until one is known to fail; the verdict is that of the first that does.
-    `advance` is called once a candidate. source: the program without its tests, of a problem and a completion.
+    `advance` is called once a candidate. source: the program without its tests, of a problem and a completion. judged:
+    what was executed before, and is not again.
     """
+    judged = judged or {}
     problem_of = {p.name: p for p in problems}
     taken: list[Candidate] = []
     candidate_of: list[int] = []  # by run
@@ -31,6 +36,11 @@ def execute(
 
     def programs() -> Iterator[sandbox.Program]:
         for i, candidate in enumerate(candidates):
+            before = judged.get((candidate.problem, candidate.completion))
+            if before is not None:
+                taken.append(dataclasses.replace(candidate, verdict=before.verdict, detail=before.detail))
+                advance(1)
+                continue
             taken.append(candidate)
             problem = problem_of[candidate.problem]
             for program in programs_of(problem, source(problem, candidate.completion)):
@@ -48,7 +58,12 @@ def execute(
             passes[i] = result
         elif i not in failures or result.index < failures[i].index:
             failures[i] = result
-    return [_with_verdict(candidate, failures.get(i) or passes[i]) for i, candidate in enumerate(taken)]
+    return [c if c.verdict else _with_verdict(c, failures.get(i) or passes[i]) for i, c in enumerate(taken)]
+
+
+def by_program(candidates: Iterable[Candidate]) -> Judged:
+    """The verdicts of executed candidates, but those in which the sandbox itself failed."""
+    return {(c.problem, c.completion): c for c in candidates if c.verdict != sandbox.Verdict.SANDBOX_ERROR}
 
 
 def programs_of(problem: Problem, text: str) -> Iterator[sandbox.Program]:

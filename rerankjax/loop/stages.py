@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from rerankjax.candidates.candidate import Candidate, read_candidates, write_candidates
 from rerankjax.candidates.generate import generate
 from rerankjax.loop import checkpoint, trainers
-from rerankjax.loop.execution import execute
+from rerankjax.loop.execution import Judged, by_program, execute
 from rerankjax.loop.experiment import ConfigError, Experiment, TrainingConfig
 from rerankjax.loop.hosts import exchange, is_first, own_copy, own_mesh, share
 from rerankjax.loop.metrics import write_waits
@@ -169,7 +169,8 @@ def candidates(run: SeedRun, policy: str, params: Params, split_name: str) -> li
         title = f"seed {run.seed}: {policy}, sample and execute {split_name}"
         own, waited = share(problems), functools.partial(write_waits, directory, "host")
         with progress(title, samples * len(own), "programs") as advance:
-            executed = execute(e.sandbox, own, _sample(run, params, own, samples, key, waited), advance, run.source)
+            sampled = _sample(run, params, own, samples, key, waited)
+            executed = execute(e.sandbox, own, sampled, advance, run.source, _judged(run, split_name))
         executed = [Candidate(**row) for row in exchange([dataclasses.asdict(c) for c in executed])]
         place = {problem.name: i for i, problem in enumerate(problems)}
         executed.sort(key=lambda c: (place[c.problem], c.sample))
@@ -178,6 +179,12 @@ def candidates(run: SeedRun, policy: str, params: Params, split_name: str) -> li
 
     path = write_stage(run.root / "candidates" / f"{policy}-{split_name}", fill, everywhere=True)
     return read_candidates(path / "candidates.parquet")
+
+
+def _judged(run: SeedRun, split_name: str) -> Judged:
+    """What earlier stages executed of a split: policies that come of one model write many programs again."""
+    earlier = sorted((run.root / "candidates").glob(f"*-{split_name}/candidates.parquet"))
+    return by_program(itertools.chain.from_iterable(map(read_candidates, earlier)))
 
 
 def _sample(
@@ -329,13 +336,15 @@ def ppo_policy(
     e = run.experiment
     reward = Reward(reranker, jnp.float32(reference_scores.mean()), jnp.float32(reference_scores.std()))
     dev = run.problems["dev"]
+    judged = dict(_judged(run, "dev"))
 
     def dev_pass_rate(params: Params) -> float:
         # The same key every time: policies are compared on common random numbers.
         key = run.key("early stopping")
         own = share(dev)
         sampled = _sample(run, params, own, e.early_stopping.samples, key)
-        executed = execute(e.sandbox, own, sampled, source=run.source)
+        executed = execute(e.sandbox, own, sampled, source=run.source, judged=judged)
+        judged.update(by_program(executed))
         return float(np.mean([row["passed"] for row in exchange([{"passed": c.passed} for c in executed])]))
 
     def fill(directory: Path) -> None:
