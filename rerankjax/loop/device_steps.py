@@ -1,8 +1,8 @@
 """Every device step of a run, as shapes on a mesh: what it is given, what the loop holds beside it, what it costs.
 
 They are the programs that the loop jits, lowered for shapes. Beside a step stand the models that the loop has on the
-devices when that step's turn comes, in the second iteration if the config has one: they are the loop's variables, and
-what is changed there is to be changed here.
+devices when that step's turn comes: the SFT model, and its stage's own. They are the loop's variables, and what is
+changed there is to be changed here.
 """
 
 import dataclasses
@@ -118,13 +118,11 @@ def _reranker(run: Run) -> Step:
     step: Any = make_reranker_step(e.model, e.reranker, training.optimizer, run.mesh, e.lora)
     state = training_state(with_head(run, "score"), training.optimizer, run.mesh)
     pairs = Tree(*masked(run.mesh, training.batch_size, P), *masked(run.mesh, 2 * training.batch_size, C))
-    # Of the first iteration its reranker, that once more to begin with, and the policy; then the arm before.
-    earlier = 3 + (len(e.arms) > 1) * (1 + bool(e.ppo_arms)) if e.arms else 0
     return Step(
         "reranker",
         lambda: step.lower(state, run.base, pairs),
         {"weights": (state.params, run.base), "optimiser": state.opt_state, "batch": pairs},
-        [run.sft, *(trained(run) for _ in range(earlier))],
+        [run.sft, trained(run)],  # what it began with
         train_step_cost(
             e.model,
             training.batch_size,
@@ -141,12 +139,6 @@ def _reranker(run: Run) -> Step:
     )
 
 
-def _earlier(run: Run) -> list[Params]:
-    """What the loop holds of the first iteration, and of the arm before, while a PPO of the second runs."""
-    count = 2 + (len(run.e.ppo_arms) > 1) if run.e.ppo_arms else 0
-    return [trained(run) for _ in range(count)]
-
-
 def _ppo(run: Run) -> list[Step]:
     e, mesh, (P, C), ppo = run.e, run.mesh, run.lengths, run.e.ppo
     programs: Any = make_ppo_programs(e.model, e.reranker.pooling, e.sampling, ppo, P, EOS, PAD, mesh, e.lora)
@@ -154,7 +146,7 @@ def _ppo(run: Run) -> list[Step]:
     scorer = with_head(run, "score")
     scalar: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
     reward = Reward(scorer | {"decoder": attached(run, scorer["decoder"])}, scalar, scalar)
-    best, earlier = trained(run), _earlier(run)
+    best = trained(run)
     prompts = (*masked(mesh, ppo.batch_size, P), keys_of(ppo.batch_size), stop_table(run, mesh))
     per_token = (rows_of(mesh, (ppo.batch_size, C), jnp.float32) for _ in range(4))
     rollout = Rollout(Rows(*masked(mesh, ppo.batch_size, P + C)), *per_token)
@@ -183,7 +175,7 @@ def _ppo(run: Run) -> list[Step]:
             "PPO rollout",
             lambda: programs.gather.lower(state.params, run.base, run.sft, reward, *prompts),
             {"weights": (state.params, run.sft, reward), "batch": prompts[:2]},
-            [state.opt_state, best, earlier],
+            [state.opt_state, best],
             drawing + judging,
             mesh,
             cache=cache,
@@ -193,7 +185,7 @@ def _ppo(run: Run) -> list[Step]:
             "PPO update",
             lambda: programs.update.lower(state, run.base, rollout, index),
             {"weights": (state.params, run.base), "optimiser": state.opt_state, "batch": rollout},
-            [run.sft, reward, best, earlier],
+            [run.sft, reward, best],
             update + again,
             mesh,
             made=device_bytes(state.params),  # gradients
@@ -205,14 +197,11 @@ def _ppo(run: Run) -> list[Step]:
 
 def _sampling(run: Run) -> list[Step]:
     e = run.e
-    policy, reranker = trained(run), trained(run)
-    model = attached(run, policy)
     splits = max(e.candidates.train, e.candidates.dev, e.candidates.test)
-    held = [run.sft, policy, reranker, _earlier(run)[:2]]
-    read, draw = _engine(run, model, splits, held)
+    read, draw = _engine(run, attached(run, trained(run)), splits, [run.sft])
     # PPO measures its policy on the dev problems, and holds what it trains meanwhile.
     state = training_state(with_head(run, "value"), e.ppo.optimizer, run.mesh)
-    held = [run.sft, state, reranker, trained(run), _earlier(run)]
+    held = [run.sft, state, trained(run), trained(run)]  # the last: its reward model, and its best policy so far
     _, watch = _engine(run, attached(run, state.params["decoder"]), e.early_stopping.samples, held)
     return [read, draw, dataclasses.replace(watch, name="draw, in PPO")]
 
@@ -267,7 +256,7 @@ def _scoring(run: Run) -> Step:
         "scoring",
         lambda: scorer.lower(given, *rows),
         {"weights": given, "batch": rows},
-        [run.sft, model, trained(run), _earlier(run)[:2]],
+        [run.sft],
         score_cost(e.model, prompts, shape[0], shape[1], shape[2], dtype_bytes=run.dtype_bytes),
         mesh,
         cache=cache,

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from rerankjax.loop.hosts import own_copy
 from rerankjax.loop.rundir import durable, write_stage
-from rerankjax.loop.stages import SeedRun
-from rerankjax.model.decoder import Params
+from rerankjax.loop.stages import Saved, SeedRun
 from rerankjax.model.lora import merge
 from rerankjax.model.weights import save_reranker
 from rerankjax.problems.jsonl import write_records
@@ -28,8 +27,9 @@ class Example:
     passed: tuple[bool, ...]
 
 
-def export(run: SeedRun, reranker: Params, evaluation: Evaluation) -> Path:
-    """seedN/export: `reranker` with its tokenizer, and the test problems with the samples of `evaluation`."""
+def export(run: SeedRun, saved: Saved, evaluation: Evaluation) -> Path:
+    """seedN/export: a reranker with its tokenizer, and the test problems with the samples of `evaluation`."""
+    reranker = saved()
     reranker = own_copy(reranker | {"decoder": merge(reranker["decoder"])}, run.mesh)
     prompt_of = {p.name: p.prompt for p in run.problems["test"]}
 

@@ -34,7 +34,7 @@ from rerankjax.loop.paper_config import PaperConfig, resolve_row, shared
 from rerankjax.loop.paper_problems import DEV, MBPP, SHOTS, TRAIN, Problems, common_name, open_problems, pose
 from rerankjax.loop.recovery import preemptible
 from rerankjax.loop.rundir import durable, open_run, stage_seconds, write_stage
-from rerankjax.loop.stages import SeedRun
+from rerankjax.loop.stages import Saved, SeedRun
 from rerankjax.model import weights
 from rerankjax.model.decoder import Params
 from rerankjax.model.lora import attach, merge
@@ -187,7 +187,7 @@ def row_cells(p: PaperConfig, root: Path, mesh: Mesh, columns: Sequence[str]) ->
         return
     run = dataclasses.replace(generator.run, experiment=p.answering(generator.run.experiment))
     for column in columns:
-        sampled = stages.candidates(run, p.row.decoding, generator.params, column)
+        sampled = stages.candidates(run, p.row.decoding, lambda: generator.params, column)
         seconds = stage_seconds(run.root / "candidates" / f"{p.row.decoding}-{column}")
         yield cell_of(p, column, sampled, None, seconds)
 
@@ -205,12 +205,12 @@ def _reranked(
     policies = dataclasses.replace(generator.run, root=pair)
     rerankers = dataclasses.replace(judge.run, root=pair)
 
-    sampled = stages.candidates(generator.run, "sft", sft, TRAIN)
+    sampled = stages.candidates(generator.run, "sft", lambda: sft, TRAIN)
     labelled = [*sampled, *given_solutions(generator.run)]
     name, reranker = "first", stages.first_reranker(rerankers, trunk, labelled)
-    source, policy, params = generator.run, "sft", sft
+    source, policy, params = generator.run, "sft", lambda: sft
 
-    def align(policy: str, name: str, reranker: Params) -> Params:
+    def align(policy: str, name: str, reranker: Saved) -> Saved:
         scores = stages.scores(rerankers, name, reranker, "sft", TRAIN, sampled)
         return stages.ppo_policy(policies, policy, sft, reranker, scores, judge.run.experiment.model)
 
@@ -226,7 +226,7 @@ def _reranked(
             policy = f"ppo2-{name}"
             params = align(policy, name, reranker)
     if v.answers == "sft":
-        source, policy, params = generator.run, "sft", sft
+        source, policy, params = generator.run, "sft", lambda: sft
 
     answering = dataclasses.replace(source, experiment=p.answering(source.experiment))
     for column in columns:

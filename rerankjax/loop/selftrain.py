@@ -61,9 +61,9 @@ def run_seed(e: Experiment, seed: int, root: Path, mesh: Mesh) -> Iterator[Evalu
     run = stages.open_seed(e, seed, root, mesh)
 
     sft = stages.sft_policy(run)
-    sft_train = stages.candidates(run, "sft", sft, "train")
+    sft_train = stages.candidates(run, "sft", lambda: sft, "train")
     first = stages.first_reranker(run, sft, sft_train)
-    yield stages.evaluate(run, "sft", "sft", sft, "first", first)
+    yield stages.evaluate(run, "sft", "sft", lambda: sft, "first", first)
 
     sft_scores = stages.scores(run, "first", first, "sft", "train", sft_train)
     ppo = stages.ppo_policy(run, "ppo", sft, first, sft_scores)

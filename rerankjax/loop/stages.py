@@ -56,6 +56,8 @@ from rerankjax.table.calibration import fit_platt
 from rerankjax.table.evaluation import Evaluation
 from rerankjax.table.selection import choose_lambda
 
+Saved = Callable[[], Params]  # reads a model where it is needed: between stages the devices hold the SFT model alone
+
 
 @dataclasses.dataclass(frozen=True)
 class SeedRun:
@@ -155,7 +157,7 @@ def sft_policy(run: SeedRun) -> Params:
     return checkpoint.restore(path / "checkpoint", run.decoder_like)
 
 
-def candidates(run: SeedRun, policy: str, params: Params, split_name: str) -> list[Candidate]:
+def candidates(run: SeedRun, policy: str, params: Saved, split_name: str) -> list[Candidate]:
     """Stage D: the policy's samples of a split, executed; `config.candidates` says how many a problem.
 
     Any split but train and dev is one to test on.
@@ -169,7 +171,7 @@ def candidates(run: SeedRun, policy: str, params: Params, split_name: str) -> li
         title = f"seed {run.seed}: {policy}, sample and execute {split_name}"
         own, waited = share(problems), functools.partial(write_waits, directory, "host")
         with progress(title, samples * len(own), "programs") as advance:
-            sampled = _sample(run, params, own, samples, key, waited)
+            sampled = _sample(run, params(), own, samples, key, waited)
             executed = execute(e.sandbox, own, sampled, advance, run.source, _judged(run, split_name))
         executed = [Candidate(**row) for row in exchange([dataclasses.asdict(c) for c in executed])]
         place = {problem.name: i for i, problem in enumerate(problems)}
@@ -218,7 +220,7 @@ def _light(run: SeedRun, decoder: Params) -> Params:
 
 
 def scores(
-    run: SeedRun, reranker: str, params: Params, policy: str, split_name: str, of: Sequence[Candidate]
+    run: SeedRun, reranker: str, params: Saved, policy: str, split_name: str, of: Sequence[Candidate]
 ) -> np.ndarray:
     """A reranker's scores of a policy's candidates, float32 [candidates]."""
     e = run.experiment
@@ -228,8 +230,9 @@ def scores(
         by_problem = [
             (name, [c.completion for c in found]) for name, found in itertools.groupby(of, lambda c: c.problem)
         ]
-        light = params | {"decoder": _light(run, params["decoder"])}
-        copy, mesh = own_copy(light, run.mesh), own_mesh(run.mesh)
+        model = params()
+        copy, mesh = own_copy(model | {"decoder": _light(run, model["decoder"])}, run.mesh), own_mesh(run.mesh)
+        del model
         scorer = Reranker(e.model, copy, run.tokenizer, e.reranker.pooling, mesh=mesh)
         own = share(by_problem)
         found = scorer.score_all((prompt_of[name], texts) for name, texts in own)
@@ -243,14 +246,16 @@ def scores(
     return np.load(path / "scores.npy")
 
 
-def first_reranker(run: SeedRun, sft: Params, sampled: Sequence[Candidate]) -> Params:
+def first_reranker(run: SeedRun, sft: Params, sampled: Sequence[Candidate]) -> Saved:
     """Stage B: the reranker, from the SFT model's trunk, on pairs of the SFT model's own samples."""
     e = run.experiment
 
     def pairs() -> list[Pair]:
         return pair_up(split(itertools.compress(sampled, fits(run, sampled))), e.mining.pairs, [run.seed, 1])
 
-    start = trainers.start_reranker(e, sft, run.seed)
+    def start() -> Params:
+        return trainers.start_reranker(e, sft, run.seed)
+
     return _reranker(run, "first", sft, start, e.reranker_training, pairs, [run.seed, 2])
 
 
@@ -261,7 +266,7 @@ def grown_reranker(
     sft_sampled: Sequence[Candidate],
     ppo_sampled: Sequence[Candidate],
     ppo_scores: np.ndarray,
-) -> Params:
+) -> Saved:
     """Stages E and B: the first reranker trained on, with the dataset grown as `arm` says."""
     e = run.experiment
 
@@ -278,7 +283,9 @@ def grown_reranker(
             seed=[run.seed, 3],
         )
 
-    first = checkpoint.restore(run.root / "rerankers" / "first" / "checkpoint", run.reranker_like)
+    def first() -> Params:
+        return checkpoint.restore(run.root / "rerankers" / "first" / "checkpoint", run.reranker_like)
+
     return _reranker(run, arm, sft, first, e.retraining, pairs, [run.seed, 4])
 
 
@@ -292,11 +299,11 @@ def _reranker(
     run: SeedRun,
     name: str,
     sft: Params,
-    start: Params,
+    start: Saved,
     training: TrainingConfig,
     make_pairs: Callable[[], list[Pair]],
     seed: Sequence[int],
-) -> Params:
+) -> Saved:
     base = trainers.frozen(run.experiment, sft)
 
     def fill(directory: Path) -> None:
@@ -307,7 +314,7 @@ def _reranker(
             run.experiment,
             training,
             base,
-            start,
+            start(),
             pairs,
             run.problems["train"],
             run.tokenizer,
@@ -317,24 +324,22 @@ def _reranker(
         checkpoint.save(directory / "checkpoint", params)
 
     path = write_stage(run.root / "rerankers" / name, fill, everywhere=True)
-    params = checkpoint.restore(path / "checkpoint", run.reranker_like)
-    return attach_trunk(base, params, run.experiment.lora)
+    return lambda: attach_trunk(base, checkpoint.restore(path / "checkpoint", run.reranker_like), run.experiment.lora)
 
 
 def ppo_policy(
     run: SeedRun,
     name: str,
     sft: Params,
-    reranker: Params,
+    reranker: Saved,
     reference_scores: np.ndarray,
     reward_config: ModelConfig | None = None,
-) -> Params:
+) -> Saved:
     """Stage C: PPO from the SFT model against a reranker, whose scores of the SFT model's samples set the scale.
 
     reward_config: the reranker's shape, where that is not the policy's.
     """
     e = run.experiment
-    reward = Reward(reranker, jnp.float32(reference_scores.mean()), jnp.float32(reference_scores.std()))
     dev = run.problems["dev"]
     judged = dict(_judged(run, "dev"))
 
@@ -351,7 +356,7 @@ def ppo_policy(
         params = trainers.train_ppo(
             e,
             sft,
-            reward,
+            Reward(reranker(), jnp.float32(reference_scores.mean()), jnp.float32(reference_scores.std())),
             run.problems["train"],
             run.tokenizer,
             [run.seed, 5],
@@ -364,11 +369,12 @@ def ppo_policy(
 
     path = write_stage(run.root / "policies" / name, fill, everywhere=True)
     # A policy is saved without its value head: as a reranker without its own.
-    params = checkpoint.restore(path / "checkpoint", run.reranker_like["decoder"])
-    return attach(trainers.frozen(e, sft), params, e.lora)
+    return lambda: attach(
+        trainers.frozen(e, sft), checkpoint.restore(path / "checkpoint", run.reranker_like["decoder"]), e.lora
+    )
 
 
-def evaluate(run: SeedRun, arm: str, policy: str, policy_params: Params, reranker: str, params: Params) -> Evaluation:
+def evaluate(run: SeedRun, arm: str, policy: str, policy_params: Saved, reranker: str, params: Saved) -> Evaluation:
     """The policy's test samples, executed and scored; lambda and probabilities are fitted to the dev split."""
     e = run.experiment
     dev = candidates(run, policy, policy_params, "dev")
