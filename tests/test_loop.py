@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,8 +149,10 @@ def test_a_run_in_a_bucket_ends_in_the_same_figures(whole, tmp_path):
     assert not (store / "lock").exists()
 
 
-def test_a_run_with_adapters_trains_nothing_else(tmp_path):
+def test_a_run_with_adapters_trains_nothing_else(whole, tmp_path):
     """Rerankers and policies are adapters over the SFT model, in the checkpoints too."""
+    for stage in ("problems", "tokenizer", "policies/sft", "candidates/sft-train"):  # which are the same
+        shutil.copytree(whole[0] / "seed0" / stage, tmp_path / "seed0" / stage)
     finish(start(tmp_path, "--config.lora.rank=2", "--config.arms=('hard',)", "--config.ppo_arms=()"))
     for path in tmp_path.glob("seed0/*/*/checkpoint"):
         with ocp.StandardCheckpointer() as checkpointer:
