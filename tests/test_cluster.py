@@ -141,16 +141,18 @@ def test_closing_ends_what_runs(nodes: Cluster) -> None:
 
 def test_a_program_under_which_actors_die_is_a_sandbox_error(nodes: Cluster) -> None:
     wait_until(lambda: not actors(nodes))
-    killed: set[int] = set()
+    seconds = f"30.{secrets.randbelow(10**9)}"
 
     def kill_twice() -> None:
-        while len(killed) < 2:
-            for pid in actors(nodes, ".judge") - killed:
+        for _ in range(2):
+            wait_until(lambda: alive(seconds))  # this program, not the other one that the actor was given
+            for pid in actors(nodes, ".judge"):
                 os.kill(pid, signal.SIGKILL)
-                killed.add(pid)
+            wait_until(lambda: not alive(seconds))
 
     thread = threading.Thread(target=kill_twice)
-    results = cluster.run([Program("py", "import time; time.sleep(30)"), HONEST], workers=1)
+    sleeping = Program("py", f"import subprocess\nsubprocess.run(['sleep', '{seconds}'])")
+    results = cluster.run([sleeping, HONEST], workers=1)
     thread.start()
     found = {result.index: result for result in results}
     thread.join()
