@@ -13,6 +13,9 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from rerankjax.loop.recovery import EXIT_PREEMPTED
+from rerankjax.loop.rundir import recovery_of
+
 ROOT = Path(__file__).parents[1]
 OVERRIDES = ("--config.candidates.batch_size=8", "--config.ppo.minibatches=1", "--config.arms=('hard',)")
 OVERRIDES += ("--config.ppo_arms=()", "--config.retraining.batch_size=8")
@@ -42,6 +45,13 @@ def start_two(workdir):
     return [start(workdir, 4, coordinator, "--processes=2", f"--process={i}") for i in range(2)]
 
 
+def wait_for(path, processes):
+    while not path.exists():
+        for process in processes:
+            assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+
+
 def finish(process):
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output[-4000:]
@@ -62,10 +72,7 @@ def metrics(workdir, stage):
 def test_two_processes_one_of_them_killed_end_in_the_figures_of_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     first, second = start_two(two)
-    while not (two / "seed0" / "policies" / "sft" / "stage.json").exists():
-        assert first.poll() is None, first.communicate()
-        assert second.poll() is None, second.communicate()
-        time.sleep(0.1)
+    wait_for(two / "seed0" / "policies" / "sft" / "stage.json", (first, second))
     second.send_signal(signal.SIGKILL)
     second.communicate()
     output, _ = first.communicate(timeout=120)  # it ends by itself
@@ -91,3 +98,24 @@ def test_two_processes_one_of_them_killed_end_in_the_figures_of_one(tmp_path):
                 assert a["loss"] == pytest.approx(b["loss"], abs=2e-2), (stage, a["step"])
     figures, expected = (json.loads((run / "results.json").read_text())["figures"] for run in (two, one))
     assert [row["value"] for row in figures] == pytest.approx([row["value"] for row in expected], abs=0.1)
+
+
+@pytest.mark.long
+def test_sigterm_to_one_of_two_processes_stops_both_which_go_on(tmp_path):
+    """JAX's preemption service makes them agree on a step, which both save."""
+    stage = tmp_path / "seed0" / "policies" / "sft"
+    both = start_two(tmp_path)
+    wait_for(recovery_of(stage) / "20", both)
+    both[1].send_signal(signal.SIGTERM)
+    for process in both:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == EXIT_PREEMPTED, output[-4000:]
+    saved = max(int(path.name) for path in recovery_of(stage).iterdir())
+    assert 20 < saved < 100
+    again = start_two(tmp_path)
+    wait_for(stage / "stage.json", again)
+    for process in again:
+        process.kill()
+        process.communicate()
+    rows = metrics(tmp_path, "policies/sft")
+    assert [row["step"] for row in rows] == list(range(1, 101))

@@ -18,7 +18,6 @@ import pyarrow.parquet
 import pytest
 
 ROOT = Path(__file__).parents[1]
-KILLS = 10
 
 
 def start(workdir, *overrides):
@@ -103,18 +102,19 @@ def test_first_ratios_of_the_whole_run_are_exactly_one(whole):
     assert deviations == [0.0] * 4
 
 
-def test_kills_at_random_moments_change_nothing(whole, tmp_path):
-    """SIGKILL, ten times: the run ends in the figures and the checkpoint bytes of the one that was left alone."""
+@pytest.mark.parametrize("most", [4, pytest.param(10, marks=pytest.mark.long)])
+def test_kills_at_random_moments_change_nothing(whole, tmp_path, most):
+    """SIGKILL again and again: the run ends in the figures and the checkpoint bytes of the one that was left alone."""
     expected = artifacts(whole[0])
     moments = random.Random()
     kills = runs = 0
-    while kills < KILLS:  # a run that ends between two kills is compared, and the next one begins
+    while kills < most:  # a run that ends between two kills is compared, and the next one begins
         runs += 1
         workdir = tmp_path / f"run{runs}"
         while True:
             process = start(workdir)
             try:
-                output, _ = process.communicate(timeout=moments.uniform(3, 15) if kills < KILLS else 600)
+                output, _ = process.communicate(timeout=moments.uniform(3, 15) if kills < most else 600)
                 break
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
