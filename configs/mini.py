@@ -52,7 +52,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
                 "batch_size": 128,
                 "optimizer": {"learning_rate": 3e-3, "steps": 500, "warmup_steps": 20, "microbatches": 1},
             },
-            "candidates": {"train": 4, "dev": 16, "test": 16, "batch_size": 64},
+            "candidates": {"train": 4, "dev": 16, "test": 16, "batch_size": 64, "train_problems": 0},
             "reranker": {"pooling": "mean", "lm_coef": 0.5},
             "reranker_training": {
                 "batch_size": 64,

@@ -40,7 +40,7 @@ def get_config(arg: str = "6.7b") -> ConfigDict:
                 "batch_size": 64,
                 "optimizer": {"learning_rate": 2e-5, "steps": 500, "warmup_steps": 20, "microbatches": 1},
             },
-            "candidates": {"train": 8, "dev": 8, "test": 8, "batch_size": 16},
+            "candidates": {"train": 8, "dev": 8, "test": 8, "batch_size": 16, "train_problems": 0},
             "reranker": {"pooling": "last", "lm_coef": 0.0},
             "reranker_training": training,
             "retraining": training,

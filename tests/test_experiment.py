@@ -50,6 +50,7 @@ def test_a_locked_config_refuses_fields_it_does_not_have():
         ("sampling.top_p", 0.9, "config.sampling.top_p = 0.9: "),
         ("sampling.temperature", 0.0, "config.sampling.temperature = 0.0: "),
         ("candidates.test", 0, "config.candidates.test = 0: use 1 or more"),
+        ("candidates.train_problems", 3001, "config.candidates.train_problems = 3001: .* problems.train = 3000"),
         ("mining.hard_share", 1.5, "config.mining.hard_share = 1.5: "),
         ("seeds", (0, 0), r"config.seeds = \(0, 0\): give different seeds"),
         ("seeds", 0, r"config.seeds = 0 is no tuple"),

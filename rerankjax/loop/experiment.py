@@ -50,12 +50,16 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CandidatesConfig:
-    """Samples a problem on each split, and problems under way on the device at a time."""
+    """Samples a problem on each split, and problems under way on the device at a time.
+
+    Of the train split the first `train_problems` are sampled and executed, 0: all; SFT and PPO use all of it.
+    """
 
     train: int
     dev: int
     test: int
     batch_size: int
+    train_problems: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +228,12 @@ def check(e: Experiment, devices: int) -> None:
         "problems.languages",
         languages,
         f"give one or more of {', '.join(LANGUAGES)}, each once",
+    )
+    require(
+        0 <= e.candidates.train_problems <= e.problems.train,
+        "candidates.train_problems",
+        e.candidates.train_problems,
+        f"sample 1 to problems.train = {e.problems.train} problems, or 0 for all",
     )
     require(
         e.ppo.batch_size <= e.problems.train,

@@ -164,6 +164,8 @@ def candidates(run: SeedRun, policy: str, params: Saved, split_name: str) -> lis
     """
     e = run.experiment
     problems = run.problems[split_name]
+    if split_name == "train" and e.candidates.train_problems:
+        problems = problems[: e.candidates.train_problems]
     samples = getattr(e.candidates, split_name, e.candidates.test)
 
     def fill(directory: Path) -> None:
