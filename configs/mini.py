@@ -9,8 +9,8 @@ On two cores: below ten minutes for one seed, about 40 minutes for `full`. Expec
 of .88 to .95, a reranker AUC near .88, reranking and PPO to double SFT's pass@1, PPO to over-optimise its reranker, and
 retraining to repair part of that. The README has the table.
 
-`languages` has one model of 1.0M parameters write all eight languages of MultiPL-E, three seeds, all arms: about 45
-minutes a seed. It needs their toolchains (`make languages`).
+`languages` has one model of 1.0M parameters write all eight languages of MultiPL-E, three seeds, all arms: about half
+an hour a seed. It needs their toolchains (`make languages`).
 """
 
 from ml_collections import ConfigDict
