@@ -1,7 +1,7 @@
 """From candidates to verdicts: programs run in the sandbox while the next ones are sampled."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rerankjax import sandbox
 from rerankjax.candidates.candidate import Candidate
@@ -10,7 +10,7 @@ from rerankjax.problems.problem import Problem, source
 
 DETAIL_CHARACTERS = 1000  # of a failing run's last words: enough for the test that failed
 
-Judged = Mapping[tuple[str, str], Candidate]  # by problem and completion
+Judged = dict[tuple[str, str], Candidate]  # by problem and completion
 
 
 def execute(

@@ -343,7 +343,7 @@ def ppo_policy(
     """
     e = run.experiment
     dev = run.problems["dev"]
-    judged = dict(_judged(run, "dev"))
+    judged: Judged = {}
 
     def dev_pass_rate(params: Params) -> float:
         # The same key every time: policies are compared on common random numbers.
@@ -355,6 +355,7 @@ def ppo_policy(
         return float(np.mean([row["passed"] for row in exchange([{"passed": c.passed} for c in executed])]))
 
     def fill(directory: Path) -> None:
+        judged.update(_judged(run, "dev"))
         params = trainers.train_ppo(
             e,
             sft,
