@@ -25,7 +25,17 @@ from rerankjax.candidates.sampling import SamplingConfig, choose
 from rerankjax.model.attention import Prefix
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Cache, Params, decode_step, in_compute_dtype, prefill, unstack
-from rerankjax.model.sharding import DRAWING, RULES, by_row, constrain, on_mesh, replicated, row_shards, shardings_of
+from rerankjax.model.sharding import (
+    DRAWING,
+    RULES,
+    by_row,
+    constrain,
+    on_mesh,
+    placed,
+    replicated,
+    row_shards,
+    shardings_of,
+)
 
 SHORTEST_BUCKET = 32  # tokens; prompts are padded to this or a power of two above
 
@@ -249,12 +259,8 @@ class Engine:
         """What `read` and `draw` take for `params`, as shapes on the mesh: they, their layers one by one, the state."""
         params, layers = jax.eval_shape(self._prepare, params)
         state = jax.eval_shape(functools.partial(self._empty, jax.tree.leaves(params)[0].dtype))
-
-        def place(tree: Any, shardings: Any) -> Any:
-            return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
-
-        split = (place(tree, shardings_of(tree, self._mesh, DRAWING)) for tree in (params, layers))
-        return *split, place(state, self._sharding)
+        split = (placed(tree, shardings_of(tree, self._mesh, DRAWING)) for tree in (params, layers))
+        return *split, placed(state, self._sharding)
 
     def stream(
         self,

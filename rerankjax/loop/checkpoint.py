@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from rerankjax.loop.rundir import durable
-from rerankjax.model.sharding import shardings_of
+from rerankjax.model.sharding import placed, shardings_of
 
 
 def save(path: Path, tree: Any) -> None:
@@ -25,8 +24,4 @@ def restore(path: Path, like: Any) -> Any:
 
 def abstract(tree: Any, mesh: Mesh) -> Any:
     """The shapes and types of `tree`, split over the mesh by its rules: what `restore` wants."""
-
-    def of(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(of, tree, shardings_of(tree, mesh))
+    return placed(tree, shardings_of(tree, mesh))

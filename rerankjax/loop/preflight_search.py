@@ -10,10 +10,11 @@ from typing import Any
 from rerankjax.loop.device_steps import Step, device_steps
 from rerankjax.loop.experiment import ConfigError, Experiment, check
 from rerankjax.loop.preflight import Compiler, Need, need_of
+from rerankjax.loop.run_shapes import meshes
 from rerankjax.loop.topology import Topology
 from rerankjax.model.config import REMATS
 from rerankjax.model.roofline import seconds
-from rerankjax.model.sharding import MeshConfig
+from rerankjax.model.sharding import MeshConfig, make_mesh, row_shards
 
 # Which fields hold the microbatches of each training step.
 MICROBATCHES = {
@@ -130,24 +131,16 @@ def _problems(e: Experiment, topology: Topology) -> list[int]:
 
 def _sharing(e: Experiment, topology: Topology) -> int:
     """What the number of problems under way divides by: all devices share a batch, those of a host its samples."""
-    own = len(topology.of_host or topology.devices)
-    tensor = e.mesh.tensor if own % e.mesh.tensor == 0 else 1
-    return math.lcm(_shards(e, topology), own // (tensor * (1 if topology.of_host else e.mesh.sequence)))
+    return math.lcm(*map(row_shards, meshes(e.mesh, topology.devices, topology.of_host)))
 
 
 def _with_problems(e: Experiment, size: int) -> Experiment:
     return dataclasses.replace(e, candidates=dataclasses.replace(e.candidates, batch_size=size))
 
 
-def _shards(e: Experiment, topology: Topology) -> int:
-    """Into how many parts a batch is split."""
-    shape = e.mesh.shape(len(topology.devices))
-    return shape["data"] * shape["fsdp"]
-
-
 def _parts(e: Experiment, name: str, topology: Topology) -> Iterator[int]:
     """Powers of two into which a step's batches divide, each part among all devices that share a batch."""
-    shards = _shards(e, topology)
+    shards = row_shards(make_mesh(e.mesh, topology.devices))
     sizes = {
         "SFT": (e.sft.batch_size,),
         "reranker": (e.reranker_training.batch_size, e.retraining.batch_size),

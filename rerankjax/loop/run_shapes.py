@@ -16,7 +16,16 @@ from rerankjax.loop.hosts import mesh_of_host
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, in_compute_dtype, init_decoder
 from rerankjax.model.lora import adapter_shapes
-from rerankjax.model.sharding import DRAWING, by_row, make_mesh, replicated, row_shards, shardings_of
+from rerankjax.model.sharding import (
+    DRAWING,
+    MeshConfig,
+    by_row,
+    make_mesh,
+    placed,
+    replicated,
+    row_shards,
+    shardings_of,
+)
 from rerankjax.model.training import OptimizerConfig, TrainState, init_state, make_optimizer
 
 STATES = 8  # of the stop strings' automaton, a row of the vocabulary's size each: it hardly matters
@@ -46,9 +55,15 @@ def start(e: Experiment, devices: Sequence[Any], of_host: Sequence[Any] | None, 
     """The run of `e` on a topology's devices, with its attention kernel where the config says "auto"."""
     if e.model.attention == "auto":
         e = dataclasses.replace(e, model=dataclasses.replace(e.model, attention=attention))
-    mesh = make_mesh(e.mesh, devices)
+    mesh, own = meshes(e.mesh, devices, of_host)
     sft = decoder(e, mesh)
-    return Run(e, mesh, mesh_of_host(mesh, of_host) if of_host else mesh, sft, sft if e.lora.rank else None)
+    return Run(e, mesh, own, sft, sft if e.lora.rank else None)
+
+
+def meshes(config: MeshConfig, devices: Sequence[Any], of_host: Sequence[Any] | None) -> tuple[Mesh, Mesh]:
+    """The run's mesh, and that on which a host draws and scores: the same where there is one host."""
+    mesh = make_mesh(config, devices)
+    return mesh, mesh_of_host(mesh, of_host) if of_host else mesh
 
 
 def device_bytes(*trees: Any) -> float:
@@ -129,5 +144,4 @@ def as_on_host(run: Run, model: Params) -> Params:
 def as_drawn(run: Run) -> Params:
     """The copy of a policy that PPO draws with."""
     shapes = jax.eval_shape(functools.partial(in_compute_dtype, run.e.model), attached(run, trained(run)))
-    split = shardings_of(shapes, run.mesh, DRAWING)
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, split)
+    return placed(shapes, shardings_of(shapes, run.mesh, DRAWING))

@@ -132,6 +132,11 @@ def sharding_of(path: Sequence[str], shape: Sequence[int], mesh: Mesh, rules: Ru
     return NamedSharding(mesh, PartitionSpec(*entries))
 
 
+def placed(tree: T, shardings: Any) -> T:
+    """The shapes and types of a tree of arrays or shapes, with their shardings: what is compiled or restored for."""
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
+
+
 def shardings_of(tree: T, mesh: Mesh, rules: Rules = RULES) -> T:
     """A sharding for each array, or shape, of a tree of parameters or of a training state."""
 
