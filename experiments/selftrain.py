@@ -28,6 +28,7 @@ COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, 
 PROCESSES = flags.DEFINE_integer("processes", None, "How many there are, with --coordinator.", lower_bound=1)
 PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0, with --coordinator.", lower_bound=0)
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory: made, or gone on with.", required=True)
+REUSE = flags.DEFINE_string("reuse", None, "Another run's directory, whose stages are taken where they would be alike.")
 
 
 def main(argv: list[str]) -> None:
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
     if several:
         hosts.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     try:
-        selftrain(CONFIG.value, WORKDIR.value)
+        selftrain(CONFIG.value, WORKDIR.value, REUSE.value)
     except Preempted:
         print("selftrain: SIGTERM came; all is saved, start it again", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -151,9 +150,8 @@ def test_a_run_in_a_bucket_ends_in_the_same_figures(whole, tmp_path):
 
 def test_a_run_with_adapters_trains_nothing_else(whole, tmp_path):
     """Rerankers and policies are adapters over the SFT model, in the checkpoints too."""
-    for stage in ("problems", "tokenizer", "policies/sft", "candidates/sft-train"):  # which are the same
-        shutil.copytree(whole[0] / "seed0" / stage, tmp_path / "seed0" / stage)
-    finish(start(tmp_path, "--config.lora.rank=2", "--config.arms=('hard',)", "--config.ppo_arms=()"))
+    changes = "--config.lora.rank=2", "--config.arms=('hard',)", "--config.ppo_arms=()"
+    assert "6 stages are taken" in finish(start(tmp_path, f"--reuse={whole[0]}", *changes))  # up to SFT's samples
     for path in tmp_path.glob("seed0/*/*/checkpoint"):
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore(path)

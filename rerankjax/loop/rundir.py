@@ -25,7 +25,17 @@ from rerankjax.problems.jsonl import write_text
 # Of a config: how a run is computed, not what it computes.
 FREE = ("mesh.", "checkpoints.", "sandbox.workers")
 
-__all__ = ["RunDirectoryError", "complete", "durable", "open_run", "recovery_of", "stage_seconds", "write_stage"]
+__all__ = [
+    "RunDirectoryError",
+    "adopt_stage",
+    "complete",
+    "durable",
+    "flat",
+    "open_run",
+    "recovery_of",
+    "stage_seconds",
+    "write_stage",
+]
 
 
 @contextmanager
@@ -68,7 +78,7 @@ def _settle_config(root: Path, config: Mapping[str, Any], name: str, primary: bo
             _sync(root)
             bucket.put_file(path)
         return
-    was, now = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(json.loads(new))
+    was, now = flat(json.loads(path.read_text(encoding="utf-8"))), flat(json.loads(new))
     changes = [
         f"  {field}: {was.get(field, '(absent)')} -> {now.get(field, '(absent)')}"
         for field in sorted(was.keys() | now.keys())
@@ -82,11 +92,11 @@ def _settle_config(root: Path, config: Mapping[str, Any], name: str, primary: bo
         )
 
 
-def _flat(value: Any, name: str = "") -> dict[str, str]:
-    """{"ppo.kl_coef": "0.1", ...}: every leaf by its dotted name, as JSON text."""
+def flat(value: Any, name: str = "") -> dict[str, str]:
+    """{"ppo.kl_coef": "0.1", ...}: every leaf of a config by its dotted name, as JSON text."""
     if not isinstance(value, dict) or (not value and name):
         return {name: json.dumps(value)}
-    return {k: v for key, sub in value.items() for k, v in _flat(sub, f"{name}.{key}" if name else key).items()}
+    return {k: v for key, sub in value.items() for k, v in flat(sub, f"{name}.{key}" if name else key).items()}
 
 
 def complete(path: Path) -> bool:
@@ -142,6 +152,24 @@ def write_stage(path: Path, fill: Callable[[Path], object], everywhere: bool = F
     if store is not None and not is_first():
         _download(store, path)
     return path
+
+
+def adopt_stage(path: Path, made: Path) -> None:
+    """The complete stage `made`, another run's, as the stage at `path` too; nobody else may be at work on that."""
+    partial = _partial(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(made, partial, copy_function=_link)
+    store = bucket_of(path)
+    if store is not None:
+        bucket.put_stage(store, path, partial)
+    _complete(partial, path)
+
+
+def _link(file: str, name: str) -> None:
+    try:
+        os.link(file, name)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(file, name)
 
 
 def _partial(path: Path) -> Path:

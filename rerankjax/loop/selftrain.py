@@ -17,14 +17,17 @@ from rerankjax.loop.experiment import Experiment, resolve
 from rerankjax.loop.export import export, rerank_command
 from rerankjax.loop.hosts import is_first, wait_for_all
 from rerankjax.loop.recovery import preemptible
+from rerankjax.loop.reuse import reuse
 from rerankjax.loop.rundir import durable, open_run
 from rerankjax.loop.summary import conclude
 from rerankjax.model.sharding import make_mesh
 from rerankjax.table.evaluation import Evaluation
 
 
-def selftrain(config: ConfigDict, workdir: str) -> None:
+def selftrain(config: ConfigDict, workdir: str, other: str | None = None) -> None:
     """The whole run in `workdir`, from where it was, to its table and report.
+
+    other: the directory of another run; its stages that `config` would make alike are taken (see `reuse`).
 
     Several processes (`hosts.connect`) each call it with the same arguments; the first one speaks and writes.
 
@@ -32,7 +35,8 @@ def selftrain(config: ConfigDict, workdir: str) -> None:
         Preempted: SIGTERM came. What was at work is saved; start the run again.
         ConfigError: the config cannot run.
         SandboxError: programs cannot be contained here.
-        RunDirectoryError: `workdir` is in use, or holds a run of another config. All before any work.
+        RunDirectoryError: `workdir` is in use, or holds a run of another config; `other` has nothing to take. All
+            before any work.
     """
     e = resolve(config, jax.device_count())
     sandbox.check()
@@ -45,6 +49,10 @@ def selftrain(config: ConfigDict, workdir: str) -> None:
         # A run that goes on does not compile again what it compiled before.
         if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
             jax.config.update("jax_compilation_cache_dir", str(durable(root.absolute() / "compiled")))
+        if other is not None:
+            taken = reuse(root, Path(other), resolved) if is_first() else []
+            wait_for_all("reuse")
+            print(f"{len(taken)} stages are taken from {other}")
         mesh = make_mesh(e.mesh)
         evaluations = [found for seed in e.seeds for found in run_seed(e, seed, root / f"seed{seed}", mesh)]
         if is_first():
