@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from rerankjax.table import calibration, claims, markup, plots, render, report, results, selection, statistics
+from rerankjax.table.comparison import comparison
 from rerankjax.table.evaluation import ARMS, Evaluation
 from rerankjax.table.summary import summarise
 
@@ -704,3 +705,31 @@ def test_a_report_of_several_languages_has_each() -> None:
 def test_long_blocks_are_cut_where_they_matter_least() -> None:
     assert markup.block("a" * 5_000) == "a" * 3_000 + "\n[2000 characters left out]"
     assert markup.block("a" * 5_000 + "end", keep_end=True).endswith("aend")
+
+
+# Comparison
+
+
+def test_runs_stand_beside_each_other_with_what_differs() -> None:
+    one = summarise([evaluation(arm=arm) for arm in ("sft", "ppo")], "a")
+    two = summarise([evaluation(arm=arm, gain=3.0) for arm in ("sft", "ppo", "hard")], "b")
+    configs = {"ppo.kl_coef": "0.15", "seeds": "[0]"}, {"ppo.kl_coef": "0.5", "seeds": "[0]", "lora.rank": "8"}
+    lines = comparison({"one": (configs[0], one), "two": (configs[1], two)}).splitlines()
+    assert "|  | one | two |" in lines
+    assert "| ppo.kl_coef | 0.15 | 0.5 |" in lines
+    assert "| lora.rank |  | 8 |" in lines
+    assert not any("seeds" in line for line in lines)  # is the same
+    hard = two.figure("hard", "reranker").text()
+    assert f"| PPO, reranker 2 (hard negatives): reranker |  | {hard} |" in lines
+    assert not any(line.startswith("| PPO, reranker 2 (hard negatives): random") for line in lines)  # PPO's own
+    assert one.figure("ppo", "random").text() in next(
+        line for line in lines if line.startswith("| PPO, reranker 1: random")
+    )
+    shown = claims.judge(two)[0]
+    assert next(line for line in lines if line.startswith("| Reranking |")).endswith(
+        f"{shown.verdict} {shown.interval()} |"
+    )
+    assert (
+        next(line for line in lines if line.startswith("| Hard negatives against") or "on hard" in line).split("|")[2]
+        == "  "
+    )

@@ -1,0 +1,33 @@
+"""Finished runs beside each other, as Markdown: python experiments/compare.py runs/mini runs/more-kl
+
+What their configs differ in, what each arm solves by each rule, and what each run says of the claims.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rerankjax.loop.rundir import flat
+from rerankjax.table import results
+from rerankjax.table.comparison import comparison
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdirs", nargs="+", type=Path, help="directories of finished runs")
+    runs = {}
+    for workdir in parser.parse_args().workdirs:
+        missing = [name for name in ("config.json", "results.json") if not (workdir / name).is_file()]
+        if missing:
+            sys.exit(f"compare: {workdir} has no {missing[0]}: give the --workdir of a finished run")
+        config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+        try:
+            runs[str(workdir)] = flat(config), results.load(workdir / "results.json")
+        except ValueError as error:
+            sys.exit(f"compare: {error}")
+    print(comparison(runs), end="")
+
+
+if __name__ == "__main__":
+    main()
