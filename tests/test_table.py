@@ -729,7 +729,4 @@ def test_runs_stand_beside_each_other_with_what_differs() -> None:
     assert next(line for line in lines if line.startswith("| Reranking |")).endswith(
         f"{shown.verdict} {shown.interval()} |"
     )
-    assert (
-        next(line for line in lines if line.startswith("| Hard negatives against") or "on hard" in line).split("|")[2]
-        == "  "
-    )
+    assert any(line.startswith("| Retraining on hard negatives |  | ") for line in lines)  # one lacks that arm
