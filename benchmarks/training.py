@@ -52,7 +52,8 @@ from rerankjax.model.decoder import init_decoder
 from rerankjax.model.likelihood import Rows, completion_log_probs
 from rerankjax.model.sharding import make_mesh, replicated
 from rerankjax.model.training import OptimizerConfig, start_state
-from rerankjax.policy.ppo import PPOConfig, Reward, init_policy, make_ppo_step
+from rerankjax.policy.ppo import PPOConfig, Reward, init_policy
+from rerankjax.policy.ppo_step import make_ppo_programs, make_ppo_step
 from rerankjax.policy.sft import make_sft_step
 from rerankjax.prompts.tokenizer import train_tokenizer
 from rerankjax.reranker.bradley_terry import init_reranker, score_rows
@@ -164,7 +165,8 @@ def compare_ppo(
     (folder / "settings.json").write_text(json.dumps(settings | tokens))
 
     ppo = PPOConfig(iterations, rows, LEARNING_RATE, EPOCHS, minibatches=1, kl_coef=KL_COEF)
-    step = make_ppo_step(config, pooling, SamplingConfig(1.0, 1.0, C), ppo, P, -1, PAD, mesh)
+    programs = make_ppo_programs(config, pooling, SamplingConfig(1.0, 1.0, C), ppo, P, -1, PAD, mesh)
+    step = make_ppo_step(programs, ppo, mesh)
     state = start_state(init_policy(params), ppo.optimizer, mesh)
     reward = Reward(reranker, jnp.zeros(()), jnp.ones(()))
     never = np.array([[0], [1]], np.int32) + np.zeros((2, config.vocab_size), np.int32)  # stop strings never met

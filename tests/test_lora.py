@@ -14,7 +14,8 @@ from rerankjax.model.likelihood import Rows, Tree, completion_log_probs, masked_
 from rerankjax.model.lora import FULL, TARGETS, LoraConfig, attach, init_adapter, merge
 from rerankjax.model.sharding import make_mesh, replicated
 from rerankjax.model.training import OptimizerConfig, init_state, make_optimizer
-from rerankjax.policy.ppo import PPOConfig, Reward, init_policy, make_ppo_step
+from rerankjax.policy.ppo import PPOConfig, Reward, init_policy
+from rerankjax.policy.ppo_step import make_ppo_programs, make_ppo_step
 from rerankjax.policy.sft import make_sft_step
 from rerankjax.reranker.bradley_terry import RerankerConfig, init_reranker, make_reranker_step
 
@@ -231,7 +232,8 @@ def test_four_models_on_one_base(tiny, base, adapter):
     before = jax.device_get(base)
     new = init_adapter(config, LORA, jax.random.key(6))
     state = start(init_policy(base) | {"decoder": new}, make_optimizer(PPO.optimizer), mesh)
-    step = make_ppo_step(config, "mean", SamplingConfig(1.0, 1.0, C), PPO, P, 1, 0, mesh, LORA)
+    programs = make_ppo_programs(config, "mean", SamplingConfig(1.0, 1.0, C), PPO, P, 1, 0, mesh, LORA)
+    step = make_ppo_step(programs, PPO, mesh)
     # An automaton that says a stop string was met after C tokens, whatever they are: scores are then the reranker's.
     stops = np.repeat(np.minimum(np.arange(C + 1) + 1, C)[:, None], 97, axis=1).astype(np.int32)
     of_batch = TOKENS[:, :P].astype(np.int32), MASK[:, :P], np.arange(B, dtype=np.uint32)

@@ -18,12 +18,12 @@ from rerankjax.policy.ppo import (
     Reward,
     Rollout,
     init_policy,
-    make_ppo_step,
     normalised_scores,
     policy_loss,
     ppo_loss,
     value_loss,
 )
+from rerankjax.policy.ppo_step import make_ppo_programs, make_ppo_step
 from rerankjax.reranker.bradley_terry import init_reranker
 
 P, C, B = 6, 8, 8
@@ -123,7 +123,8 @@ def setting(tiny):
 def iterate(tiny, setting, ppo=PPO, temperature=1.0, iterations=1, devices=1, policy=None):
     trunk, reward, prompts, mask, ids, stops = setting
     mesh = make_mesh(devices=jax.devices()[:devices])
-    step = make_ppo_step(tiny, "mean", SamplingConfig(temperature, 1.0, C), ppo, P, 1, 0, mesh)
+    programs = make_ppo_programs(tiny, "mean", SamplingConfig(temperature, 1.0, C), ppo, P, 1, 0, mesh)
+    step = make_ppo_step(programs, ppo, mesh)
     optimizer = make_optimizer(ppo.optimizer)
     start = jax.jit(lambda p: init_state(jax.tree.map(jnp.copy, p), optimizer), out_shardings=replicated(mesh))
     state, kl_coef, history = start(init_policy(policy or trunk)), jnp.float32(ppo.kl_coef), []

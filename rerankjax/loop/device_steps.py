@@ -39,7 +39,8 @@ from rerankjax.model.decoder import Params
 from rerankjax.model.likelihood import Rows, Tree
 from rerankjax.model.roofline import Cost, cache_bytes, decode_cost, prefill_cost, score_cost, train_step_cost
 from rerankjax.model.sharding import replicated, row_shards
-from rerankjax.policy.ppo import Reward, Rollout, make_ppo_programs
+from rerankjax.policy.ppo import Reward, Rollout
+from rerankjax.policy.ppo_step import make_ppo_programs
 from rerankjax.policy.sft import make_sft_step
 from rerankjax.reranker.bradley_terry import make_reranker_step
 from rerankjax.reranker.rerank import make_scorer, padded_shape, prompts_of, together_of

@@ -27,7 +27,8 @@ from rerankjax.model.lora import FULL, attach, init_adapter
 from rerankjax.model.sharding import by_row, replicated, shardings_of
 from rerankjax.model.training import TrainState, start_state
 from rerankjax.pairs.mining import Pair
-from rerankjax.policy.ppo import Reward, init_policy, make_ppo_step
+from rerankjax.policy.ppo import Reward, init_policy
+from rerankjax.policy.ppo_step import make_ppo_programs, make_ppo_step
 from rerankjax.policy.sft import make_sft_step
 from rerankjax.problems.problem import Problem, Solution
 from rerankjax.progress import progress
@@ -134,7 +135,8 @@ def train_ppo(
     """
     ppo, P, mesh = e.ppo, e.max_prompt_length, work.mesh
     ends = tokenizer.eos_token_id, tokenizer.pad_token_id
-    step = make_ppo_step(e.model, e.reranker.pooling, e.sampling, ppo, P, *ends, mesh, e.lora, reward_config)
+    shapes = e.model, e.reranker.pooling, e.sampling, ppo, P, *ends
+    step = make_ppo_step(make_ppo_programs(*shapes, mesh, e.lora, reward_config), ppo, mesh)
     stops = feed(stops_of(tokenizer, problems[0].stop_tokens), replicated(mesh))
     encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
     rows = (*pad_prompts(encoded, P, tokenizer.pad_token_id), problem_ids(problems))
