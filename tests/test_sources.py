@@ -14,7 +14,7 @@ from rerankjax.candidates.candidate import Candidate
 from rerankjax.loop.execution import by_program, execute
 from rerankjax.loop.experiment import SandboxConfig, resolve
 from rerankjax.loop.rundir import write_stage
-from rerankjax.loop.stages import open_seed
+from rerankjax.loop.seed_run import open_seed
 from rerankjax.model.sharding import make_mesh
 from rerankjax.problems.benchmarks import PYTHON_STOP_TOKENS
 from rerankjax.problems.decontamination import decontaminate, words

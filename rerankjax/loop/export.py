@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rerankjax.loop.hosts import own_copy
 from rerankjax.loop.rundir import durable, write_stage
-from rerankjax.loop.stages import Saved, SeedRun
+from rerankjax.loop.seed_run import SeedRun
+from rerankjax.loop.stages import Saved
 from rerankjax.model.lora import merge
 from rerankjax.model.weights import save_reranker
 from rerankjax.problems.jsonl import write_records

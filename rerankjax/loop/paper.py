@@ -34,7 +34,8 @@ from rerankjax.loop.paper_config import PaperConfig, resolve_row, shared
 from rerankjax.loop.paper_problems import DEV, MBPP, SHOTS, TRAIN, Problems, common_name, open_problems, pose
 from rerankjax.loop.recovery import preemptible
 from rerankjax.loop.rundir import durable, open_run, stage_seconds, write_stage
-from rerankjax.loop.stages import Saved, SeedRun
+from rerankjax.loop.seed_run import SeedRun
+from rerankjax.loop.stages import Saved
 from rerankjax.model import weights
 from rerankjax.model.decoder import Params
 from rerankjax.model.lora import attach, merge

@@ -19,6 +19,7 @@ from rerankjax.loop.hosts import is_first, wait_for_all
 from rerankjax.loop.recovery import preemptible
 from rerankjax.loop.reuse import reuse
 from rerankjax.loop.rundir import durable, open_run
+from rerankjax.loop.seed_run import open_seed
 from rerankjax.loop.summary import conclude
 from rerankjax.model.sharding import make_mesh
 from rerankjax.table.evaluation import Evaluation
@@ -66,7 +67,7 @@ def run_seed(e: Experiment, seed: int, root: Path, mesh: Mesh) -> Iterator[Evalu
 
     Stages that `root` holds already are read, not run.
     """
-    run = stages.open_seed(e, seed, root, mesh)
+    run = open_seed(e, seed, root, mesh)
 
     sft = stages.sft_policy(run)
     sft_train = stages.candidates(run, "sft", lambda: sft, "train")
