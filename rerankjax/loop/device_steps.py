@@ -248,7 +248,7 @@ def _scoring(run: Run) -> Step:
     given = {"decoder": as_on_host(run, model), "score": head(run, mesh)}
     samples = max(e.candidates.train, e.candidates.dev, e.candidates.test)
     shape = padded_shape(P, together_of(samples), C)
-    problems = max(e.problems.train, e.problems.dev, e.problems.test)
+    problems = max(e.candidates.train_problems or e.problems.train, e.problems.dev, e.problems.test)
     prompts = prompts_of(shape, problems * -(-samples // shape[1]))
     scorer: Any = make_scorer(e.model, e.reranker.pooling, mesh)
     rows = *masked(mesh, prompts, shape[0]), *masked(mesh, prompts * shape[1], shape[2])
