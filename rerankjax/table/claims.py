@@ -1,4 +1,4 @@
-"""The paper's claims as paired differences, and what a run says about each."""
+"""The paper's claims, and what they leave open, as paired differences, and what a run says about each."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -42,6 +42,13 @@ _ONE_ITERATION = (
         "The same reranker solves more problems choosing among PPO samples than choosing among SFT samples.",
         ("ppo", "reranker"),
         ("sft", "reranker"),
+    ),
+    Claim(
+        "Reranking PPO samples",
+        "Letting the reranker that PPO trained against choose one of PPO's samples solves more problems than taking "
+        "one at random.",
+        ("ppo", "reranker"),
+        ("ppo", "random"),
     ),
     Claim(
         "Retraining on random negatives",
@@ -123,7 +130,35 @@ _TWO_ITERATIONS = (
     ),
 )
 
-CLAIMS: tuple[Claim, ...] = _ONE_ITERATION + _WHAT_TO_RETRAIN_ON + _TWO_ITERATIONS
+_SECOND_PPO = tuple(
+    claim
+    for arm, name in (("hard", "hard negatives"), ("self_training", "self-training"))
+    for claim in (
+        Claim(
+            f"Second policy, {name}",
+            f"One sample of the second PPO policy, trained against the reranker retrained by {name}, passes more often "
+            "than one of the first.",
+            (f"{arm}+ppo", "random"),
+            ("ppo", "random"),
+        ),
+        Claim(
+            f"Reranking the second policy, {name}",
+            f"Letting the reranker retrained by {name} choose one of the second PPO policy's samples solves more "
+            "problems than taking one at random.",
+            (f"{arm}+ppo", "reranker"),
+            (f"{arm}+ppo", "random"),
+        ),
+        Claim(
+            f"Second iteration with log-probability, {name}",
+            f"Choosing by reranker + lambda * log-probability solves more after the second iteration, by {name}, than "
+            "after the first.",
+            (f"{arm}+ppo", "reranker+log_probability"),
+            ("ppo", "reranker+log_probability"),
+        ),
+    )
+)
+
+CLAIMS: tuple[Claim, ...] = _ONE_ITERATION + _WHAT_TO_RETRAIN_ON + _TWO_ITERATIONS + _SECOND_PPO
 
 
 @dataclass(frozen=True)
