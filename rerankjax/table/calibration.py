@@ -98,11 +98,11 @@ def reliability(passed: Sequence[np.ndarray], probabilities: Sequence[np.ndarray
 def expected_calibration_error(passed: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) -> Estimate:
     """|mean probability - pass rate| of a bin, averaged over samples (Guo et al. 2017). Arguments as `reliability`.
 
-    Chance alone keeps it above 0, the more the fewer the samples, and resampling adds chance: both it and its interval
-    lie rather too high.
+    Chance alone keeps it above 0, the more the fewer the samples. Resampling adds chance, which is taken from the
+    interval again.
     """
     gaps = [(predicted - correct, count) for count, predicted, correct in map(_by_bin, passed, probabilities)]
-    estimate = bootstrap([_gap_statistic(*g) for g in gaps], [len(p) for p in passed])
+    estimate = bootstrap([_gap_statistic(*g) for g in gaps], [len(p) for p in passed], centred=True)
     assert estimate is not None
     return estimate
 

@@ -47,14 +47,17 @@ def _resamples(problems: int) -> np.ndarray:
     return (counts / problems).astype(np.float32)
 
 
-def bootstrap(statistics: Sequence[Statistic], sizes: Sequence[int]) -> Estimate | None:
-    """The mean over seeds of each one's statistic, of `sizes` problems; None where that is undefined."""
+def bootstrap(statistics: Sequence[Statistic], sizes: Sequence[int], centred: bool = False) -> Estimate | None:
+    """The mean over seeds of each one's statistic, of `sizes` problems; None where that is undefined.
+
+    centred: shift the interval by how far resamples lie from the value on average, for a statistic that noise raises.
+    """
     with np.errstate(invalid="ignore"):
         value = np.mean([f(np.full((1, p), 1 / p))[0] for f, p in zip(statistics, sizes, strict=True)])
         if np.isnan(value):
             return None
         replicates = np.mean([f(_resamples(p)) for f, p in zip(statistics, sizes, strict=True)], axis=0)
-    low, high = np.nanpercentile(replicates, [2.5, 97.5])
+    low, high = np.nanpercentile(replicates, [2.5, 97.5]) - (np.nanmean(replicates) - value if centred else 0.0)
     return _rounded(float(value), float(low), float(high))
 
 
