@@ -7,7 +7,7 @@ python experiments/selftrain.py --config=configs/mini.py:languages --workdir=run
 
 On two cores: below ten minutes for one seed, about 40 minutes for `full`. Expect SFT pass@1 of .36 to .40 and oracle@16
 of .88 to .95, a reranker AUC near .88, reranking and PPO to double SFT's pass@1, PPO to over-optimise its reranker, and
-retraining to repair part of that. The README has the table.
+retraining to repair part of that. The README has the table, experiments/RESULTS.md what a larger KL changes.
 
 `languages` has one model of 1.0M parameters write all eight languages of MultiPL-E, three seeds, all arms: about half
 an hour a seed. It needs their toolchains (`make languages`).
