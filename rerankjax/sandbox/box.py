@@ -66,6 +66,11 @@ def _shared() -> dict[str, str]:
     return {path: path for path in outside_usr} | {IN_BOX: str(toolchains.INSIDE)}
 
 
+def kept() -> list[str]:
+    """What a box has in its /tmp from the beginning: where this project's environment lies there."""
+    return [path for path in _shared() if path.startswith("/tmp/")]
+
+
 def _bubblewrap() -> list[str]:
     bwrap = _tool("bwrap", "bubblewrap")
     shared = _shared()
@@ -125,8 +130,7 @@ def _command(kind: str, limits: Limits, inside: str, contained: bool) -> list[st
         command += ["rerankjax.sandbox.inside.server"]
         extra = [*PHP, f"{inside}/php/zygote.php"] if kind == "php" else []
     rules = seccomp.bpf().hex() if contained else ""
-    kept = [path for path in _shared() if path.startswith("/tmp/")]  # where the project itself lies there
-    settings = json.dumps(vars(limits) | {"kept": kept})
+    settings = json.dumps(vars(limits) | {"kept": kept()})
     return [*(_bubblewrap() if contained else []), *command, settings, rules, json.dumps(extra)]
 
 
