@@ -4,11 +4,10 @@ What their configs differ in, what each arm solves by each rule, and what each r
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from rerankjax.loop.rundir import flat
+from rerankjax.loop.rundir import saved_config
 from rerankjax.table import results
 from rerankjax.table.comparison import comparison
 
@@ -21,9 +20,8 @@ def main() -> None:
         missing = [name for name in ("config.json", "results.json") if not (workdir / name).is_file()]
         if missing:
             sys.exit(f"compare: {workdir} has no {missing[0]}: give the --workdir of a finished run")
-        config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
         try:
-            runs[str(workdir)] = flat(config), results.load(workdir / "results.json")
+            runs[str(workdir)] = saved_config(workdir), results.load(workdir / "results.json")
         except ValueError as error:
             sys.exit(f"compare: {error}")
     print(comparison(runs), end="")

@@ -4,12 +4,11 @@ A stage is the same in both runs unless their configs differ in what it, or a st
 """
 
 import fnmatch
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rerankjax.loop.rundir import FREE, RunDirectoryError, adopt_stage, complete, flat
+from rerankjax.loop.rundir import FREE, RunDirectoryError, adopt_stage, complete, differing
 
 # In the order of the loop: stages, and the fields they are the first to read. The first read all that others do not.
 READ_BY = (
@@ -32,11 +31,10 @@ def reuse(root: Path, other: Path, config: Mapping[str, Any]) -> list[str]:
     """
     if not (other / "config.json").is_file():
         raise RunDirectoryError(f"--reuse={other}: no run is there (no config.json); give a run's --workdir")
-    was, now = flat(json.loads((other / "config.json").read_text(encoding="utf-8"))), flat(config)
-    differing = sorted(field for field in was.keys() | now.keys() if was.get(field) != now.get(field))
-    level = min((_level(field) for field in differing), default=len(READ_BY))
+    levels = {field: _level(field) for field in differing(other, config)}
+    level = min(levels.values(), default=len(READ_BY))
     if level == 0:
-        fields = ", ".join(f for f in differing if _level(f) == 0)
+        fields = ", ".join(field for field, first in levels.items() if first == 0)
         raise RunDirectoryError(f"--reuse={other}: no stage is alike, as the configs differ in {fields}")
     patterns = [pattern for stages, _ in READ_BY[:level] for pattern in stages]
     taken, seeds = [], [f"seed{seed}" for seed in config["seeds"]]

@@ -29,10 +29,11 @@ __all__ = [
     "RunDirectoryError",
     "adopt_stage",
     "complete",
+    "differing",
     "durable",
-    "flat",
     "open_run",
     "recovery_of",
+    "saved_config",
     "stage_seconds",
     "write_stage",
 ]
@@ -78,11 +79,10 @@ def _settle_config(root: Path, config: Mapping[str, Any], name: str, primary: bo
             _sync(root)
             bucket.put_file(path)
         return
-    was, now = flat(json.loads(path.read_text(encoding="utf-8"))), flat(json.loads(new))
     changes = [
-        f"  {field}: {was.get(field, '(absent)')} -> {now.get(field, '(absent)')}"
-        for field in sorted(was.keys() | now.keys())
-        if was.get(field) != now.get(field) and not field.startswith(FREE)
+        f"  {field}: {was} -> {now}"
+        for field, (was, now) in differing(root, config).items()
+        if not field.startswith(FREE)
     ]
     if changes:
         raise RunDirectoryError(
@@ -92,11 +92,23 @@ def _settle_config(root: Path, config: Mapping[str, Any], name: str, primary: bo
         )
 
 
-def flat(value: Any, name: str = "") -> dict[str, str]:
-    """{"ppo.kl_coef": "0.1", ...}: every leaf of a config by its dotted name, as JSON text."""
-    if not isinstance(value, dict) or (not value and name):
+def saved_config(root: Path) -> dict[str, str]:
+    """The config that the run at `root` was started with: {"ppo.kl_coef": "0.1", ...}."""
+    return _flat(json.loads((root / "config.json").read_text(encoding="utf-8")))
+
+
+def differing(root: Path, config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The fields, sorted, in which the run at `root` has another config: what is saved, what `config` says."""
+    was, now = saved_config(root), _flat(config)
+    both = {name: (was.get(name, "(absent)"), now.get(name, "(absent)")) for name in sorted(was.keys() | now.keys())}
+    return {name: (saved, given) for name, (saved, given) in both.items() if saved != given}
+
+
+def _flat(value: Any, name: str = "") -> dict[str, str]:
+    """Every leaf of a config by its dotted name, as JSON text."""
+    if not isinstance(value, Mapping) or (not value and name):
         return {name: json.dumps(value)}
-    return {k: v for key, sub in value.items() for k, v in flat(sub, f"{name}.{key}" if name else key).items()}
+    return {k: v for key, sub in value.items() for k, v in _flat(sub, f"{name}.{key}" if name else key).items()}
 
 
 def complete(path: Path) -> bool:
