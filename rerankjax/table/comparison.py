@@ -6,7 +6,7 @@ from rerankjax.table.claims import judge
 from rerankjax.table.evaluation import ARMS
 from rerankjax.table.render import pipes, table_rows
 from rerankjax.table.results import Results
-from rerankjax.table.selection import RULES
+from rerankjax.table.selection import RULE_HEADS
 
 
 def comparison(runs: Mapping[str, tuple[Mapping[str, str], Results]]) -> str:
@@ -18,7 +18,7 @@ def comparison(runs: Mapping[str, tuple[Mapping[str, str], Results]]) -> str:
     configs, found = [config for config, _ in runs.values()], [results for _, results in runs.values()]
     fields = {field: [config.get(field, "") for config in configs] for field in sorted({f for c in configs for f in c})}
     solved = [_solved(results) for results in found]
-    rows = [f"{label}: {_name(rule)}" for label in ARMS.values() for rule in RULES]
+    rows = [f"{label}: {head}" for label in ARMS.values() for head in RULE_HEADS.values()]
     claims = {
         of_claim[0].claim.title: [f"{f.verdict} {f.interval()}" if f.difference else "" for f in of_claim]
         for of_claim in zip(*map(judge, found), strict=True)
@@ -38,12 +38,8 @@ def comparison(runs: Mapping[str, tuple[Mapping[str, str], Results]]) -> str:
 def _solved(results: Results) -> dict[str, str]:
     """What each arm solves by each rule that looks at more than the samples, or that an earlier arm did not show."""
     return {
-        f"{label}: {_name(rule)}": cell.text()
+        f"{label}: {head}": cell.text()
         for label, cells, _ in table_rows(results)
-        for rule, cell in zip(RULES, cells, strict=True)
+        for head, cell in zip(RULE_HEADS.values(), cells, strict=True)
         if cell is not None
     }
-
-
-def _name(rule: str) -> str:
-    return RULES[rule].replace("lambda", "λ")

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from rerankjax.table.evaluation import ARMS, Evaluation
 from rerankjax.table.results import Results
-from rerankjax.table.selection import RULES, sample_counts
+from rerankjax.table.selection import RULE_HEADS, sample_counts
 from rerankjax.table.statistics import decimal
 
 # Matplotlib wants colours, the page has variables: each variable is drawn as a colour that nothing else uses.
@@ -94,7 +94,7 @@ def solved_share(results: Results) -> str:
                     marker=marker,
                     markersize=3,
                     linewidth=2 if rule == "reranker" else 1.3,
-                    label=RULES[rule].replace("lambda", "λ"),
+                    label=RULE_HEADS[rule],
                 )
             axes.set_xscale("log", base=2)
             axes.set_xticks(counts, [str(n) for n in counts])

@@ -10,7 +10,7 @@ from rich.text import Text
 from rerankjax.table.claims import judge, tally
 from rerankjax.table.evaluation import ARMS
 from rerankjax.table.results import MEASURES, Cost, Discrimination, Results
-from rerankjax.table.selection import POLICY_RULES, RULES, sample_counts
+from rerankjax.table.selection import POLICY_RULES, RULE_HEADS, RULES, sample_counts
 from rerankjax.table.statistics import Estimate, decimal
 
 VERDICT_STYLES = {"shown": "green", "contradicted": "red", "not shown": "yellow", "not run": "dim"}
@@ -110,7 +110,7 @@ def markdown(results: Results) -> str:
     for label, cells, auc in table_rows(results):
         shown = ('"' if cell is None else cell.text() for cell in cells)
         rows.append([label, *shown, auc.text() if auc else "undefined"])
-    page = pipes(["arm", *(name.replace("lambda", "λ") for name in RULES.values()), "AUC"], rows)
+    page = pipes(["arm", *RULE_HEADS.values(), "AUC"], rows)
     page += f'\n{caption(results)} `"`: the same samples as the row above.\n'
 
     page += "\n## pass@k\n\n" + pipes(

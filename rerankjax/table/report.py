@@ -10,10 +10,8 @@ from rerankjax.table.evaluation import ARMS, Evaluation
 from rerankjax.table.markup import block, figure, folded, section, table, text
 from rerankjax.table.render import ALONE, caption, table_rows
 from rerankjax.table.results import Results
-from rerankjax.table.selection import RULES
+from rerankjax.table.selection import RULE_HEADS, RULES
 from rerankjax.table.statistics import Estimate, decimal
-
-_RULE_HEADS = [name.replace("lambda", "λ") for name in RULES.values()]
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ def _table(results: Results) -> str:
     for label, (*cells, oracle), auc in arms:
         shown = [sections.cell(cell, bold=cell is not None and cell.value == best) for cell in cells]
         rows.append([label, *shown, sections.cell(oracle), sections.cell(auc) if auc else "undefined"])
-    page = table("figures", ["samples, reranker", *_RULE_HEADS, "AUC"], rows)
+    page = table("figures", ["samples, reranker", *RULE_HEADS.values(), "AUC"], rows)
     page += f'<p class="note">{caption(results)} {_TABLE}</p>'
     if len(results.seeds) == 1:
         return page
@@ -194,7 +192,9 @@ def _table(results: Results) -> str:
         for arm in results.arms
         for seed in results.seeds
     ]
-    return page + folded("Each seed alone", table("figures", ["samples, reranker", "seed", *_RULE_HEADS], by_seed))
+    return page + folded(
+        "Each seed alone", table("figures", ["samples, reranker", "seed", *RULE_HEADS.values()], by_seed)
+    )
 
 
 def _negative(negative: HardNegative) -> str:

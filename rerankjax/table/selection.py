@@ -19,6 +19,7 @@ RULES = {
     "reranker+log_probability": "reranker + lambda log-p",
     "oracle": "oracle",
 }
+RULE_HEADS = {rule: name.replace("lambda", "λ") for rule, name in RULES.items()}  # where Greek letters can be shown
 # These look at the samples alone, so arms that share a policy share their figures.
 POLICY_RULES = ("random", "log_probability", "majority", "oracle")
 
