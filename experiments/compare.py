@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from rerankjax.loop.rundir import saved_config
-from rerankjax.table import results
-from rerankjax.table.comparison import comparison
+from rerankjax.results import results
+from rerankjax.results.comparison import comparison
+from rerankjax.run.rundir import saved_config
 
 
 def main() -> None:

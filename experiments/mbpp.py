@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from table1 import add_run_arguments, guarded, run
 
-from rerankjax.table.cells import load_all
-from rerankjax.table.paper import RUNS
-from rerankjax.table.paper_table import COST_HEADER, costs
+from rerankjax.results.cells import load_all
+from rerankjax.results.paper import RUNS
+from rerankjax.results.paper_table import COST_HEADER, costs
 
 
 def main() -> None:

@@ -15,11 +15,11 @@ from ml_collections import config_flags
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
 
-from rerankjax.loop import hosts
 from rerankjax.loop.experiment import ConfigError
-from rerankjax.loop.recovery import EXIT_PREEMPTED, Preempted
-from rerankjax.loop.rundir import RunDirectoryError
 from rerankjax.loop.selftrain import selftrain
+from rerankjax.run import hosts
+from rerankjax.run.recovery import EXIT_PREEMPTED, Preempted
+from rerankjax.run.rundir import RunDirectoryError
 from rerankjax.sandbox import SandboxError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.", lock_config=True)

@@ -33,14 +33,14 @@ from transformers import PreTrainedTokenizerFast
 
 from rerankjax.candidates.engine import Engine, EngineConfig, Prompt
 from rerankjax.candidates.sampling import SamplingConfig
+from rerankjax.capacity import speed
+from rerankjax.capacity.roofline import CHIPS
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.deepseek import DEEPSEEK_CODER
-from rerankjax.model.roofline import CHIPS
 from rerankjax.model.sharding import make_mesh, replicated
 from rerankjax.problems.jsonl import write_text
 from rerankjax.reranker.rerank import Reranker
-from rerankjax.table import speed
 
 MODELS = DEEPSEEK_CODER | {
     "small": ModelConfig(512, 96, 256, 4, 4, 4, 24, 2048, tie_word_embeddings=False),

@@ -14,7 +14,7 @@ language, executed in all eight: MultiPL-E's from `--problems`, else from ../sha
 and where none of these is to be had made-up ones in its shape; which it was, the table says. What a random model solves
 is what it solves: nothing.
 
-`render` reads the cells that ran (`rerankjax.table.cells`: one JSON file a row and language). All print the table and
+`render` reads the cells that ran (`rerankjax.results.cells`: one JSON file a row and language). All print the table and
 write it, `render` with --out, as table1.md, table1.tex (booktabs) and table1.html. A cell that was not run says so.
 """
 
@@ -31,13 +31,13 @@ from paper_rows import load_row, smoke_inputs
 
 from rerankjax.loop.experiment import ConfigError
 from rerankjax.loop.paper import run_row
-from rerankjax.loop.recovery import EXIT_PREEMPTED, Preempted
-from rerankjax.loop.rundir import RunDirectoryError
 from rerankjax.problems.jsonl import write_text
+from rerankjax.results import paper_table
+from rerankjax.results.cells import CellError, load_all
+from rerankjax.results.paper import RUNS
+from rerankjax.run.recovery import EXIT_PREEMPTED, Preempted
+from rerankjax.run.rundir import RunDirectoryError
 from rerankjax.sandbox import SandboxError
-from rerankjax.table import paper_table
-from rerankjax.table.cells import CellError, load_all
-from rerankjax.table.paper import RUNS
 
 
 def render(cells: Path, out: Path | None) -> None:

@@ -16,8 +16,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
-from rerankjax.loop import bucket, checkpoint
-from rerankjax.loop.rundir import RunDirectoryError, complete, durable, open_run, stage_seconds, write_stage
+from rerankjax.run import bucket, checkpoint
+from rerankjax.run.rundir import RunDirectoryError, complete, durable, open_run, stage_seconds, write_stage
 
 ROOT = Path(__file__).parents[1]
 URL = "gs://my-bucket/runs/mini"
@@ -276,7 +276,7 @@ def test_a_bucket_that_may_not_be_read_is_named_with_the_reason(objects, monkeyp
 
 
 def start(code, url):
-    head = "import sys, time; from rerankjax.loop import bucket; from rerankjax.loop.rundir import *\n"
+    head = "import sys, time; from rerankjax.run import bucket; from rerankjax.run.rundir import *\n"
     return subprocess.Popen(
         [sys.executable, "-c", f"{head}bucket.STALE_SECONDS = 1.0\n{code}", url],
         cwd=ROOT,

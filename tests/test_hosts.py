@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from rerankjax.loop.recovery import EXIT_PREEMPTED
-from rerankjax.loop.rundir import recovery_of
+from rerankjax.run.recovery import EXIT_PREEMPTED
+from rerankjax.run.rundir import recovery_of
 
 ROOT = Path(__file__).parents[1]
 OVERRIDES = ("--config.candidates.batch_size=8", "--config.ppo.minibatches=1", "--config.arms=('hard',)")

@@ -10,7 +10,21 @@ import pytest
 
 import rerankjax
 
-ORDER = ("problems", "prompts", "model", "candidates", "sandbox", "pairs", "reranker", "policy", "table", "loop")
+ORDER = (
+    "problems",
+    "prompts",
+    "model",
+    "candidates",
+    "sandbox",
+    "verdicts",
+    "pairs",
+    "reranker",
+    "policy",
+    "results",
+    "run",
+    "loop",
+    "capacity",
+)
 PACKAGE = Path(rerankjax.__file__).parent
 
 

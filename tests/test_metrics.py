@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from rerankjax.loop.metrics import metric_writer, read_metrics
+from rerankjax.run.metrics import metric_writer, read_metrics
 
 
 def scalars(directory: Path) -> list[tuple[int, str, float]]:

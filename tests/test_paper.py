@@ -17,14 +17,14 @@ from rerankjax.loop.experiment import ConfigError
 from rerankjax.loop.paper import cell_of, run_row
 from rerankjax.loop.paper_config import resolve_row, shared
 from rerankjax.loop.paper_problems import common_name
-from rerankjax.loop.rundir import RunDirectoryError
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.sharding import make_mesh
 from rerankjax.policy.ppo import PPOConfig, Reward, collect
 from rerankjax.reranker.bradley_terry import init_reranker
 from rerankjax.reranker.rerank import score_behind
-from rerankjax.table.cells import load_all
-from rerankjax.table.paper import LANGUAGES, ROWS, RUNS
+from rerankjax.results.cells import load_all
+from rerankjax.results.paper import LANGUAGES, ROWS, RUNS
+from rerankjax.run.rundir import RunDirectoryError
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))

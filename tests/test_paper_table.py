@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rerankjax.table import paper_table
-from rerankjax.table.cells import Cell, CellError, average, load, load_all, path_of, save
-from rerankjax.table.paper import LANGUAGES, ROWS, RUNS
+from rerankjax.results import paper_table
+from rerankjax.results.cells import Cell, CellError, average, load, load_all, path_of, save
+from rerankjax.results.paper import LANGUAGES, ROWS, RUNS
 
 ROOT = Path(__file__).parent.parent
 

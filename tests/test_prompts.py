@@ -6,10 +6,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rerankjax import sandbox
-from rerankjax.loop.execution import programs_of
 from rerankjax.problems.problem import LANGUAGES, Case, Problem
 from rerankjax.prompts import base, instruct
 from rerankjax.prompts.tokenizer import train_tokenizer
+from rerankjax.verdicts.execution import programs_of
 
 # In MultiPL-E's shape: prompt, body, what closes it, tests.
 PARTS = {

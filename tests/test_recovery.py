@@ -13,8 +13,6 @@ import pytest
 from configs.mini import get_config
 from rerankjax.loop import trainers
 from rerankjax.loop.experiment import resolve
-from rerankjax.loop.metrics import read_metrics
-from rerankjax.loop.recovery import Preempted, Recovery, preemptible
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.sharding import MeshConfig, make_mesh
 from rerankjax.pairs.mining import Pair
@@ -22,6 +20,8 @@ from rerankjax.policy.ppo import Reward
 from rerankjax.problems.problem import Problem, Solution
 from rerankjax.prompts.tokenizer import train_tokenizer
 from rerankjax.reranker.bradley_terry import init_reranker
+from rerankjax.run.metrics import read_metrics
+from rerankjax.run.recovery import Preempted, Recovery, preemptible
 
 STEPS = 24
 PROBLEMS = tuple(Problem(f"p{i}", "py", f"def f{i}(x):\n", f"assert f{i}(1)", ("\ndef",)) for i in range(12))

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rerankjax.loop import checkpoint
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.likelihood import Rows, Tree, completion_log_probs, masked_mean
 from rerankjax.model.sharding import make_mesh, replicated
@@ -21,6 +20,7 @@ from rerankjax.reranker.bradley_terry import (
     reranker_loss,
     score_rows,
 )
+from rerankjax.run import checkpoint
 
 MESH = make_mesh(devices=jax.devices()[:2])
 

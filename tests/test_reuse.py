@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rerankjax.loop.reuse import reuse
-from rerankjax.loop.rundir import RunDirectoryError, write_stage
+from rerankjax.run.rundir import RunDirectoryError, write_stage
 
 CONFIG = {
     "seeds": [0, 1],

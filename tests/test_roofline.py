@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rerankjax.model import roofline
+from rerankjax.capacity import roofline
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import (
     Cache,

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from rerankjax.loop.rundir import RunDirectoryError, complete, open_run, stage_seconds, write_stage
+from rerankjax.run.rundir import RunDirectoryError, complete, open_run, stage_seconds, write_stage
 
 ROOT = Path(__file__).parents[1]
 CONFIG = {"seeds": [0], "ppo": {"kl_coef": 0.15, "epochs": 2}, "name": "mini"}
 
 
 def start(code: str, workdir: Path) -> subprocess.Popen[str]:
-    head = "import os, sys, time; from pathlib import Path; from rerankjax.loop.rundir import *\n"
+    head = "import os, sys, time; from pathlib import Path; from rerankjax.run.rundir import *\n"
     return subprocess.Popen(
         [sys.executable, "-c", head + code, str(workdir)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from rerankjax.capacity import speed
+from rerankjax.capacity.roofline import CHIPS, Chip, cache_bytes, parameter_count, sampling_seconds, score_cost, seconds
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.deepseek import DEEPSEEK_CODER
-from rerankjax.model.roofline import CHIPS, Chip, cache_bytes, parameter_count, sampling_seconds, score_cost, seconds
-from rerankjax.table import speed
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("33B", "6.7B", "6.7B")

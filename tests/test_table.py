@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rerankjax.table import calibration, claims, markup, plots, render, report, results, selection, statistics
-from rerankjax.table.comparison import comparison
-from rerankjax.table.evaluation import ARMS, Evaluation
-from rerankjax.table.summary import summarise
+from rerankjax.results import calibration, claims, markup, plots, render, report, results, selection, statistics
+from rerankjax.results.comparison import comparison
+from rerankjax.results.evaluation import ARMS, Evaluation
+from rerankjax.results.summary import summarise
 
 
 def evaluation(

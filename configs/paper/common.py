@@ -35,7 +35,7 @@ LANGUAGES = ("py", "cpp", "java", "php", "ts", "cs", "sh", "js")
 
 
 def get_row(name: str, generator: str, decoding: str, reranker: str = "", second_iteration: str = "") -> ConfigDict:
-    """The config of a row of `rerankjax.table.paper.RUNS`; arguments as `rerankjax.loop.paper_config.RowConfig`."""
+    """The config of a row of `rerankjax.results.paper.RUNS`; arguments as `rerankjax.loop.paper_config.RowConfig`."""
     return ConfigDict(
         {
             "row": {

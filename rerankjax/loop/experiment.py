@@ -19,6 +19,7 @@ from rerankjax.pairs.mining import ARMS
 from rerankjax.policy.ppo import PPOConfig
 from rerankjax.problems.languages import LANGUAGES
 from rerankjax.reranker.bradley_terry import RerankerConfig
+from rerankjax.verdicts.execution import SandboxConfig
 
 
 class ConfigError(ValueError):
@@ -96,13 +97,6 @@ class CheckpointsConfig:
 
 
 CHECKPOINTS = CheckpointsConfig()
-
-
-@dataclasses.dataclass(frozen=True)
-class SandboxConfig:
-    workers: int
-    cpu_seconds: float
-    wall_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)

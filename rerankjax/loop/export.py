@@ -6,14 +6,14 @@ import shlex
 import sys
 from pathlib import Path
 
-from rerankjax.loop.hosts import own_copy
-from rerankjax.loop.rundir import durable, write_stage
 from rerankjax.loop.seed_run import SeedRun
 from rerankjax.loop.stages import Saved
 from rerankjax.model.lora import merge
 from rerankjax.model.weights import save_reranker
 from rerankjax.problems.jsonl import write_records
-from rerankjax.table.evaluation import Evaluation
+from rerankjax.results.evaluation import Evaluation
+from rerankjax.run.hosts import own_copy
+from rerankjax.run.rundir import durable, write_stage
 
 EXAMPLES = "examples.jsonl"
 

@@ -26,14 +26,10 @@ from ml_collections import ConfigDict
 
 from rerankjax import sandbox
 from rerankjax.candidates.candidate import Candidate, read_candidates, write_candidates
-from rerankjax.loop import bucket, checkpoint, stages, trainers
-from rerankjax.loop.execution import execute
+from rerankjax.loop import stages, trainers
 from rerankjax.loop.experiment import ConfigError
-from rerankjax.loop.hosts import agree, is_first, wait_for_all
 from rerankjax.loop.paper_config import PaperConfig, resolve_row, shared
 from rerankjax.loop.paper_problems import DEV, MBPP, SHOTS, TRAIN, Problems, common_name, open_problems, pose
-from rerankjax.loop.recovery import preemptible
-from rerankjax.loop.rundir import durable, open_run, stage_seconds, write_stage
 from rerankjax.loop.seed_run import SeedRun
 from rerankjax.loop.stages import Saved
 from rerankjax.model import weights
@@ -44,8 +40,13 @@ from rerankjax.model.sharding import make_mesh, sharding_of
 from rerankjax.problems.problem import Problem, Solution
 from rerankjax.prompts import instruct
 from rerankjax.prompts.tokenizer import encode_completions, load_tokenizer
+from rerankjax.results.cells import Cell, load, path_of, save
+from rerankjax.run import bucket, checkpoint
+from rerankjax.run.hosts import agree, is_first, wait_for_all
+from rerankjax.run.recovery import preemptible
+from rerankjax.run.rundir import durable, open_run, stage_seconds, write_stage
 from rerankjax.sandbox import toolchains
-from rerankjax.table.cells import Cell, load, path_of, save
+from rerankjax.verdicts.execution import execute
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,8 +31,8 @@ from rerankjax.policy.ppo import PPOConfig
 from rerankjax.problems.problem import LANGUAGES, Problem
 from rerankjax.problems.sources import load_problems
 from rerankjax.reranker.bradley_terry import RerankerConfig
+from rerankjax.results.paper import RUNS
 from rerankjax.sandbox.multipl_e import CSHARP_LISTS
-from rerankjax.table.paper import RUNS
 
 DECODINGS = ("greedy", "sampled", "reranked")
 ANSWERS = ("sft", "policy")

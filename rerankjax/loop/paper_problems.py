@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from rerankjax.loop.experiment import ConfigError
 from rerankjax.loop.paper_config import PaperConfig
-from rerankjax.loop.rundir import write_stage
 from rerankjax.problems.decontamination import decontaminate
 from rerankjax.problems.jsonl import write_records
 from rerankjax.problems.problem import Problem, read_problems, require_trainable, unique, write_problems
 from rerankjax.prompts import instruct
+from rerankjax.run.rundir import write_stage
 from rerankjax.sandbox.multipl_e import REPAIRED, repair_csharp_lists
 
 MBPP = "mbpp"  # the column that is no language

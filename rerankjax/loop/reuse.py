@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rerankjax.loop.rundir import FREE, RunDirectoryError, adopt_stage, complete, differing
+from rerankjax.run.rundir import FREE, RunDirectoryError, adopt_stage, complete, differing
 
 # In the order of the loop: stages, and the fields they are the first to read. The first read all that others do not.
 READ_BY = (

@@ -10,9 +10,8 @@ import jax
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from rerankjax.loop import checkpoint, trainers
+from rerankjax.loop import trainers
 from rerankjax.loop.experiment import ConfigError, Experiment
-from rerankjax.loop.rundir import recovery_of, write_stage
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.problems.corpus import make_corpus
 from rerankjax.problems.family import make_family
@@ -27,6 +26,8 @@ from rerankjax.problems.problem import (
     write_solutions,
 )
 from rerankjax.prompts.tokenizer import encode_completions, load_tokenizer, train_tokenizer
+from rerankjax.run import checkpoint
+from rerankjax.run.rundir import recovery_of, write_stage
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,14 +15,14 @@ from rerankjax import sandbox
 from rerankjax.loop import stages
 from rerankjax.loop.experiment import Experiment, resolve
 from rerankjax.loop.export import export, rerank_command
-from rerankjax.loop.hosts import is_first, wait_for_all
-from rerankjax.loop.recovery import preemptible
 from rerankjax.loop.reuse import reuse
-from rerankjax.loop.rundir import durable, open_run
 from rerankjax.loop.seed_run import open_seed
 from rerankjax.loop.summary import conclude
 from rerankjax.model.sharding import make_mesh
-from rerankjax.table.evaluation import Evaluation
+from rerankjax.results.evaluation import Evaluation
+from rerankjax.run.hosts import is_first, wait_for_all
+from rerankjax.run.recovery import preemptible
+from rerankjax.run.rundir import durable, open_run
 
 
 def selftrain(config: ConfigDict, workdir: str, other: str | None = None) -> None:

@@ -23,12 +23,8 @@ import numpy as np
 
 from rerankjax.candidates.candidate import Candidate, read_candidates, write_candidates
 from rerankjax.candidates.generate import generate
-from rerankjax.loop import checkpoint, trainers
-from rerankjax.loop.execution import Judged, by_program, execute
+from rerankjax.loop import trainers
 from rerankjax.loop.experiment import TrainingConfig
-from rerankjax.loop.hosts import exchange, is_first, own_copy, own_mesh, share
-from rerankjax.loop.metrics import write_waits
-from rerankjax.loop.rundir import stage_seconds, write_stage
 from rerankjax.loop.seed_run import SeedRun, read_corpus
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, in_compute_dtype
@@ -39,9 +35,14 @@ from rerankjax.problems.problem import Problem
 from rerankjax.progress import progress
 from rerankjax.prompts.tokenizer import encode_completions
 from rerankjax.reranker.rerank import Reranker
-from rerankjax.table.calibration import fit_platt
-from rerankjax.table.evaluation import Evaluation
-from rerankjax.table.selection import choose_lambda
+from rerankjax.results.calibration import fit_platt
+from rerankjax.results.evaluation import Evaluation
+from rerankjax.results.selection import choose_lambda
+from rerankjax.run import checkpoint
+from rerankjax.run.hosts import exchange, is_first, own_copy, own_mesh, share
+from rerankjax.run.metrics import write_waits
+from rerankjax.run.rundir import stage_seconds, write_stage
+from rerankjax.verdicts.execution import Judged, by_program, execute
 
 Saved = Callable[[], Params]  # reads a model where it is needed: between stages the devices hold the SFT model alone
 

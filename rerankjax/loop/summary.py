@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 
 from rerankjax.candidates.candidate import read_candidates
-from rerankjax.loop.metrics import read_metrics
-from rerankjax.loop.rundir import durable, stage_seconds
 from rerankjax.problems.jsonl import write_text
 from rerankjax.problems.problem import read_problems
-from rerankjax.table import results
-from rerankjax.table.evaluation import Evaluation
-from rerankjax.table.plots import Curve
-from rerankjax.table.render import markdown, print_results
-from rerankjax.table.report import HardNegative, Run, report
-from rerankjax.table.summary import summarise
+from rerankjax.results import results
+from rerankjax.results.evaluation import Evaluation
+from rerankjax.results.plots import Curve
+from rerankjax.results.render import markdown, print_results
+from rerankjax.results.report import HardNegative, Run, report
+from rerankjax.results.summary import summarise
+from rerankjax.run.metrics import read_metrics
+from rerankjax.run.rundir import durable, stage_seconds
 
 PACKAGES = ("rerankjax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 NEGATIVES = 12  # in the report's gallery

@@ -16,10 +16,6 @@ from transformers import PreTrainedTokenizerBase
 from rerankjax.candidates.generate import problem_ids
 from rerankjax.candidates.stop import stops_of
 from rerankjax.loop.experiment import Experiment, TrainingConfig
-from rerankjax.loop.hosts import feed
-from rerankjax.loop.metrics import WriteMetrics, metric_writer, write_waits
-from rerankjax.loop.prefetch import Ahead
-from rerankjax.loop.recovery import Recovery
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.likelihood import Rows, Tree
@@ -35,6 +31,10 @@ from rerankjax.progress import progress
 from rerankjax.prompts.rows import pad_completions, pad_prompts, pad_rows, shuffled_batches
 from rerankjax.prompts.tokenizer import encode_completions
 from rerankjax.reranker.bradley_terry import init_reranker, make_reranker_step
+from rerankjax.run.hosts import feed
+from rerankjax.run.metrics import WriteMetrics, metric_writer, write_waits
+from rerankjax.run.prefetch import Ahead
+from rerankjax.run.recovery import Recovery
 
 
 @dataclasses.dataclass(frozen=True)

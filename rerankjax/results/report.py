@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rerankjax.table import plots, sections
-from rerankjax.table.claims import Finding, judge, tally
-from rerankjax.table.evaluation import ARMS, Evaluation
-from rerankjax.table.markup import block, figure, folded, section, table, text
-from rerankjax.table.render import ALONE, caption, table_rows
-from rerankjax.table.results import Results
-from rerankjax.table.selection import RULE_HEADS, RULES
-from rerankjax.table.statistics import Estimate, decimal
+from rerankjax.results import plots, sections
+from rerankjax.results.claims import Finding, judge, tally
+from rerankjax.results.evaluation import ARMS, Evaluation
+from rerankjax.results.markup import block, figure, folded, section, table, text
+from rerankjax.results.render import ALONE, caption, table_rows
+from rerankjax.results.results import Results
+from rerankjax.results.selection import RULE_HEADS, RULES
+from rerankjax.results.statistics import Estimate, decimal
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from rerankjax.loop.rundir import durable
 from rerankjax.model.sharding import placed, shardings_of
+from rerankjax.run.rundir import durable
 
 
 def save(path: Path, tree: Any) -> None:

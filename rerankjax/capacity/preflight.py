@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 
-from rerankjax.loop.device_steps import Step, device_steps
+from rerankjax.capacity.device_steps import Step, device_steps
+from rerankjax.capacity.roofline import seconds
+from rerankjax.capacity.run_shapes import device_bytes
+from rerankjax.capacity.topology import Topology
 from rerankjax.loop.experiment import Experiment
-from rerankjax.loop.run_shapes import device_bytes
-from rerankjax.loop.topology import Topology
-from rerankjax.model.roofline import seconds
 
 
 @dataclasses.dataclass(frozen=True)

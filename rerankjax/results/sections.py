@@ -1,11 +1,11 @@
 """The report's tables of what was measured: pass@k, rerankers, languages and costs, as HTML."""
 
-from rerankjax.table.evaluation import ARMS
-from rerankjax.table.markup import table, text
-from rerankjax.table.render import cost_rows, measure_texts, pass_at_k_rows, seconds_text
-from rerankjax.table.results import MEASURES, Results
-from rerankjax.table.selection import sample_counts
-from rerankjax.table.statistics import Estimate, decimal
+from rerankjax.results.evaluation import ARMS
+from rerankjax.results.markup import table, text
+from rerankjax.results.render import cost_rows, measure_texts, pass_at_k_rows, seconds_text
+from rerankjax.results.results import MEASURES, Results
+from rerankjax.results.selection import sample_counts
+from rerankjax.results.statistics import Estimate, decimal
 
 RELIABILITY = (
     "A score becomes a probability by a sigmoid that is fitted on the dev split (Platt scaling). Samples are put into "

@@ -16,10 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from rerankjax.table.evaluation import ARMS, Evaluation
-from rerankjax.table.results import Results
-from rerankjax.table.selection import RULE_HEADS, sample_counts
-from rerankjax.table.statistics import decimal
+from rerankjax.results.evaluation import ARMS, Evaluation
+from rerankjax.results.results import Results
+from rerankjax.results.selection import RULE_HEADS, sample_counts
+from rerankjax.results.statistics import decimal
 
 # Matplotlib wants colours, the page has variables: each variable is drawn as a colour that nothing else uses.
 _VARIABLES = ("ink", "muted", "grid", "grey", "gold", "pink", "blue", "orange", "green")

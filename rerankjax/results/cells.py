@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from rerankjax.problems.jsonl import write_text
-from rerankjax.table.paper import LANGUAGES, RUNS
-from rerankjax.table.statistics import Estimate, bootstrap, mean_estimate
+from rerankjax.results.paper import LANGUAGES, RUNS
+from rerankjax.results.statistics import Estimate, bootstrap, mean_estimate
 
 VERSION = 1
 

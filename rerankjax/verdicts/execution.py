@@ -5,8 +5,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rerankjax import sandbox
 from rerankjax.candidates.candidate import Candidate
-from rerankjax.loop.experiment import SandboxConfig
 from rerankjax.problems.problem import Problem, source
+
+
+@dataclasses.dataclass(frozen=True)
+class SandboxConfig:
+    workers: int
+    cpu_seconds: float
+    wall_seconds: float
+
 
 DETAIL_CHARACTERS = 1000  # of a failing run's last words: enough for the test that failed
 

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rerankjax.table.cells import Cell, CellError, average
-from rerankjax.table.paper import LANGUAGES, ROWS, RUNS
-from rerankjax.table.statistics import Estimate
+from rerankjax.results.cells import Cell, CellError, average
+from rerankjax.results.paper import LANGUAGES, ROWS, RUNS
+from rerankjax.results.statistics import Estimate
 
 NOT_RUN = "not run"
 CAPTION = (

@@ -7,13 +7,13 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from rerankjax.loop.device_steps import Step, device_steps
+from rerankjax.capacity.device_steps import Step, device_steps
+from rerankjax.capacity.preflight import Compiler, Need, need_of
+from rerankjax.capacity.roofline import seconds
+from rerankjax.capacity.run_shapes import meshes
+from rerankjax.capacity.topology import Topology
 from rerankjax.loop.experiment import ConfigError, Experiment, check
-from rerankjax.loop.preflight import Compiler, Need, need_of
-from rerankjax.loop.run_shapes import meshes
-from rerankjax.loop.topology import Topology
 from rerankjax.model.config import REMATS
-from rerankjax.model.roofline import seconds
 from rerankjax.model.sharding import MeshConfig, make_mesh, row_shards
 
 # Which fields hold the microbatches of each training step.

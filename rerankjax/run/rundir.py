@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rerankjax.loop import bucket
-from rerankjax.loop.bucket import RunDirectoryError, bucket_of, durable, is_bucket
-from rerankjax.loop.hosts import agree, is_first, wait_for_all
 from rerankjax.problems.jsonl import write_text
+from rerankjax.run import bucket
+from rerankjax.run.bucket import RunDirectoryError, bucket_of, durable, is_bucket
+from rerankjax.run.hosts import agree, is_first, wait_for_all
 
 # Of a config: how a run is computed, not what it computes.
 FREE = ("mesh.", "checkpoints.", "sandbox.workers")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rerankjax.table.evaluation import Evaluation
+from rerankjax.results.evaluation import Evaluation
 
 RULES = {
     "random": "random",

@@ -5,11 +5,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from rerankjax.table import calibration, statistics
-from rerankjax.table.claims import CLAIMS
-from rerankjax.table.evaluation import ARMS, Evaluation
-from rerankjax.table.results import Arm, Cost, Difference, Discrimination, Figure, Reliability, Results
-from rerankjax.table.selection import RULES, answers, choice_probabilities, sample_counts, solved
+from rerankjax.results import calibration, statistics
+from rerankjax.results.claims import CLAIMS
+from rerankjax.results.evaluation import ARMS, Evaluation
+from rerankjax.results.results import Arm, Cost, Difference, Discrimination, Figure, Reliability, Results
+from rerankjax.results.selection import RULES, answers, choice_probabilities, sample_counts, solved
 
 T = TypeVar("T")
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rerankjax.candidates.engine import EngineConfig, make_engine
-from rerankjax.loop.experiment import Experiment, TrainingConfig
-from rerankjax.loop.run_shapes import (
+from rerankjax.capacity.roofline import Cost, cache_bytes, decode_cost, prefill_cost, score_cost, train_step_cost
+from rerankjax.capacity.run_shapes import (
     Run,
     as_drawn,
     as_on_host,
@@ -34,10 +34,10 @@ from rerankjax.loop.run_shapes import (
     training_state,
     with_head,
 )
-from rerankjax.loop.topology import Topology
+from rerankjax.capacity.topology import Topology
+from rerankjax.loop.experiment import Experiment, TrainingConfig
 from rerankjax.model.decoder import Params
 from rerankjax.model.likelihood import Rows, Tree
-from rerankjax.model.roofline import Cost, cache_bytes, decode_cost, prefill_cost, score_cost, train_step_cost
 from rerankjax.model.sharding import replicated, row_shards
 from rerankjax.policy.ppo import Reward, Rollout
 from rerankjax.policy.ppo_step import make_ppo_programs

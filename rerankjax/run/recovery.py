@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from rerankjax.loop.rundir import durable
+from rerankjax.run.rundir import durable
 
 EXIT_PREEMPTED = os.EX_TEMPFAIL  # 75: "start me again", to launchers
 

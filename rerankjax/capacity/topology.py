@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.experimental.topologies import get_topology_desc
 
-from rerankjax.model.roofline import CHIPS, Chip
+from rerankjax.capacity.roofline import CHIPS, Chip
 
 TPUS, GPUS = ("v5e", "v5p", "v6e"), ("h100", "h200")
 GPUS_OF_HOST = 8

@@ -4,9 +4,9 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 
+from rerankjax.capacity.roofline import Chip, cache_bytes, parameter_count, sampling_seconds, score_cost, seconds
 from rerankjax.model.config import ModelConfig
-from rerankjax.model.roofline import Chip, cache_bytes, parameter_count, sampling_seconds, score_cost, seconds
-from rerankjax.table.render import pipes
+from rerankjax.results.render import pipes
 
 CLAIMED = 3.0  # times faster than 33B, says the paper of 6.7B + 6.7B
 
@@ -76,7 +76,7 @@ def roofline(
     problems: Sequence[int],
     samples: Sequence[int],
 ) -> Comparison:
-    """The comparison by what the chips could do at best, in bfloat16 (see `rerankjax.model.roofline`).
+    """The comparison by what the chips could do at best, in bfloat16 (see `rerankjax.capacity.roofline`).
 
     Where memory does not hold as many problems at a time, fewer are: as many as it holds.
 

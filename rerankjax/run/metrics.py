@@ -10,8 +10,8 @@ from typing import Protocol
 
 from tensorboardX import SummaryWriter
 
-from rerankjax.loop.hosts import is_first
 from rerankjax.problems.jsonl import read_rows, write_text
+from rerankjax.run.hosts import is_first
 
 
 class WriteMetrics(Protocol):

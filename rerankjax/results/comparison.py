@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from rerankjax.table.claims import judge
-from rerankjax.table.evaluation import ARMS
-from rerankjax.table.render import pipes, table_rows
-from rerankjax.table.results import Results
-from rerankjax.table.selection import RULE_HEADS
+from rerankjax.results.claims import judge
+from rerankjax.results.evaluation import ARMS
+from rerankjax.results.render import pipes, table_rows
+from rerankjax.results.results import Results
+from rerankjax.results.selection import RULE_HEADS
 
 
 def comparison(runs: Mapping[str, tuple[Mapping[str, str], Results]]) -> str:

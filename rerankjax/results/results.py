@@ -5,8 +5,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rerankjax.table.calibration import Bin
-from rerankjax.table.statistics import Estimate
+from rerankjax.results.calibration import Bin
+from rerankjax.results.statistics import Estimate
 
 VERSION = 2
 MEASURES = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rerankjax.table.calibration import Platt
+from rerankjax.results.calibration import Platt
 
 # Every arm the loop may run, with the words people read. A smaller config leaves some out.
 ARMS = {

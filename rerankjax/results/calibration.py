@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rerankjax.table.statistics import Estimate, bootstrap, ratio_estimate
+from rerankjax.results.statistics import Estimate, bootstrap, ratio_estimate
 
 BINS = 10  # of equal width; more would be empty in a small run
 _STEPS = 100

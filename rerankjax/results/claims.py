@@ -4,8 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rerankjax.table.results import Difference, Results
-from rerankjax.table.statistics import decimal
+from rerankjax.results.results import Difference, Results
+from rerankjax.results.statistics import decimal
 
 Verdict = Literal["shown", "contradicted", "not shown", "not run"]
 

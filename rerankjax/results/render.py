@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rerankjax.table.claims import judge, tally
-from rerankjax.table.evaluation import ARMS
-from rerankjax.table.results import MEASURES, Cost, Discrimination, Results
-from rerankjax.table.selection import POLICY_RULES, RULE_HEADS, RULES, sample_counts
-from rerankjax.table.statistics import Estimate, decimal
+from rerankjax.results.claims import judge, tally
+from rerankjax.results.evaluation import ARMS
+from rerankjax.results.results import MEASURES, Cost, Discrimination, Results
+from rerankjax.results.selection import POLICY_RULES, RULE_HEADS, RULES, sample_counts
+from rerankjax.results.statistics import Estimate, decimal
 
 VERDICT_STYLES = {"shown": "green", "contradicted": "red", "not shown": "yellow", "not run": "dim"}
 ALONE = (

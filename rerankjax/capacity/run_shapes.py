@@ -10,9 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rerankjax.loop import checkpoint
 from rerankjax.loop.experiment import Experiment
-from rerankjax.loop.hosts import mesh_of_host
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, in_compute_dtype, init_decoder
 from rerankjax.model.lora import adapter_shapes
@@ -27,6 +25,8 @@ from rerankjax.model.sharding import (
     shardings_of,
 )
 from rerankjax.model.training import OptimizerConfig, TrainState, init_state, make_optimizer
+from rerankjax.run import checkpoint
+from rerankjax.run.hosts import mesh_of_host
 
 STATES = 8  # of the stop strings' automaton, a row of the vocabulary's size each: it hardly matters
 

@@ -1,1 +1,0 @@
-"""Tables: which arm chose how well, with intervals."""

@@ -1,0 +1,1 @@
+"""From candidates to verdicts: programs with their tests, executed in the sandbox."""
