@@ -12,7 +12,7 @@ Verdict = Literal["shown", "contradicted", "not shown", "not run"]
 
 @dataclass(frozen=True)
 class Claim:
-    """The (arm, rule) `better` solves more problems than the (arm, rule) `baseline`.
+    """The (system, rule) `better` solves more problems than the (system, rule) `baseline`.
 
     `paper` has the source's figures where it gives them (MultiPL-E, mean of eight languages, 6.7B + 6.7B).
     """
@@ -78,14 +78,14 @@ _WHAT_TO_RETRAIN_ON = (
         "Hard negatives against the same data",
         "Retraining the reranker on its hard negatives helps more than training it as much longer on the pairs it had.",
         ("hard", "reranker"),
-        ("control", "reranker"),
+        ("same_data", "reranker"),
     ),
     Claim(
         "Self-training against the same data",
         "Retraining the reranker on hard negatives and new passing samples helps more than training it as much longer "
         "on the pairs it had.",
         ("self_training", "reranker"),
-        ("control", "reranker"),
+        ("same_data", "reranker"),
     ),
     Claim(
         "Hard against random negatives",
@@ -132,40 +132,86 @@ _TWO_ITERATIONS = (
 
 _SECOND_PPO = tuple(
     claim
-    for arm, name in (("hard", "hard negatives"), ("self_training", "self-training"))
+    for iteration, name in (("hard", "hard negatives"), ("self_training", "self-training"))
     for claim in (
         Claim(
             f"Second policy, {name}",
             f"One sample of the second PPO policy, trained against the reranker retrained by {name}, passes more often "
             "than one of the first.",
-            (f"{arm}+ppo", "random"),
+            (f"{iteration}+ppo", "random"),
             ("ppo", "random"),
         ),
         Claim(
             f"Reranking the second policy, {name}",
             f"Letting the reranker retrained by {name} choose one of the second PPO policy's samples solves more "
             "problems than taking one at random.",
-            (f"{arm}+ppo", "reranker"),
-            (f"{arm}+ppo", "random"),
+            (f"{iteration}+ppo", "reranker"),
+            (f"{iteration}+ppo", "random"),
         ),
         Claim(
             f"Second iteration with log-probability, {name}",
             f"Choosing by reranker + lambda * log-probability solves more after the second iteration, by {name}, than "
             "after the first.",
-            (f"{arm}+ppo", "reranker+log_probability"),
+            (f"{iteration}+ppo", "reranker+log_probability"),
             ("ppo", "reranker+log_probability"),
         ),
     )
 )
 
-CLAIMS: tuple[Claim, ...] = _ONE_ITERATION + _WHAT_TO_RETRAIN_ON + _TWO_ITERATIONS + _SECOND_PPO
+_RERANKED = {
+    "ppo": ("PPO", "one of the PPO policy's samples by the reranker that it trained against"),
+    "hard": ("Hard negatives", "one of the PPO policy's samples by the reranker retrained on hard negatives"),
+    "self_training": ("Self-training", "one of the PPO policy's samples by the reranker retrained by self-training"),
+    "hard+ppo": ("Second iteration, hard negatives", "one of the second PPO policy's samples by its reranker"),
+    "self_training+ppo": ("Second iteration, self-training", "one of the second PPO policy's samples by its reranker"),
+}
+
+_AGAINST_GREEDY = (
+    Claim(
+        "Reranking against greedy",
+        "Letting the reranker choose one of the SFT model's samples solves more problems than its greedy answer.",
+        ("sft", "reranker"),
+        ("sft", "greedy"),
+    ),
+    *(
+        claim
+        for system, (name, choice) in _RERANKED.items()
+        for claim in (
+            Claim(
+                f"{name} against SFT greedy",
+                f"Choosing {choice} solves more problems than the SFT model's greedy answer.",
+                (system, "reranker"),
+                ("sft", "greedy"),
+            ),
+            Claim(
+                f"{name} against its own greedy",
+                f"Choosing {choice} solves more problems than that policy's greedy answer.",
+                (system, "reranker"),
+                (system, "greedy"),
+            ),
+        )
+    ),
+    *(
+        Claim(
+            f"{_RERANKED[system][0]} against the base model",
+            f"Choosing {_RERANKED[system][1]} solves more problems than the greedy answer of the checkpoint before any "
+            "training.",
+            (system, "reranker"),
+            ("base", "greedy"),
+            paper=f"{percent}% against 66.1%",
+        )
+        for system, percent in {"ppo": 69.9, "hard+ppo": 69.7, "self_training+ppo": 70.9}.items()
+    ),
+)
+
+CLAIMS: tuple[Claim, ...] = _ONE_ITERATION + _WHAT_TO_RETRAIN_ON + _TWO_ITERATIONS + _SECOND_PPO + _AGAINST_GREEDY
 
 
 @dataclass(frozen=True)
 class Finding:
     """What a run says of a claim: the 95% interval of the paired difference lies above 0, below it, or holds it.
 
-    `by_seed` has each seed's own difference, for intervals over problems say nothing of other training runs.
+    `by_seed` has each seed's own difference, because intervals over problems say nothing of other training runs.
     """
 
     claim: Claim
@@ -190,25 +236,9 @@ class Finding:
         """`2 of 3`: in how many seeds the difference itself is above 0."""
         return f"{sum(value > 0 for value in self.by_seed)} of {len(self.by_seed)}"
 
-    def outcome(self) -> str:
-        """A sentence with the figures, for people who do not read intervals daily."""
-        if self.difference is None:
-            return f"This run cannot tell: it lacks the arm {self.claim.better[0]} or {self.claim.baseline[0]}."
-        said = {
-            "shown": "It does here",
-            "contradicted": "Here it is the other way round",
-            "not shown": "Here the difference may be chance",
-        }[self.verdict]
-        return f"{said}: {self.interval()}, above 0 in {self.seeds_above()} seeds."
-
-    def text(self) -> str:
-        """The verdict, the claim and the figures as prose."""
-        paper = f" The paper: {self.claim.paper}." if self.claim.paper else ""
-        return f"{self.verdict.capitalize()}: {self.claim.sentence} {self.outcome()}{paper}"
-
 
 def judge(results: Results) -> tuple[Finding, ...]:
-    """One finding for every claim of `CLAIMS`, in order."""
+    """One finding for every claim of `CLAIMS`, in order; "not run" where the evaluation set lacks a system."""
     return tuple(_find(claim, results) for claim in CLAIMS)
 
 
@@ -216,7 +246,7 @@ def _find(claim: Claim, results: Results) -> Finding:
     of_claim = [
         d
         for d in results.differences
-        if ((d.arm, d.rule), (d.baseline_arm, d.baseline_rule)) == (claim.better, claim.baseline)
+        if ((d.system, d.rule), (d.baseline_system, d.baseline_rule)) == (claim.better, claim.baseline)
     ]
     by_seed = tuple(d.value for d in of_claim if d.seed is not None)
     pooled = [d for d in of_claim if d.seed is None]
@@ -228,8 +258,10 @@ def _find(claim: Claim, results: Results) -> Finding:
 
 
 def tally(findings: tuple[Finding, ...]) -> str:
-    """`7 of 10 shown, 1 contradicted, 2 not shown; 4 not run`."""
+    """`7 of 10 shown, 1 contradicted, 2 not shown; 4 not run`, or `none was run`."""
     count = Counter(finding.verdict for finding in findings)
     run = len(findings) - count["not run"]
+    if not run:
+        return "none was run"
     text = f"{count['shown']} of {run} shown, {count['contradicted']} contradicted, {count['not shown']} not shown"
     return f"{text}; {count['not run']} not run" if count["not run"] else text

@@ -1,4 +1,4 @@
-"""One arm's samples of the test split with all that selection rules may look at, as host arrays."""
+"""What selection rules may look at: one system's samples of one evaluation set, as host arrays."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -7,73 +7,90 @@ import numpy as np
 
 from rerankjax.results.calibration import Platt
 
-# Every arm the loop may run, with the words people read. A smaller config leaves some out.
-ARMS = {
-    "sft": "SFT, reranker 1",
-    "ppo": "PPO, reranker 1",
-    "control": "PPO, reranker 2 (same data)",
-    "random": "PPO, reranker 2 (random negatives)",
-    "hard": "PPO, reranker 2 (hard negatives)",
-    "self_training": "PPO, reranker 2 (self-training)",
-    "control+ppo": "PPO 2, reranker 2 (same data)",
-    "random+ppo": "PPO 2, reranker 2 (random negatives)",
-    "hard+ppo": "PPO 2, reranker 2 (hard negatives)",
-    "self_training+ppo": "PPO 2, reranker 2 (self-training)",
-}
+_PER_PROBLEM = ("passed", "greedy", "scores", "log_probabilities", "lengths", "greedy_lengths")
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """n samples for each of P problems, executed, scored by one reranker; one seed and one arm.
+    """n executed samples and one greedy answer for each of P problems, of one seed and one system.
+
+    A system is a policy and the reranker that scores its samples, or a policy alone.
 
     Attributes:
       seed: the run's seed.
-      arm: a key of `ARMS`.
-      policy: whose samples: "sft", "ppo" or "ppo2/<arm>". Evaluations of one seed and policy hold the same samples.
-      reranker: which reranker scored.
-      problems: P problem names.
+      evaluation_set: the name of the set that the problems are from.
+      system: its name: "base", "sft", "ppo", an iteration's name, or that name with "+ppo".
+      label: the system in the words that people read.
+      policy: whose samples. Evaluations of one seed, set and policy hold the same samples.
+      policy_label: the policy in the words that people read.
+      reranker: which reranker scored; "" where none did.
+      problems: P problem names, different within a language.
       programs: P x n completions.
       passed: bool [P, n], whether all tests passed.
-      scores: float [P, n], the reranker's.
+      greedy: bool [P], whether the policy's greedy answer passed all tests.
+      scores: float [P, n], the reranker's; None without a reranker.
       log_probabilities: float [P, n], mean per token in nats, under the policy that wrote the completion.
       lengths: int [P, n], tokens.
-      lam: lambda of reranker + lambda * log-probability, chosen on the dev split.
-      platt: what makes probabilities of the scores, fitted on the dev split.
+      log_prob_weight: lambda of reranker + lambda * log-probability, chosen on the dev split.
+      platt: makes probabilities of the scores; fitted on the dev split. None without a reranker.
       languages: of each problem, by MultiPL-E's short names.
-      sampling_seconds: what it took to draw and execute all samples, 0 where nobody measured.
-      scoring_seconds: what it took to score them, likewise.
+      sampling_seconds: what drawing and executing all samples took, 0 where that is unmeasured.
+      scoring_seconds: what scoring them took, likewise.
+      sandbox_errors: programs that the sandbox could not judge; they count as failing.
+      caught: programs that passed their tests and were caught by a control; they count as failing.
+      greedy_lengths: int [P], tokens of the greedy answers, None where they are unknown.
+      greedy_seconds: what drawing and executing the greedy answers took, 0 where that is unmeasured.
 
     Raises:
-      ValueError: the arm is unknown, an array has another shape or type than stated, or a number is not finite.
+      ValueError: an array has another shape or type than stated, a number is not finite, or a reranker has no scores.
     """
 
     seed: int
-    arm: str
+    evaluation_set: str
+    system: str
+    label: str
     policy: str
+    policy_label: str
     reranker: str
     problems: tuple[str, ...]
     programs: tuple[tuple[str, ...], ...]
     passed: np.ndarray
-    scores: np.ndarray
+    greedy: np.ndarray
+    scores: np.ndarray | None
     log_probabilities: np.ndarray
     lengths: np.ndarray
-    lam: float
-    platt: Platt
+    log_prob_weight: float
+    platt: Platt | None
     languages: tuple[str, ...]
     sampling_seconds: float = 0.0
     scoring_seconds: float = 0.0
+    sandbox_errors: int = 0
+    caught: int = 0
+    greedy_lengths: np.ndarray | None = None
+    greedy_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.arm not in ARMS:
-            raise ValueError(f"arm is {self.arm!r}; choose one of {', '.join(ARMS)}, or name a new one in ARMS")
-        where = f"evaluation of seed {self.seed}, arm {self.arm!r}"
+        where = f"evaluation of seed {self.seed}, set {self.evaluation_set!r}, system {self.system!r}"
+        for field in ("evaluation_set", "system", "label", "policy", "policy_label"):
+            if not getattr(self, field):
+                raise ValueError(f"{where}: {field} is empty; name it")
         if self.passed.ndim != 2 or self.passed.dtype != bool or self.passed.size == 0:
             raise ValueError(
                 f"{where}: passed is {self.passed.dtype} {self.passed.shape}; give bool [problems, samples], not empty"
             )
         shape = self.passed.shape
+        if self.greedy.dtype != bool or self.greedy.shape != shape[:1]:
+            raise ValueError(f"{where}: greedy is {self.greedy.dtype} {self.greedy.shape}; give bool [{shape[0]}]")
+        for field in ("scores", "platt"):
+            if (getattr(self, field) is None) != (not self.reranker):
+                raise ValueError(
+                    f"{where}: reranker is {self.reranker!r} and {field} {type(getattr(self, field)).__name__}; "
+                    f"give {field} exactly where there is a reranker"
+                )
         for field in ("scores", "log_probabilities", "lengths"):
             array = getattr(self, field)
+            if array is None:
+                continue
             if array.shape != shape:
                 raise ValueError(f"{where}: {field} has shape {array.shape}; give one for every sample, {shape}")
             if not np.isfinite(array).all():
@@ -82,34 +99,57 @@ class Evaluation:
                     f"{where}: {field}[{problem}, {sample}] is {array[problem, sample]}, which has no rank; "
                     "score every sample with a finite number"
                 )
-        if len(self.problems) != shape[0] or len(set(self.problems)) != shape[0]:
-            raise ValueError(f"{where}: problems are {len(self.problems)} names; give {shape[0]} different ones")
-        if {len(row) for row in self.programs} != {shape[1]} or len(self.programs) != shape[0]:
-            raise ValueError(f"{where}: programs are not {shape[0]} x {shape[1]}; give one for every sample")
+        if self.greedy_lengths is not None and self.greedy_lengths.shape != shape[:1]:
+            raise ValueError(f"{where}: greedy_lengths has shape {self.greedy_lengths.shape}; give {shape[:1]}")
         if len(self.languages) != shape[0]:
             raise ValueError(f"{where}: languages are {len(self.languages)}; give one for each of {shape[0]} problems")
-        if not np.isfinite(self.lam):
-            raise ValueError(f"{where}: lam is {self.lam}; choose a finite one on the dev split")
-        if not np.isfinite([self.platt.slope, self.platt.intercept]).all():
+        if len(self.problems) != shape[0] or len(set(self.keys)) != shape[0]:
+            raise ValueError(
+                f"{where}: problems are {len(self.problems)} names; give {shape[0]}, different within a language"
+            )
+        if {len(row) for row in self.programs} != {shape[1]} or len(self.programs) != shape[0]:
+            raise ValueError(f"{where}: programs are not {shape[0]} x {shape[1]}; give one for every sample")
+        if not np.isfinite(self.log_prob_weight):
+            raise ValueError(
+                f"{where}: log_prob_weight is {self.log_prob_weight}; choose a finite one on the dev split"
+            )
+        if self.platt and not np.isfinite([self.platt.slope, self.platt.intercept]).all():
             raise ValueError(f"{where}: platt is {self.platt}; fit it to finite scores of the dev split")
-        for field in ("sampling_seconds", "scoring_seconds"):
+        for field in ("sampling_seconds", "scoring_seconds", "greedy_seconds", "sandbox_errors", "caught"):
             if not 0 <= getattr(self, field) < np.inf:
-                raise ValueError(f"{where}: {field} is {getattr(self, field)}; give the seconds it took, or 0")
+                raise ValueError(f"{where}: {field} is {getattr(self, field)}; give what was measured, or 0")
+
+    @property
+    def keys(self) -> tuple[tuple[str, str], ...]:
+        """Language and name of each problem: translations of one problem may share its name."""
+        return tuple(zip(self.languages, self.problems, strict=False))
 
     @property
     def probabilities(self) -> np.ndarray:
-        """That each sample passes, as its score says: float [P, n]."""
-        return self.platt.probabilities(self.scores)
+        """The probability that each sample passes, according to its score: float [P, n]."""
+        assert self.platt is not None
+        return self.platt.probabilities(self.reranker_scores)
+
+    @property
+    def reranker_scores(self) -> np.ndarray:
+        """`scores`, float [P, n], of a system that has a reranker."""
+        if self.scores is None:
+            raise ValueError(f"system {self.system!r} has no reranker, so its samples have no scores")
+        return self.scores
 
     def of_language(self, language: str) -> "Evaluation":
-        """The part of it whose problems are in `language`; its seconds are not known."""
+        """The part of it whose problems are in `language`; its seconds and counts of programs are unknown."""
         rows = [i for i, name in enumerate(self.languages) if name == language]
+        arrays = {name: getattr(self, name) for name in _PER_PROBLEM}
         return dataclasses.replace(
             self,
             problems=tuple(self.problems[i] for i in rows),
             programs=tuple(self.programs[i] for i in rows),
-            **{name: getattr(self, name)[rows] for name in ("passed", "scores", "log_probabilities", "lengths")},
+            **{name: array[rows] for name, array in arrays.items() if array is not None},
             languages=(language,) * len(rows),
             sampling_seconds=0.0,
             scoring_seconds=0.0,
+            greedy_seconds=0.0,
+            sandbox_errors=0,
+            caught=0,
         )

@@ -1,14 +1,17 @@
 """The one results file: every figure, paired difference, reranker measure and cost of a run, one a line of JSON."""
 
 import json
-import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from rerankjax.problems.jsonl import write_text
 from rerankjax.results.calibration import Bin
 from rerankjax.results.statistics import Estimate
 
-VERSION = 2
+VERSION = 3
+MEAN = "mean"  # the language of a figure that is the mean of the languages' fractions
 MEASURES = {
     "auc": "AUC",
     "pairwise_accuracy": "pairwise accuracy",
@@ -17,26 +20,34 @@ MEASURES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
-    """Who sampled and who scored. For every seed: lambda, and the slope and intercept that make probabilities."""
+class System:
+    """Who sampled and who scored; `reranker` is "" where nobody did. The tuples have one value for every seed.
 
-    arm: str
+    `log_prob_weight` is lambda, `slope` and `intercept` make probabilities of scores; all three are empty without a
+    reranker. `sandbox_errors` and `caught` count programs, as `Evaluation` does.
+    """
+
+    system: str
+    label: str
     policy: str
+    policy_label: str
     reranker: str
-    lam: tuple[float, ...]
+    log_prob_weight: tuple[float, ...]
     slope: tuple[float, ...]
     intercept: tuple[float, ...]
+    sandbox_errors: tuple[int, ...]
+    caught: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure(Estimate):
-    """The share of problems solved when `rule` chooses among n samples; of the rule "oracle" it is pass@n, unbiased.
+    """The fraction of problems solved when `rule` chooses among n samples; for the rule "oracle" pass@n, unbiased.
 
-    Seed None is the mean over seeds, language None all problems.
+    Seed None is the mean over seeds, language None all problems, language `MEAN` the mean of the languages' fractions.
     """
 
     seed: int | None
-    arm: str
+    system: str
     rule: str
     n: int
     language: str | None = None
@@ -44,16 +55,16 @@ class Figure(Estimate):
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(Estimate):
-    """The figure of (arm, rule) minus that of (baseline_arm, baseline_rule) on the same problems, all samples.
+    """The figure of (system, rule) minus that of (baseline_system, baseline_rule), same problems, all samples.
 
     `alone` problems are solved by the first one's answer but not by the second's, `baseline_alone` the other way round;
-    `p_value` is McNemar's of these two. Seeds that share problems have none together: theirs are no separate trials.
+    `p_value` is McNemar's of these two. It is None where seeds share problems: those are no separate trials.
     """
 
     seed: int | None
-    arm: str
+    system: str
     rule: str
-    baseline_arm: str
+    baseline_system: str
     baseline_rule: str
     alone: int
     baseline_alone: int
@@ -62,111 +73,131 @@ class Difference(Estimate):
 
 @dataclass(frozen=True, kw_only=True)
 class Discrimination(Estimate):
-    """How well an arm's reranker tells correct from incorrect: `measure` is a key of `MEASURES`."""
+    """How well a system's reranker tells correct from incorrect: `measure` is a key of `MEASURES`."""
 
     seed: int | None
-    arm: str
+    system: str
     measure: str
     language: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability(Bin):
-    """One bin of an arm's reliability plot, of all seeds."""
+    """One bin of a system's reliability plot, of all seeds."""
 
-    arm: str
+    system: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What an arm's answers cost, for a problem: all samples are drawn, executed and scored, one is chosen.
+    """What a system's answers cost per problem: all samples are drawn, executed and scored, one is chosen.
 
-    `tokens` are of a sample on average, `chosen_tokens` of the one that the reranker chooses. Seconds are those of the
-    run, compiling and execution among them; None where nobody measured.
+    `tokens` are of a sample on average, `chosen_tokens` of the one that the reranker chooses, `greedy_tokens` of the
+    greedy answer. Seconds are those of the run and include compilation and execution. None: unmeasured, or no reranker.
     """
 
     seed: int | None
-    arm: str
+    system: str
     tokens: float
-    chosen_tokens: float
+    chosen_tokens: float | None
+    greedy_tokens: float | None
     sampling_seconds: float | None
     scoring_seconds: float | None
+    greedy_seconds: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """All that tables and reports read. `problems` has one count for every seed; `samples` is n a problem.
+    """One evaluation set of a run: all that its table and its part of the report read.
 
-    Figures and AUCs by language are of the mean over seeds, with all samples, and there where languages are several.
+    `problems` has one count for every seed; `samples` is n per problem. Systems stand in the order of their
+    evaluations. Figures and AUCs by language are of the mean over seeds, with all samples; they exist where the set has
+    several languages.
     """
 
     config_digest: str
     seeds: tuple[int, ...]
+    evaluation_set: str
     problems: tuple[int, ...]
     samples: int
     languages: tuple[str, ...]
-    arms: tuple[Arm, ...]
+    systems: tuple[System, ...]
     figures: tuple[Figure, ...]
     differences: tuple[Difference, ...]
     discriminations: tuple[Discrimination, ...]
     reliabilities: tuple[Reliability, ...]
     costs: tuple[Cost, ...]
 
-    def figure(
-        self, arm: str, rule: str, n: int | None = None, seed: int | None = None, language: str | None = None
-    ) -> Figure:
-        """The one figure asked for; n None is all samples, seed None the mean over seeds, language None all of them."""
-        n = self.samples if n is None else n
+    def find(
+        self, system: str, rule: str, n: int | None = None, seed: int | None = None, language: str | None = None
+    ) -> Figure | None:
+        """The one figure asked for, or None: n None is all samples, seed None the mean over seeds, language None all.
+
+        None where the set lacks the system, or the system has no reranker and the rule needs one.
+        """
+        asked = (system, rule, self.samples if n is None else n, seed, language)
         for row in self.figures:
-            if (row.arm, row.rule, row.n, row.seed, row.language) == (arm, rule, n, seed, language):
+            if (row.system, row.rule, row.n, row.seed, row.language) == asked:
                 return row
-        raise ValueError(
-            f"no figure of arm {arm!r}, rule {rule!r}, n {n}, seed {seed}, language {language!r}; "
-            f"this run has the arms {', '.join(a.arm for a in self.arms)}, the languages {', '.join(self.languages)}"
-        )
+        return None
+
+    def figure(
+        self, system: str, rule: str, n: int | None = None, seed: int | None = None, language: str | None = None
+    ) -> Figure:
+        """As `find`, but raises ValueError where there is no such figure."""
+        row = self.find(system, rule, n, seed, language)
+        if row is None:
+            raise ValueError(
+                f"no figure of system {system!r}, rule {rule!r}, n {n}, seed {seed}, language {language!r}; set "
+                f"{self.evaluation_set!r} has the systems {', '.join(s.system for s in self.systems)}, the languages "
+                f"{', '.join(self.languages)}"
+            )
+        return row
 
     def discrimination(
-        self, arm: str, measure: str, seed: int | None = None, language: str | None = None
+        self, system: str, measure: str, seed: int | None = None, language: str | None = None
     ) -> Discrimination | None:
-        """The one measure asked for, or None where it is undefined: all samples correct, or none."""
-        asked = (arm, measure, seed, language)
-        rows = [r for r in self.discriminations if (r.arm, r.measure, r.seed, r.language) == asked]
+        """The one measure asked for, or None where it is undefined: no reranker, or all samples correct, or none."""
+        asked = (system, measure, seed, language)
+        rows = [r for r in self.discriminations if (r.system, r.measure, r.seed, r.language) == asked]
         return rows[0] if rows else None
 
-    def cost(self, arm: str, seed: int | None = None) -> Cost:
-        """An arm's cost, the mean over seeds or one seed's."""
-        return next(row for row in self.costs if (row.arm, row.seed) == (arm, seed))
+    def cost(self, system: str, seed: int | None = None) -> Cost:
+        """A system's cost, the mean over seeds or one seed's."""
+        return next(row for row in self.costs if (row.system, row.seed) == (system, seed))
 
 
 _ROWS = {
-    "arms": Arm,
+    "systems": System,
     "figures": Figure,
     "differences": Difference,
     "discriminations": Discrimination,
     "reliabilities": Reliability,
     "costs": Cost,
 }
+_OF_RUN = ("config_digest", "seeds")  # are the same in all of a run's evaluation sets
 
 
-def save(results: Results, path: Path) -> None:
-    """Writes `path` in one step: a reader, or a run that was killed here, sees the old file or the new one."""
-    fields = {"version": VERSION, **asdict(results)}
+def save(results: Sequence[Results], path: Path) -> None:
+    """Writes a run's evaluation sets, one row a line, and replaces an older file as a whole."""
+    head = {"version": VERSION, **{name: getattr(results[0], name) for name in _OF_RUN}}
+    lines = [f'  "{name}": {json.dumps(value)}' for name, value in head.items()]
+    sets = ",\n".join(_set_text(of_set) for of_set in results)
+    write_text(path, "{\n" + ",\n".join([*lines, f'  "evaluations": [\n{sets}\n  ]']) + "\n}\n")
+
+
+def _set_text(results: Results) -> str:
     entries = []
-    for name, value in fields.items():
+    for name, value in asdict(results).items():
         if name in _ROWS:
-            rows = ",\n".join("    " + json.dumps(row, allow_nan=False) for row in value)
-            entries.append(f'  "{name}": [\n{rows}\n  ]' if rows else f'  "{name}": []')
-        else:
-            entries.append(f'  "{name}": {json.dumps(value)}')
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write("{\n" + ",\n".join(entries) + "\n}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+            rows = ",\n".join("        " + json.dumps(row, allow_nan=False) for row in value)
+            entries.append(f'      "{name}": [\n{rows}\n      ]' if rows else f'      "{name}": []')
+        elif name not in _OF_RUN:
+            entries.append(f'      "{name}": {json.dumps(value)}')
+    return "    {\n" + ",\n".join(entries) + "\n    }"
 
 
-def load(path: Path) -> Results:
+def load(path: Path) -> tuple[Results, ...]:
     """Reads what `save` wrote.
 
     Raises:
@@ -177,12 +208,18 @@ def load(path: Path) -> Results:
         version = fields.pop("version")
         if version != VERSION:
             raise ValueError(f"version is {version!r}, this code reads {VERSION}")
-        for name, row_type in _ROWS.items():
-            fields[name] = tuple(row_type(**_tuples(row)) for row in fields[name])
-        return Results(**_tuples(fields))
+        sets = fields.pop("evaluations")
+        if set(fields) != set(_OF_RUN):
+            raise ValueError(f"its fields are {', '.join(sorted(fields))}; it should have {', '.join(_OF_RUN)}")
+        return tuple(_set_of(fields | of_set) for of_set in sets)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a results file: {error}; write it again from the run's evaluations") from error
 
 
-def _tuples(fields: dict) -> dict:
+def _set_of(fields: dict[str, Any]) -> Results:
+    rows = {name: tuple(kind(**_tuples(row)) for row in fields[name]) for name, kind in _ROWS.items()}
+    return Results(**_tuples(fields | rows))
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

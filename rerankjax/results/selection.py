@@ -1,7 +1,8 @@
 """Selection rules: which of a problem's samples is the answer, and how often that answer passes.
 
-Every rule but the majority takes the best of a fixed score, so what it does with a random m of the n samples has a
-closed form. Ties share equally; copies of a program count as often as they were sampled.
+The greedy answer is not one of the samples, so it does not depend on their number. Every other rule except the majority
+takes the best of a fixed score, so what it does with a random m of the n samples has a closed form. Ties share equally;
+copies of a program count as often as they were sampled.
 """
 
 import math
@@ -12,16 +13,17 @@ import numpy as np
 from rerankjax.results.evaluation import Evaluation
 
 RULES = {
+    "greedy": "greedy",
     "random": "random",
-    "log_probability": "log-prob.",
+    "log_probability": "log-p",
     "majority": "majority",
     "reranker": "reranker",
     "reranker+log_probability": "reranker + lambda log-p",
     "oracle": "oracle",
 }
 RULE_HEADS = {rule: name.replace("lambda", "λ") for rule, name in RULES.items()}  # where Greek letters can be shown
-# These look at the samples alone, so arms that share a policy share their figures.
-POLICY_RULES = ("random", "log_probability", "majority", "oracle")
+# These rules need no reranker, so systems that share a policy share their figures.
+POLICY_RULES = ("greedy", "random", "log_probability", "majority", "oracle")
 
 _MAJORITY_DRAWS = 200
 
@@ -89,10 +91,17 @@ def majority(passed: np.ndarray, programs: Sequence[Sequence[str]], m: int | Non
     return total / draws
 
 
+def rules_of(reranker: str) -> tuple[str, ...]:
+    """The rules that a system can follow: without a reranker (""), those of its policy."""
+    return tuple(RULES) if reranker else POLICY_RULES
+
+
 def solved(evaluation: Evaluation, rule: str, m: int | None = None) -> np.ndarray:
     """The probability, float [P], that the answer `rule` (a key of `RULES`) chooses among m random samples passes."""
     passed = evaluation.passed
     match rule:
+        case "greedy":
+            return evaluation.greedy.astype(float)
         case "random":
             return passed.mean(1)
         case "log_probability":
@@ -100,9 +109,9 @@ def solved(evaluation: Evaluation, rule: str, m: int | None = None) -> np.ndarra
         case "majority":
             return majority(passed, evaluation.programs, m)
         case "reranker":
-            return best_of(passed, evaluation.scores, m)
+            return best_of(passed, evaluation.reranker_scores, m)
         case "reranker+log_probability":
-            return best_of(passed, evaluation.scores + evaluation.lam * evaluation.log_probabilities, m)
+            return best_of(passed, _mixed_scores(evaluation), m)
         case "oracle":
             return pass_at_k(passed, m)
     raise ValueError(f"rule is {rule!r}; choose one of {', '.join(RULES)}")
@@ -113,23 +122,29 @@ def answers(evaluation: Evaluation, rule: str) -> np.ndarray:
 
     The first of a problem's samples stands for a random one, and of samples that tie the earlier is chosen.
     """
-    e = evaluation
+    passed = evaluation.passed
     match rule:
+        case "greedy":
+            return evaluation.greedy
         case "random":
-            return e.passed[:, 0]
+            return passed[:, 0]
         case "oracle":
-            return np.asarray(e.passed.any(1))
+            return np.asarray(passed.any(1))
         case "log_probability":
-            scores = e.log_probabilities
+            scores = evaluation.log_probabilities
         case "majority":
-            scores = np.array([[row.count(program) for program in row] for row in e.programs])
+            scores = np.array([[row.count(program) for program in row] for row in evaluation.programs])
         case "reranker":
-            scores = e.scores
+            scores = evaluation.reranker_scores
         case "reranker+log_probability":
-            scores = e.scores + e.lam * e.log_probabilities
+            scores = _mixed_scores(evaluation)
         case _:
             raise ValueError(f"rule is {rule!r}; choose one of {', '.join(RULES)}")
-    return e.passed[np.arange(len(e.passed)), scores.argmax(1)]
+    return passed[np.arange(len(passed)), scores.argmax(1)]
+
+
+def _mixed_scores(evaluation: Evaluation) -> np.ndarray:
+    return evaluation.reranker_scores + evaluation.log_prob_weight * evaluation.log_probabilities
 
 
 def choose_lambda(

@@ -1,4 +1,4 @@
-"""From evaluations to results: every rule of every arm, and the paired differences the claims ask for."""
+"""From evaluations to results: every rule of every system, and the paired differences the claims ask for."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -7,87 +7,126 @@ import numpy as np
 
 from rerankjax.results import calibration, statistics
 from rerankjax.results.claims import CLAIMS
-from rerankjax.results.evaluation import ARMS, Evaluation
-from rerankjax.results.results import Arm, Cost, Difference, Discrimination, Figure, Reliability, Results
-from rerankjax.results.selection import RULES, answers, choice_probabilities, sample_counts, solved
+from rerankjax.results.evaluation import Evaluation
+from rerankjax.results.results import (
+    MEAN,
+    Cost,
+    Difference,
+    Discrimination,
+    Figure,
+    Reliability,
+    Results,
+    System,
+)
+from rerankjax.results.selection import answers, choice_probabilities, rules_of, sample_counts, solved
+from rerankjax.results.translations import mean_over_languages
 
 T = TypeVar("T")
+_OF_SYSTEM = ("label", "policy", "policy_label", "reranker")  # are the same for every seed
 
 
-def summarise(evaluations: Sequence[Evaluation], config_digest: str) -> Results:
-    """All figures of a run: for every seed at n, and for the mean over seeds at 1, 2, 4, ... n samples.
+def summarise(evaluations: Sequence[Evaluation], config_digest: str) -> tuple[Results, ...]:
+    """The results of a run: one for each evaluation set; sets and systems stand in the order of their evaluations.
 
     Args:
-      evaluations: one for every seed and arm; every seed has the same arms, every arm of a seed the same problems.
-      config_digest: says which config made them; written into the results.
+      evaluations: one for every seed, set and system. Every seed has the same sets and systems, every system of a seed
+        and set the same problems; sets may differ in problems, languages, systems and samples per problem.
+      config_digest: identifies the config that made them; it is written into the results.
 
     Raises:
-      ValueError: evaluations are missing, doubled, or cannot be compared.
+      ValueError: evaluations are missing or doubled, or cannot be compared.
     """
-    by_arm = _check(evaluations)
+    if not evaluations:
+        raise ValueError("evaluations are empty; give one for every seed, set and system")
     seeds = tuple(sorted({e.seed for e in evaluations}))
-    first = next(iter(by_arm.values()))
-    n = first[0].passed.shape[1]
+    by_set: dict[str, list[Evaluation]] = {}
+    for e in evaluations:
+        by_set.setdefault(e.evaluation_set, []).append(e)
+    return tuple(_summarise_set(_by_system(of_set, seeds), seeds, config_digest) for of_set in by_set.values())
+
+
+def _summarise_set(
+    by_system: Mapping[str, Sequence[Evaluation]], seeds: tuple[int, ...], config_digest: str
+) -> Results:
+    """One set's results: for every seed at n, and for the mean over seeds at 1, 2, 4, ... n samples."""
+    first = next(iter(by_system.values()))
     languages = tuple(sorted(set(first[0].languages)))
     figures: list[Figure] = []
     discriminations: list[Discrimination] = []
     reliabilities: list[Reliability] = []
-    costs: list[Cost] = []
-    for arm, of_arm in by_arm.items():
-        figures += _figures(arm, seeds, of_arm)
-        discriminations += _discriminations(arm, seeds, of_arm)
-        for language in languages if len(languages) > 1 else ():
-            parts = [e.of_language(language) for e in of_arm]
-            for rule in RULES:
-                estimate = statistics.mean_estimate([solved(e, rule) for e in parts])
-                figures.append(Figure(seed=None, arm=arm, rule=rule, n=n, language=language, **vars(estimate)))
-            found = statistics.auc([e.passed for e in parts], [e.scores for e in parts])
-            if found is not None:
-                discriminations.append(
-                    Discrimination(seed=None, arm=arm, measure="auc", language=language, **vars(found))
-                )
-        bins = calibration.reliability([e.passed for e in of_arm], [e.probabilities for e in of_arm])
-        reliabilities += [Reliability(arm=arm, **vars(b)) for b in bins]
-        costs += [_cost(arm, seed, group) for seed, group in _mean_and_each(seeds, of_arm)]
+    for system, of_system in by_system.items():
+        figures += _figures(system, seeds, of_system)
+        if len(languages) > 1:
+            figures += _figures_by_language(system, languages, of_system)
+        if of_system[0].reranker:
+            discriminations += _discriminations(system, seeds, of_system)
+            if len(languages) > 1:
+                discriminations += _auc_by_language(system, languages, of_system)
+            bins = calibration.reliability([e.passed for e in of_system], [e.probabilities for e in of_system])
+            reliabilities += [Reliability(system=system, **vars(b)) for b in bins]
     return Results(
         config_digest=config_digest,
         seeds=seeds,
+        evaluation_set=first[0].evaluation_set,
         problems=tuple(len(e.problems) for e in first),
-        samples=n,
+        samples=first[0].passed.shape[1],
         languages=languages,
-        arms=tuple(
-            Arm(
-                arm=arm,
-                policy=es[0].policy,
-                reranker=es[0].reranker,
-                lam=tuple(float(e.lam) for e in es),
-                slope=tuple(round(e.platt.slope, 6) for e in es),
-                intercept=tuple(round(e.platt.intercept, 6) for e in es),
-            )
-            for arm, es in by_arm.items()
-        ),
+        systems=tuple(_system(es) for es in by_system.values()),
         figures=tuple(figures),
-        differences=_differences(by_arm, seeds),
+        differences=_differences(by_system, seeds),
         discriminations=tuple(discriminations),
         reliabilities=tuple(reliabilities),
-        costs=tuple(costs),
+        costs=tuple(
+            _cost(system, seed, group)
+            for system, of_system in by_system.items()
+            for seed, group in _mean_and_each(seeds, of_system)
+        ),
     )
 
 
-def _figures(arm: str, seeds: Sequence[int], of_arm: Sequence[Evaluation]) -> Iterator[Figure]:
-    n = of_arm[0].passed.shape[1]
-    for rule in RULES:
+def _system(of_system: Sequence[Evaluation]) -> System:
+    first = of_system[0]
+    fits = [e.platt for e in of_system if e.platt]
+    return System(
+        system=first.system,
+        label=first.label,
+        policy=first.policy,
+        policy_label=first.policy_label,
+        reranker=first.reranker,
+        log_prob_weight=tuple(float(e.log_prob_weight) for e in of_system if e.reranker),
+        slope=tuple(round(platt.slope, 6) for platt in fits),
+        intercept=tuple(round(platt.intercept, 6) for platt in fits),
+        sandbox_errors=tuple(e.sandbox_errors for e in of_system),
+        caught=tuple(e.caught for e in of_system),
+    )
+
+
+def _figures(system: str, seeds: Sequence[int], of_system: Sequence[Evaluation]) -> Iterator[Figure]:
+    n = of_system[0].passed.shape[1]
+    for rule in rules_of(of_system[0].reranker):
         for m in sample_counts(n):
-            values = [solved(e, rule, m) for e in of_arm]
+            values = [solved(e, rule, m) for e in of_system]
             for seed, group in _mean_and_each(seeds, values):
                 # A curve is drawn of the mean alone, so a seed's figures are kept at n only. m ends with n.
                 if seed is None or m == n:
-                    yield Figure(seed=seed, arm=arm, rule=rule, n=m, **vars(statistics.mean_estimate(group)))
+                    yield Figure(seed=seed, system=system, rule=rule, n=m, **vars(statistics.mean_estimate(group)))
 
 
-def _discriminations(arm: str, seeds: Sequence[int], of_arm: Sequence[Evaluation]) -> Iterator[Discrimination]:
-    for seed, group in _mean_and_each(seeds, of_arm):
-        passed, scores = [e.passed for e in group], [e.scores for e in group]
+def _figures_by_language(system: str, languages: Sequence[str], of_system: Sequence[Evaluation]) -> Iterator[Figure]:
+    n, rules = of_system[0].passed.shape[1], rules_of(of_system[0].reranker)
+    for language in languages:
+        parts = [e.of_language(language) for e in of_system]
+        for rule in rules:
+            estimate = statistics.mean_estimate([solved(e, rule) for e in parts])
+            yield Figure(seed=None, system=system, rule=rule, n=n, language=language, **vars(estimate))
+    for rule in rules:
+        estimate = mean_over_languages(of_system, rule)
+        yield Figure(seed=None, system=system, rule=rule, n=n, language=MEAN, **vars(estimate))
+
+
+def _discriminations(system: str, seeds: Sequence[int], of_system: Sequence[Evaluation]) -> Iterator[Discrimination]:
+    for seed, group in _mean_and_each(seeds, of_system):
+        passed, scores = [e.passed for e in group], [e.reranker_scores for e in group]
         measured = {
             "auc": statistics.auc(passed, scores),
             "pairwise_accuracy": statistics.pairwise_accuracy(passed, scores),
@@ -95,31 +134,44 @@ def _discriminations(arm: str, seeds: Sequence[int], of_arm: Sequence[Evaluation
                 passed, [e.probabilities for e in group]
             ),
         }
-        for measure, found in measured.items():
-            if found is not None:
-                yield Discrimination(seed=seed, arm=arm, measure=measure, **vars(found))
+        for measure, estimate in measured.items():
+            if estimate is not None:
+                yield Discrimination(seed=seed, system=system, measure=measure, **vars(estimate))
 
 
-def _differences(by_arm: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> tuple[Difference, ...]:
-    found = []
+def _auc_by_language(
+    system: str, languages: Sequence[str], of_system: Sequence[Evaluation]
+) -> Iterator[Discrimination]:
+    for language in languages:
+        parts = [e.of_language(language) for e in of_system]
+        estimate = statistics.auc([e.passed for e in parts], [e.reranker_scores for e in parts])
+        if estimate is not None:
+            yield Discrimination(seed=None, system=system, measure="auc", language=language, **vars(estimate))
+
+
+def _differences(by_system: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> tuple[Difference, ...]:
+    differences = []
     for claim in CLAIMS:
-        (arm, rule), (baseline_arm, baseline_rule) = claim.better, claim.baseline
-        if arm not in by_arm or baseline_arm not in by_arm:
+        (system, rule), (baseline_system, baseline_rule) = claim.better, claim.baseline
+        if not all(
+            name in by_system and of_name in rules_of(by_system[name][0].reranker)
+            for name, of_name in (claim.better, claim.baseline)
+        ):
             continue
-        pairs = list(zip(by_arm[arm], by_arm[baseline_arm], strict=True))
+        pairs = list(zip(by_system[system], by_system[baseline_system], strict=True))
         for seed, group in _mean_and_each(seeds, pairs):
             estimate = statistics.mean_estimate([solved(a, rule) - solved(b, baseline_rule) for a, b in group])
             outcomes = [(answers(a, rule), answers(b, baseline_rule)) for a, b in group]
             alone = sum(int((a & ~b).sum()) for a, b in outcomes)
             baseline_alone = sum(int((b & ~a).sum()) for a, b in outcomes)
-            problems = [name for a, _ in group for name in a.problems]
+            problems = [key for a, _ in group for key in a.keys]
             separate = len(set(problems)) == len(problems)
-            found.append(
+            differences.append(
                 Difference(
                     seed=seed,
-                    arm=arm,
+                    system=system,
                     rule=rule,
-                    baseline_arm=baseline_arm,
+                    baseline_system=baseline_system,
                     baseline_rule=baseline_rule,
                     alone=alone,
                     baseline_alone=baseline_alone,
@@ -127,23 +179,27 @@ def _differences(by_arm: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int
                     **vars(estimate),
                 )
             )
-    return tuple(found)
+    return tuple(differences)
 
 
-def _cost(arm: str, seed: int | None, of_arm: Sequence[Evaluation]) -> Cost:
+def _cost(system: str, seed: int | None, of_system: Sequence[Evaluation]) -> Cost:
     def mean(values: Iterable[float]) -> float:
         return round(float(np.mean(list(values))), 6)
 
     def seconds(field: str) -> float | None:
-        return mean(getattr(e, field) / len(e.problems) for e in of_arm) or None
+        return mean(getattr(e, field) / len(e.problems) for e in of_system) or None
 
+    chosen = [(choice_probabilities(e.scores) * e.lengths).sum(1).mean() for e in of_system if e.scores is not None]
+    greedy = [e.greedy_lengths.mean() for e in of_system if e.greedy_lengths is not None]
     return Cost(
         seed=seed,
-        arm=arm,
-        tokens=mean(e.lengths.mean() for e in of_arm),
-        chosen_tokens=mean((choice_probabilities(e.scores) * e.lengths).sum(1).mean() for e in of_arm),
+        system=system,
+        tokens=mean(e.lengths.mean() for e in of_system),
+        chosen_tokens=mean(chosen) if chosen else None,
+        greedy_tokens=mean(greedy) if len(greedy) == len(of_system) else None,
         sampling_seconds=seconds("sampling_seconds"),
         scoring_seconds=seconds("scoring_seconds"),
+        greedy_seconds=seconds("greedy_seconds"),
     )
 
 
@@ -152,35 +208,52 @@ def _mean_and_each(seeds: Sequence[int], values: Sequence[T]) -> list[tuple[int 
     return [(None, values), *((seed, [value]) for seed, value in zip(seeds, values, strict=True))]
 
 
-def _check(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
-    """The evaluations by arm, in the order of `ARMS` and then of seeds, if they can be compared with each other."""
-    if not evaluations:
-        raise ValueError("evaluations are empty; give one for every seed and arm")
-    seeds = sorted({e.seed for e in evaluations})
-    by_arm: dict[str, dict[int, Evaluation]] = {}
+def _by_system(evaluations: Sequence[Evaluation], seeds: Sequence[int]) -> dict[str, list[Evaluation]]:
+    """One set's evaluations by system, each in the order of seeds, if they can be compared with each other."""
+    by_system: dict[str, dict[int, Evaluation]] = {}
     for e in evaluations:
-        if e.seed in by_arm.setdefault(e.arm, {}):
-            raise ValueError(f"seed {e.seed} has two evaluations of arm {e.arm!r}; give one")
-        by_arm[e.arm][e.seed] = e
-    for arm, of_arm in by_arm.items():
-        missing = [seed for seed in seeds if seed not in of_arm]
+        if e.seed in by_system.setdefault(e.system, {}):
+            raise ValueError(f"{_place(e)}: there are two evaluations; give one")
+        by_system[e.system][e.seed] = e
+    first = next(iter(by_system.values()))
+    for system, of_system in by_system.items():
+        missing = [seed for seed in seeds if seed not in of_system]
         if missing:
-            raise ValueError(f"arm {arm!r} has no evaluation of seed {missing[0]}; run it for every seed, or for none")
-    n = evaluations[0].passed.shape[1]
+            raise ValueError(
+                f"set {evaluations[0].evaluation_set!r}, system {system!r} has no evaluation of seed {missing[0]}; "
+                "evaluate it for every seed, or for none"
+            )
     of_policy: dict[tuple[int, str], Evaluation] = {}
     for e in evaluations:
-        where = f"seed {e.seed}, arm {e.arm!r}"
-        if e.passed.shape[1] != n:
-            raise ValueError(f"{where}: {e.passed.shape[1]} samples a problem, others have {n}; draw equally many")
-        peer = next(iter(by_arm.values()))[e.seed]
-        if (e.problems, e.languages) != (peer.problems, peer.languages):
-            raise ValueError(f"{where}: other problems than arm {peer.arm!r}; differences need the same, in one order")
-        if set(e.languages) != set(evaluations[0].languages):
-            raise ValueError(
-                f"{where}: the languages {', '.join(sorted(set(e.languages)))}, other evaluations have "
-                f"{', '.join(sorted(set(evaluations[0].languages)))}; give every seed problems in each"
-            )
+        _check_peers(e, evaluations[0], first[e.seed], next(iter(by_system[e.system].values())))
         same = of_policy.setdefault((e.seed, e.policy), e)
-        if same.programs != e.programs or not np.array_equal(same.passed, e.passed):
-            raise ValueError(f"{where}: other samples of policy {e.policy!r} than arm {same.arm!r}; score the same")
-    return {arm: [by_arm[arm][seed] for seed in seeds] for arm in ARMS if arm in by_arm}
+        samples = zip((e.passed, e.greedy), (same.passed, same.greedy), strict=True)
+        if e.programs != same.programs or not all(np.array_equal(a, b) for a, b in samples):
+            raise ValueError(f"{_place(e)}: other samples of policy {e.policy!r} than system {same.system!r}")
+    return {system: [of_system[seed] for seed in seeds] for system, of_system in by_system.items()}
+
+
+def _check_peers(e: Evaluation, of_set: Evaluation, of_seed: Evaluation, of_system: Evaluation) -> None:
+    """Raises ValueError unless `e` can be compared with others: one of its set, of its set and seed, of its system."""
+    n = of_set.passed.shape[1]
+    if e.passed.shape[1] != n:
+        raise ValueError(f"{_place(e)}: {e.passed.shape[1]} samples per problem, others have {n}; draw equally many")
+    if e.keys != of_seed.keys:
+        raise ValueError(
+            f"{_place(e)}: other problems than system {of_seed.system!r}; differences need the same, in one order"
+        )
+    if set(e.languages) != set(of_set.languages):
+        raise ValueError(
+            f"{_place(e)}: the languages {', '.join(sorted(set(e.languages)))}, other evaluations have "
+            f"{', '.join(sorted(set(of_set.languages)))}; give every seed problems in each"
+        )
+    for field in _OF_SYSTEM:
+        if getattr(e, field) != getattr(of_system, field):
+            raise ValueError(
+                f"{_place(e)}: {field} is {getattr(e, field)!r}, but {getattr(of_system, field)!r} in seed "
+                f"{of_system.seed}; give one for all seeds"
+            )
+
+
+def _place(e: Evaluation) -> str:
+    return f"set {e.evaluation_set!r}, seed {e.seed}, system {e.system!r}"

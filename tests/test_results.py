@@ -1,4 +1,4 @@
-"""The table: selection rules, intervals, results and claims against numbers worked out by hand."""
+"""Results: selection rules, intervals, figures, claims and pages against numbers worked out by hand."""
 
 import dataclasses
 import io
@@ -14,42 +14,61 @@ from rich.console import Console
 
 from rerankjax.results import calibration, claims, markup, plots, render, report, results, selection, statistics
 from rerankjax.results.comparison import comparison
-from rerankjax.results.evaluation import ARMS, Evaluation
+from rerankjax.results.evaluation import Evaluation
 from rerankjax.results.summary import summarise
+
+
+LABELS = {
+    "base": "Base model",
+    "sft": "SFT, reranker 1",
+    "ppo": "PPO, reranker 1",
+    "same_data": "PPO, reranker 2 (same data)",
+    "random": "PPO, reranker 2 (random negatives)",
+    "hard": "PPO, reranker 2 (hard negatives)",
+    "self_training": "PPO, reranker 2 (self-training)",
+    "hard+ppo": "PPO 2, reranker 2 (hard negatives)",
+    "self_training+ppo": "PPO 2, reranker 2 (self-training)",
+}
 
 
 def evaluation(
     seed: int = 0,
-    arm: str = "sft",
+    system: str = "sft",
     problems: int = 40,
     n: int = 8,
     gain: float = 1.0,
     languages: tuple[str, ...] = ("py",),
+    evaluation_set: str = "test",
 ) -> Evaluation:
-    """Made-up samples: the policy decides what was sampled, `gain` how well the reranker tells."""
-    policy = f"ppo2/{arm[:-4]}" if arm.endswith("+ppo") else arm if arm in ("sft", "ppo") else "ppo"
+    """Made-up samples: the policy decides what was sampled, `gain` how well the reranker discriminates."""
+    policy = f"ppo2/{system[:-4]}" if system.endswith("+ppo") else system if system in ("base", "sft", "ppo") else "ppo"
     rng = np.random.default_rng([seed, *policy.encode()])
-    ability = rng.normal(size=(problems, 1)) + (policy != "sft") - 0.5
+    ability = rng.normal(size=(problems, 1)) + (policy not in ("base", "sft")) - 0.5
     program = rng.integers(6, size=(problems, n))
     passed = ((program * 7 + np.arange(problems)[:, None]) % 6 / 6) < 1 / (1 + np.exp(-ability))
     log_probabilities = -rng.random((problems, n)) + 0.2 * passed
-    scores = np.random.default_rng([seed, *arm.encode()]).normal(size=(problems, n)) + gain * passed
+    scores = np.random.default_rng([seed, *system.encode()]).normal(size=(problems, n)) + gain * passed
+    reranked = system != "base"
     return Evaluation(
         seed=seed,
-        arm=arm,
+        evaluation_set=evaluation_set,
+        system=system,
+        label=LABELS[system],
         policy=policy,
-        reranker=arm,
+        policy_label=LABELS[system].split(",")[0],
+        reranker=system if reranked else "",
         problems=tuple(f"p{seed}_{i}" for i in range(problems)),
         programs=tuple(tuple(f"return {v}" for v in row) for row in program),
         passed=passed,
-        scores=scores,
+        scores=scores if reranked else None,
         log_probabilities=log_probabilities,
         lengths=rng.integers(5, 20, size=(problems, n)),
-        lam=0.5,
-        platt=calibration.fit_platt(passed, scores),
+        log_prob_weight=0.5,
+        platt=calibration.fit_platt(passed, scores) if reranked else None,
         languages=tuple(languages[i % len(languages)] for i in range(problems)),
         sampling_seconds=problems * 0.5,
         scoring_seconds=problems * 0.25,
+        greedy=rng.random(problems) < 1 / (1 + np.exp(-ability[:, 0])),
     )
 
 
@@ -111,14 +130,16 @@ def test_majority_counts_copies_and_shares_ties() -> None:
 
 def test_every_rule_lies_between_nothing_and_the_oracle() -> None:
     e = evaluation()
+    sampled = [rule for rule in selection.RULES if rule != "greedy"]  # the greedy answer is no sample
     for m in selection.sample_counts(8):
+        np.testing.assert_array_equal(selection.solved(e, "greedy", m), e.greedy)
         oracle = selection.solved(e, "oracle", m)
-        for rule in selection.RULES:
+        for rule in sampled:
             outcome = selection.solved(e, rule, m)
             assert (outcome >= -1e-12).all()
             # A Monte-Carlo majority may exceed an expectation by its noise.
             assert (outcome <= oracle + (0.15 if rule == "majority" else 1e-12)).all(), rule
-    for rule in selection.RULES:
+    for rule in sampled:
         np.testing.assert_allclose(selection.solved(e, rule, 1), e.passed.mean(1))
 
 
@@ -138,9 +159,11 @@ def test_an_answer_is_one_sample_by_hand() -> None:
         passed=np.array([[True, False, False, True], [False, True, True, False]]),
         scores=np.array([[1.0, 2.0, 0.0, 2.0], [0.0, 0.0, 3.0, 0.0]]),
         log_probabilities=np.array([[-1.0, -9.0, -9.0, -2.0], [-1.0, -2.0, -3.0, -4.0]]),
-        lam=1.0,
+        greedy=np.array([False, True]),
+        log_prob_weight=1.0,
     )
     expected = {
+        "greedy": [False, True],
         "random": [True, False],  # the first
         "log_probability": [True, False],
         "majority": [False, False],  # b; the first of four that are all different
@@ -149,13 +172,13 @@ def test_an_answer_is_one_sample_by_hand() -> None:
         "oracle": [True, True],
     }
     assert {rule: selection.answers(e, rule).tolist() for rule in selection.RULES} == expected
-    with pytest.raises(ValueError, match="choose one of random"):
+    with pytest.raises(ValueError, match="choose one of greedy"):
         selection.answers(e, "best")
 
 
 def test_answers_agree_with_expectations_where_nothing_ties() -> None:
     e = evaluation()
-    for rule in ("log_probability", "reranker", "reranker+log_probability", "oracle"):
+    for rule in ("greedy", "log_probability", "reranker", "reranker+log_probability", "oracle"):
         np.testing.assert_array_equal(selection.answers(e, rule), selection.solved(e, rule))
 
 
@@ -169,8 +192,20 @@ def test_bad_samples_are_refused_with_their_place() -> None:
         selection.best_of(e.passed, scores)
     with pytest.raises(ValueError, match="bool"):
         dataclasses.replace(e, passed=e.passed.astype(float))
-    with pytest.raises(ValueError, match="choose one of sft, ppo"):
-        dataclasses.replace(e, arm="third")
+    with pytest.raises(ValueError, match=r"greedy is bool \(39,\); give bool \[40\]"):
+        dataclasses.replace(e, greedy=e.greedy[1:])
+    with pytest.raises(ValueError, match="label is empty; name it"):
+        dataclasses.replace(e, label="")
+    with pytest.raises(ValueError, match="reranker is '' and scores ndarray; give scores exactly where there is a rer"):
+        dataclasses.replace(e, reranker="")
+    with pytest.raises(ValueError, match="reranker is 'sft' and platt NoneType"):
+        dataclasses.replace(e, platt=None)
+    with pytest.raises(ValueError, match="problems are 40 names; give 40, different within a language"):
+        dataclasses.replace(e, problems=("p",) * 40)
+    with pytest.raises(ValueError, match="caught is -1"):
+        dataclasses.replace(e, caught=-1)
+    with pytest.raises(ValueError, match="system 'base' has no reranker"):
+        selection.solved(evaluation(system="base"), "reranker")
     with pytest.raises(ValueError, match="lengths has shape"):
         dataclasses.replace(e, lengths=e.lengths[:, 1:])
     with pytest.raises(ValueError, match=r"languages are 39; give one for each of 40"):
@@ -181,7 +216,7 @@ def test_bad_samples_are_refused_with_their_place() -> None:
         dataclasses.replace(e, platt=calibration.Platt(float("nan"), 0.0))
     with pytest.raises(ValueError, match="m is 9; choose 1 to 8"):
         selection.solved(e, "reranker", 9)
-    with pytest.raises(ValueError, match="choose one of random"):
+    with pytest.raises(ValueError, match="choose one of greedy"):
         selection.solved(e, "best")
 
 
@@ -368,7 +403,7 @@ def test_a_perfect_forecast_has_hardly_an_error_and_a_bold_one_has() -> None:
 
 # Results and claims
 
-ONE_ITERATION = ("sft", "ppo", "control", "random", "hard", "self_training")
+ONE_ITERATION = ("sft", "ppo", "same_data", "random", "hard", "self_training")
 
 
 @pytest.fixture(scope="module")
