@@ -1,16 +1,16 @@
 """The paper's loop in miniature: a 0.4M-parameter Llama writes small Python list programs, from scratch, on two cores.
 
-python experiments/selftrain.py --config=configs/mini.py --workdir=runs/mini          # one seed
-python experiments/selftrain.py --config=configs/mini.py:full --workdir=runs/full     # three seeds, all arms
-python experiments/selftrain.py --config=configs/mini.py:smoke --workdir=runs/smoke   # one minute: does it run?
-python experiments/selftrain.py --config=configs/mini.py:languages --workdir=runs/languages    # see below
+rerankjax train --config=configs/mini.py --workdir=runs/mini                     # one seed
+rerankjax train --config=configs/mini.py:full --workdir=runs/full                # three seeds, all iterations
+rerankjax train --config=configs/mini.py:smoke --workdir=runs/smoke              # one minute: does it run?
+rerankjax train --config=configs/mini.py:languages --workdir=runs/languages      # see below
 
 On two cores: below ten minutes for one seed, about 40 minutes for `full`. Expect SFT pass@1 of .36 to .40 and oracle@16
 of .88 to .95, a reranker AUC near .88, reranking and PPO to double SFT's pass@1, PPO to over-optimise its reranker, and
 retraining to repair part of that. The README has the table, experiments/RESULTS.md what a larger KL changes.
 
-`languages` has one model of 1.0M parameters write all eight languages of MultiPL-E, three seeds, all arms: about half
-an hour a seed. It needs their toolchains (`make languages`).
+`languages` has one model of 1.0M parameters write all eight languages of MultiPL-E, three seeds, all iterations: about
+half an hour a seed. It needs their toolchains (`make languages`).
 """
 
 from ml_collections import ConfigDict
@@ -24,42 +24,51 @@ def get_config(arg: str = "demo") -> ConfigDict:
     config = ConfigDict(
         {
             "seeds": (0, 1, 2),
-            "problems": {
-                "train": 4000,
-                "dev": 200,
-                "test": 400,
-                "corpus": 16000,
-                "fault_probability": 0.6,
-                "slip_probability": 0.1,
-                "train_on_benchmarks": False,
-                "languages": ("py",),
-            },
-            "max_prompt_length": 28,
-            "model": {
-                "vocab_size": 1536,
-                "hidden_size": 96,
-                "intermediate_size": 256,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "head_dim": 24,
-                "max_position_embeddings": 64,
-                "tie_word_embeddings": True,
+            "generator": {
+                "shape": {
+                    "vocab_size": 1536,
+                    "hidden_size": 96,
+                    "intermediate_size": 256,
+                    "num_hidden_layers": 3,
+                    "num_attention_heads": 4,
+                    "num_key_value_heads": 2,
+                    "head_dim": 24,
+                    "max_position_embeddings": 64,
+                    "tie_word_embeddings": True,
+                },
+                "compute_dtype": "",
                 "remat": "none",
+                "attention": "auto",
             },
+            # Without a checkpoint or shape the reranker starts from the generator after SFT.
+            "reranker": {"pooling": "mean", "lm_coef": 0.5},
+            "problems": {
+                "train": ("synthetic",),
+                "dev": ("synthetic",),
+                "synthetic": {
+                    "train": 4000,
+                    "dev": 200,
+                    "test": 400,
+                    "corpus": 16000,
+                    "fault_probability": 0.6,
+                    "slip_probability": 0.1,
+                    "languages": ("py",),
+                },
+            },
+            "prompts": {"style": "completion"},
+            "max_prompt_length": 28,
             "sampling": {"temperature": 1.0, "top_p": 1.0, "max_completion_length": 24},
             "sft": {
                 "batch_size": 128,
                 "optimizer": {"learning_rate": 3e-3, "steps": 500, "warmup_steps": 20, "microbatches": 1},
             },
-            "candidates": {"train": 4, "dev": 16, "test": 16, "batch_size": 64, "train_problems": 0},
-            "reranker": {"pooling": "mean", "lm_coef": 0.5},
+            "candidates": {"train": 4, "dev": 16, "prompts_in_flight": 64, "train_problems": 0},
             "reranker_training": {
                 "batch_size": 64,
                 "optimizer": {"learning_rate": 1e-3, "steps": 180, "microbatches": 1},
             },
             "retraining": {"batch_size": 64, "optimizer": {"learning_rate": 1e-3, "steps": 80, "microbatches": 1}},
-            "mining": {"pairs": 6000, "grown_pairs": 5120, "new_share": 0.5, "hard_share": 0.5},
+            "mining": {"pairs": 6000, "later_pairs": 5120, "new_fraction": 0.5, "hard_fraction": 0.5},
             "ppo": {
                 "iterations": 20,
                 "batch_size": 256,
@@ -76,48 +85,58 @@ def get_config(arg: str = "demo") -> ConfigDict:
                 "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
             },
             "early_stopping": {"every": 5, "samples": 4},
-            "arms": ("control", "random", "hard", "self_training"),
-            "ppo_arms": ("control", "random", "hard", "self_training"),
-            "lambdas": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+            # What each adds to the pairs, and whether PPO follows; all but the first mine the first one's policy.
+            "iterations": {
+                "first": {"pairs": "sampled", "ppo": True},
+                "same_data": {"pairs": "same_data", "ppo": True, "after": "first", "run": True},
+                "random": {"pairs": "random", "ppo": True, "after": "first", "run": True},
+                "hard": {"pairs": "hard", "ppo": True, "after": "first", "run": True},
+                "self_training": {"pairs": "self_training", "ppo": True, "after": "first", "run": True},
+            },
+            "evaluation": {"test": {"sources": ("synthetic",), "samples": 16}},
+            "log_prob_weights": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
             # Devices along each axis of the mesh; data 0 takes what the others leave.
             "mesh": {"data": 0, "fsdp": 1, "sequence": 1, "tensor": 1},
             "checkpoints": {"steps": 100, "iterations": 5, "keep": 2},
-            "sandbox": {"workers": 2, "cpu_seconds": 5.0, "wall_seconds": 60.0},
+            "sandbox": {"engine": "local", "workers": 2, "cpu_seconds": 5.0, "wall_seconds": 60.0},
         },
         convert_dict=True,
     )
+    shape = config.generator.shape
     if arg == "demo":
         # One seed and one second PPO, a little shorter: below ten minutes on a slow machine too.
         config.seeds = (0,)
-        config.ppo_arms = ("self_training",)
-        config.problems.train = 3000
+        for name in ("same_data", "random", "hard"):
+            config.iterations[name].ppo = False
+        config.problems.synthetic.train = 3000
         config.ppo.iterations = 15
     if arg == "languages":
         # 1,500 problems a language: with 375, SFT solves .36 of those and .15 of new ones. A sixth of them is executed.
-        config.problems.languages = ("py", "cpp", "java", "php", "ts", "cs", "sh", "js")
-        config.problems.update({"train": 12000, "dev": 160, "corpus": 18000})
+        config.problems.synthetic.languages = ("py", "cpp", "java", "php", "ts", "cs", "sh", "js")
+        config.problems.synthetic.update({"train": 12000, "dev": 160, "corpus": 18000})
         config.candidates.update({"train_problems": 2000, "dev": 8})
         config.max_prompt_length = 56
         config.sampling.max_completion_length = 48
-        config.model.update(
-            {"vocab_size": 2048, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "head_dim": 32}
-        )
-        config.model.max_position_embeddings = 128
+        shape.update({"vocab_size": 2048, "hidden_size": 128, "intermediate_size": 352})
+        shape.update({"num_hidden_layers": 4, "head_dim": 32, "max_position_embeddings": 128})
         config.sft.optimizer.steps = 600
         config.ppo.iterations = 15
-        config.ppo_arms = ("hard", "self_training")
+        for name in ("same_data", "random"):
+            config.iterations[name].ppo = False
     if arg == "smoke":
         config.seeds = (0,)
-        config.ppo_arms = ("self_training",)
+        for name in ("same_data", "random", "hard"):
+            config.iterations[name].ppo = False
         # A handful of problems learned by heart: enough passes and failures for every stage to have work.
-        config.problems.update({"train": 8, "dev": 4, "test": 4, "corpus": 64})
-        config.model.update({"vocab_size": 400, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2})
+        config.problems.synthetic.update({"train": 8, "dev": 4, "test": 4, "corpus": 64})
+        shape.update({"vocab_size": 400, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2})
         config.max_prompt_length = 128
         config.sampling.max_completion_length = 96
-        config.model.max_position_embeddings = 256
+        shape.max_position_embeddings = 256
         config.sft.update({"batch_size": 32, "optimizer": {"learning_rate": 5e-3, "steps": 100, "warmup_steps": 5}})
-        config.candidates.update({"train": 8, "dev": 4, "test": 4, "batch_size": 4})
-        config.mining.update({"pairs": 32, "grown_pairs": 32})
+        config.candidates.update({"train": 8, "dev": 4, "prompts_in_flight": 4})
+        config.evaluation.test.samples = 4
+        config.mining.update({"pairs": 32, "later_pairs": 32})
         config.reranker_training.update({"batch_size": 8, "optimizer": {"learning_rate": 1e-3, "steps": 6}})
         config.retraining.update({"batch_size": 8, "optimizer": {"learning_rate": 1e-3, "steps": 4}})
         config.ppo.update({"iterations": 2, "batch_size": 8})

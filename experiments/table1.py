@@ -1,109 +1,79 @@
-"""The paper's Table 1 with our figures in it.
+"""The paper's Table 1 with our figures in it, from three runs of configs/paper.py.
 
-    python experiments/table1.py run --workdir runs/table1                        # all rows, or goes on with them
-    python experiments/table1.py run --workdir runs/table1 --rows 6.7b-greedy     # some; later ones share its stages
-    python experiments/table1.py --smoke                                          # every row on tiny random models
-    python experiments/table1.py render --cells runs/table1/cells --out runs/table1
+    python experiments/table1.py --workdir runs/table1                       # starts what is missing, here, in turn
+    python experiments/table1.py --workdir runs/table1 --only 6.7b -- --config.mesh.fsdp=8
+    python experiments/table1.py --workdir runs/table1 --render              # the table of what there is
+    python experiments/table1.py --smoke                                     # everything, on tiny random models
 
-`run` takes configs/paper/. `--set` changes a field for all rows: `--set mesh.fsdp=8 evaluation.samples=32`. `--model`
-takes a checkpoint from elsewhere, `--problems` HumanEval's translations from a folder with humaneval-LANGUAGE.jsonl in
-place of the hub. A run that was cut goes on where it was; a cell that is there is not run again.
+The runs are WORKDIR/1.3b, 6.7b and 33b; what stands behind `--` goes to each `rerankjax train`. A run that was
+interrupted resumes. On a cluster start the runs as tpu/README.md says, and render. Prints the table and writes
+table1.md and table1.html into WORKDIR. What was not run says so.
 
-`--smoke` runs every config end to end on random models of some 0.1M parameters of the same family, on two problems a
-language, executed in all eight: MultiPL-E's from `--problems`, else from ../shared/data/multipl_e, else from the hub,
-and where none of these is to be had made-up ones in its shape; which it was, the table says. What a random model solves
-is what it solves: nothing.
-
-`render` reads the cells that ran (`rerankjax.results.cells`: one JSON file a row and language). All print the table and
-write it, `render` with --out, as table1.md, table1.tex (booktabs) and table1.html. A cell that was not run says so.
+--smoke takes HumanEval's translations from --problems (a folder with humaneval-LANGUAGE.jsonl), else made-up problems
+in their shape. What a random model solves is what it solves: nothing.
 """
 
 import argparse
 import os
+import runpy
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
-
-from absl import logging
-from paper_rows import load_row, smoke_inputs
-
-from rerankjax.loop.experiment import ConfigError
-from rerankjax.loop.paper import run_row
 from rerankjax.problems.jsonl import write_text
-from rerankjax.results import paper_table
-from rerankjax.results.cells import CellError, load_all
-from rerankjax.results.paper import RUNS
-from rerankjax.run.recovery import EXIT_PREEMPTED, Preempted
-from rerankjax.run.rundir import RunDirectoryError
-from rerankjax.sandbox import SandboxError
+from rerankjax.results import paper_table, results
+
+RUNS = ("1.3b", "6.7b", "33b")
+ROOT = Path(__file__).parents[1]
 
 
-def render(cells: Path, out: Path | None) -> None:
-    """Prints the table of the cells below `cells`, and writes it into the directory `out` in three formats."""
-    found = load_all(cells)
+def run(size: str, config: str, workdir: Path, flags: Sequence[str]) -> None:
+    """Starts or resumes a run; ends this program with its status where it fails."""
+    command = [sys.executable, "-m", "rerankjax", "train", f"--config={config}", f"--workdir={workdir / size}", *flags]
+    print(f"run {size}: {' '.join(command[2:])}", flush=True)
+    # What one run compiled another need not compile again.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir.absolute() / "compiled")}
+    status = subprocess.run(command, env=cache | os.environ, check=False).returncode
+    if status:
+        sys.exit(status)
+
+
+def render(workdir: Path) -> None:
+    """Prints the table of the runs that have results, and writes it in two formats."""
+    found = {
+        size: results.load(workdir / size / "results.json")
+        for size in RUNS
+        if (workdir / size / "results.json").is_file()
+    }
+    assumptions = runpy.run_path(str(ROOT / "configs" / "paper.py"))["ASSUMPTIONS"]
     paper_table.print_table(found)
-    if out is None:
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    for suffix, write in (("md", paper_table.markdown), ("tex", paper_table.latex), ("html", paper_table.page)):
-        write_text(out / f"table1.{suffix}", write(found))
-    print(f"table: {out / 'table1.md'}, .tex, .html")
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_text(workdir / "table1.md", paper_table.markdown(found, assumptions))
+    write_text(workdir / "table1.html", paper_table.page(found, assumptions))
+    print(f"table: {workdir / 'table1.md'}, .html")
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workdir", type=Path, help="the run's directory: made, or gone on with")
-    parser.add_argument("--rows", nargs="+", choices=RUNS, default=list(RUNS), metavar="ROW", help=", ".join(RUNS))
-    parser.add_argument("--model", nargs="+", default=[], metavar="SIZE=CHECKPOINT", help="as 6.7b=FOLDER")
-    parser.add_argument("--problems", type=Path, help="folder with humaneval-LANGUAGE.jsonl")
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="as ppo.kl_coef=0.1")
-    parser.add_argument("--smoke", action="store_true", help="tiny random models")
-
-
-def run(arguments: argparse.Namespace, *, mbpp: bool = False) -> Path:
-    """Runs the rows that were asked for, one after another; returns their directory."""
-    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it closes
-    workdir = arguments.workdir or Path("runs/table1-smoke" if arguments.smoke else "runs/table1")
-    changes = smoke_inputs(workdir, arguments.problems) if arguments.smoke else {}
-    for name in arguments.rows:
-        config = load_row(
-            name, arguments.model, None if arguments.smoke else arguments.problems, arguments.set, changes
-        )
-        print(f"row {name}", flush=True)
-        run_row(config, str(workdir), mbpp=mbpp)
-    return workdir
-
-
-def guarded(name: str, work: Callable[[], object]) -> None:
-    """Does the work; what the user can mend ends the program with a line, not a traceback."""
-    try:
-        work()
-    except Preempted:
-        print(f"{name}: SIGTERM came; all is saved, start it again", file=sys.stderr)
-        sys.exit(EXIT_PREEMPTED)
-    except (CellError, ConfigError, RunDirectoryError, SandboxError) as error:
-        sys.exit(f"{name}: {error}")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "render"), nargs="?", default="run")
-    parser.add_argument("--cells", type=Path, help="render: directory of ROW/LANGUAGE.json")
-    parser.add_argument("--out", type=Path, help="render: directory for table1.md, table1.tex and table1.html")
-    add_run_arguments(parser)
-    arguments = parser.parse_args(argv)
-    if arguments.command == "render":
-        if arguments.cells is None:
-            parser.error("render needs --cells")
-        guarded("table1", lambda: render(arguments.cells, arguments.out))
-        return
+    parser.add_argument("--workdir", type=Path, help="directory of the three runs (default: runs/table1, -smoke)")
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=RUNS, metavar="SIZE", help=", ".join(RUNS))
+    parser.add_argument("--render", action="store_true", help="start nothing")
+    parser.add_argument("--smoke", action="store_true", help="tiny random models")
+    parser.add_argument("--problems", type=Path, help="of --smoke: folder with humaneval-LANGUAGE.jsonl")
+    parser.add_argument("flags", nargs="*", help="behind --: of rerankjax train")
+    args = parser.parse_args()
+    workdir = args.workdir or Path("runs/table1-smoke" if args.smoke else "runs/table1")
+    config = "configs/paper.py:{size}"
+    if args.smoke and not args.render:
+        from paper_smoke import make_inputs
 
-    def work() -> None:
-        workdir = run(arguments)
-        render(workdir / "cells", workdir)
-
-    guarded("table1", work)
+        make_inputs(workdir / "inputs", args.problems)
+        config = f"experiments/paper_smoke.py:{{size}},{workdir / 'inputs'}"
+    for size in () if args.render else args.only:
+        if not (workdir / size / "results.json").is_file():
+            run(size, str(ROOT / config.format(size=size)), workdir, args.flags)
+    render(workdir)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,12 @@ Exit code: 0 all ranked; 2 bad input, found before the model is loaded where it 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code, see `RANK`; argparse itself leaves with SystemExit(2)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["train"]:  # its flags are absl's, of ml-collections
+        from rerankjax.loop.command import main as train
+
+        train(argv[1:])
+        return 0
     args = _parse(argv)
     try:
         samples = read_samples(args.problems)
@@ -55,10 +61,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("rerankjax", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=importlib.metadata.version("rerankjax"))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands.add_parser("train", help="run the loop from a config: rerankjax train --help", add_help=False)
     rank = commands.add_parser(
         "rerank",
         help="score and rank the candidates of problems",

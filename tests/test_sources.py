@@ -30,7 +30,7 @@ from rerankjax.problems.problem import (
 from rerankjax.problems.sources import load_problems
 from rerankjax.run.rundir import write_stage
 from rerankjax.sandbox import Verdict
-from rerankjax.verdicts.execution import by_program, execute
+from rerankjax.verdicts.execution import verdict_cache, execute
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not beside the repository")
@@ -386,7 +386,7 @@ def test_what_was_judged_is_not_run_again() -> None:
     problem = Problem("one", "py", "def one():\n", "assert one() == 1\n", ())
     texts = ["    return 1", "    return 2", "    return 3 - 2"]
     candidates = [Candidate("one", i, text, 0.0, 1, True) for i, text in enumerate(texts)]
-    judged = by_program(
+    judged = verdict_cache(
         [
             # Not what the sandbox would say: that is how one sees that it was not asked.
             Candidate("one", 9, texts[0], -1.0, 2, False, "timeout", "slept"),

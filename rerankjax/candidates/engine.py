@@ -56,10 +56,14 @@ class EngineConfig:
 
 
 class Prompt(NamedTuple):
-    """A prompt's tokens, and a number that its samples' keys are folded from: the same wherever it is drawn."""
+    """A prompt's tokens, and a number that its samples' keys are folded from: the same wherever it is drawn.
+
+    start: the state of the stop automaton in which its samples start.
+    """
 
     tokens: Sequence[int]
     number: int
+    start: int = 0
 
 
 class Sample(NamedTuple):
@@ -157,14 +161,16 @@ def _draw(
     key: Key[Array, ""],
     number: Int[Array, " B"],
     sample: Int[Array, " B"],
+    start: Int[Array, " B"],
 ) -> _State:
-    """Draws up to `chunk` tokens in every slot; those of `begin` begin sample `sample` of prompt `number` first."""
+    """Draws up to `chunk` tokens in every slot; those of `begin` begin sample `sample` of prompt `number` first, in
+    state `start` of the stop automaton."""
     B, C = state.tokens.shape
     slots = B // state.length.shape[0]
     own = jax.vmap(lambda n, s: jax.random.fold_in(jax.random.fold_in(key, n), s))(number, sample)
     state = state._replace(
         drawn=jnp.where(begin, 0, state.drawn),
-        matched=jnp.where(begin, 0, state.matched),
+        matched=jnp.where(begin, start, state.matched),
         done=state.done & ~begin,
         finished=state.finished & ~begin,
         keys=jnp.where(begin, own, state.keys),
@@ -242,7 +248,7 @@ class Engine:
 
             return jax.jit(on_mesh(mesh, traced), donate_argnums=state, out_shardings=sharding)
 
-        # (parameters but the layers, those one by one, state, stops, which slots begin, key, prompts, samples) -> state
+        # (parameters but the layers, those one by one, state, stops, which slots begin, key, prompts, samples, starts)
         self.draw = compiled(functools.partial(_draw, config, sampling, engine.chunk, eos), 2)
         # (parameters, state, prompts, mask, rows) -> state
         self.read = compiled(functools.partial(_read, config, mesh), 1)
@@ -274,7 +280,7 @@ class Engine:
         """Yields `samples` samples of each prompt as they end. Prompts are taken as rows become free.
 
         A sample depends on `params`, its prompt's tokens, `key`, the prompt's number and its own: on nothing else.
-        `stops` is `stop_table`'s. The layers' parameters are on the devices twice meanwhile.
+        `stops` is a table of `candidates.stop`. The layers' parameters are on the devices twice meanwhile.
 
         Raises:
             ValueError: a prompt has no token, or more than `prompt_length`.
@@ -287,7 +293,7 @@ class Engine:
         at = [-1] * R  # which prompt each row has
         todo: list[list[int]] = [[] for _ in range(R)]  # samples of it not yet begun
         drawing: list[tuple[int, int] | None] = [None] * (R * S)  # (prompt, sample) of each slot
-        number = np.zeros(R, np.uint32)
+        number, start = np.zeros(R, np.uint32), np.zeros(R, np.int32)
         finished: list[Sample] = []
         ready = time.monotonic()
         while True:
@@ -295,6 +301,7 @@ class Engine:
             fresh = [(r, *one) for r, one in zip(free, numbered, strict=False)] if free else []
             for r, index, prompt in fresh:
                 at[r], number[r], todo[r] = index, prompt.number, list(range(samples))[::-1]
+                start[r] = prompt.start
             for chosen, tokens, mask in self._padded([(r, index, prompt.tokens) for r, index, prompt in fresh]):
                 state = self.read(params, state, tokens, mask, chosen)
             begin, sample = np.zeros(R * S, bool), np.zeros(R * S, np.uint32)
@@ -303,7 +310,8 @@ class Engine:
                     begin[slot], sample[slot] = True, todo[slot // S].pop()
                     drawing[slot] = at[slot // S], int(sample[slot])
             if any(drawing):
-                state = self.draw(others, layers, state, stops, begin, key, np.repeat(number, S), sample)
+                of_slots = np.repeat(number, S), sample, np.repeat(start, S)
+                state = self.draw(others, layers, state, stops, begin, key, *of_slots)
             begun = time.monotonic()
             self.idle_seconds += begun - ready
             yield from finished  # while the device draws on

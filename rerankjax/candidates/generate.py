@@ -39,27 +39,24 @@ def generate(
     """`samples` candidates of each problem, as they end; `batch_size` problems are under way at a time.
 
     The device draws on while the caller works on what has ended; `waited` hears in the end for how many seconds, at
-    most, it waited for the caller all the same. All problems of one call share their stop tokens.
+    most, it waited for the caller nevertheless.
     """
     if not problems:
         return
-    stop_sets = {p.stop_tokens for p in problems}
-    if len(stop_sets) != 1:
-        raise ValueError(f"stop_tokens differ between the problems of one call ({len(stop_sets)} sets): group them")
-    (stops,) = stop_sets
     shape = EngineConfig(batch_size, samples, prompt_length)
     engine = make_engine(config, sampling, shape, tokenizer.eos_token_id, tokenizer.pad_token_id, mesh)
     before = engine.idle_seconds
     encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
-    prompts = map(Prompt, encoded, problem_ids(problems).tolist())
-    stream = engine.stream(params, prompts, samples=samples, key=key, stops=stops_of(tokenizer, stops))
+    stops, starts = stops_of(tokenizer, [p.stop_tokens for p in problems])
+    prompts = map(Prompt, encoded, problem_ids(problems).tolist(), starts.tolist())
+    stream = engine.stream(params, prompts, samples=samples, key=key, stops=stops)
     del params  # the engine draws with a copy: one that the caller made for this call has served
     for drawn in stream:
         text = tokenizer.decode(drawn.tokens, skip_special_tokens=True)
         yield Candidate(
             problem=problems[drawn.prompt].name,
             sample=drawn.sample,
-            completion=truncate(text, stops),
+            completion=truncate(text, problems[drawn.prompt].stop_tokens),
             log_probability=float(drawn.raw_log_probs.mean()),
             length=len(drawn.tokens),
             finished=drawn.finished,

@@ -120,10 +120,12 @@ def sample(
     stops: Int[Array, "states V"],
     eos: int,
     pad: int,
+    starts: Int[Array, " B"] | None = None,
 ) -> Samples:
     """n completions for each left-padded prompt, n = len(keys) / B; those of a prompt stand together.
 
-    A prompt is read once and its cache repeated for its n samples. `stops` is `stop_table`'s.
+    A prompt is read once and its cache repeated for its n samples. `stops` is a table of `candidates.stop`, `starts`
+    the state in which each prompt's completions start, by default 0.
     """
     C, P = sampling.max_completion_length, prompts.shape[1]
     rows = keys.shape[0]
@@ -166,7 +168,7 @@ def sample(
         jnp.zeros((rows, C)),
         jnp.zeros(rows, bool),
     )
-    start = jnp.zeros(rows, jnp.int32)
+    start = jnp.zeros(rows, jnp.int32) if starts is None else jnp.repeat(starts, n)
     token, matched, done, out = draw(jnp.int32(0), logits, start, out.finished, out)
     carry = (jnp.int32(1), token, matched, done, caches, out)
     return jax.lax.while_loop(lambda c: (c[0] < C) & ~jnp.all(c[3]), body, carry)[-1]

@@ -49,10 +49,32 @@ def stop_table(texts: Sequence[str], stops: Sequence[str]) -> np.ndarray:
     return np.array([*table, [done] * len(texts)], np.int32)
 
 
+def joined_table(texts: Sequence[str], stop_sets: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+    """One automaton for several sets of stop strings: its transitions, and the state in which each set starts.
+
+    Returns int32 [states, tokens] and int32 [sets]. The states of a set follow those of the set before it; the last
+    state, that a stop was met, serves all. Of one set it is `stop_table`.
+    """
+    tables = [stop_table(texts, stops) for stops in stop_sets]
+    sizes = [len(table) - 1 for table in tables]
+    starts, met = np.cumsum([0, *sizes[:-1]]), sum(sizes)
+    rows = [np.where(t[:-1] == n, met, t[:-1] + start) for t, n, start in zip(tables, sizes, starts, strict=True)]
+    return np.concatenate([*rows, np.full((1, len(texts)), met)]).astype(np.int32), starts.astype(np.int32)
+
+
 @functools.lru_cache(maxsize=16)
-def stops_of(tokenizer: PreTrainedTokenizerBase, stops: tuple[str, ...]) -> np.ndarray:
-    """`stop_table` of a tokenizer's tokens, made once: of a large vocabulary it takes seconds."""
-    return stop_table(token_texts(tokenizer), stops)
+def _joined(tokenizer: PreTrainedTokenizerBase, stop_sets: tuple[tuple[str, ...], ...]) -> tuple[np.ndarray, ...]:
+    return joined_table(token_texts(tokenizer), stop_sets)
+
+
+def stops_of(tokenizer: PreTrainedTokenizerBase, stops: Sequence[tuple[str, ...]]) -> tuple[np.ndarray, np.ndarray]:
+    """The `joined_table` of some prompts' stop strings, and the state int32 [prompts] in which each prompt starts.
+
+    Made once for the same sets: of a large vocabulary it takes seconds.
+    """
+    stop_sets = tuple(dict.fromkeys(stops))
+    table, starts = _joined(tokenizer, stop_sets)
+    return table, starts[[stop_sets.index(one) for one in stops]]
 
 
 def truncate(text: str, stops: Sequence[str]) -> str:

@@ -6,14 +6,15 @@ import shlex
 import sys
 from pathlib import Path
 
+from rerankjax.loop.config import ExperimentConfig
 from rerankjax.loop.seed_run import SeedRun
-from rerankjax.loop.stages import Saved
+from rerankjax.loop.stages import ParamsLoader
 from rerankjax.model.lora import merge
 from rerankjax.model.weights import save_reranker
 from rerankjax.problems.jsonl import write_records
 from rerankjax.results.evaluation import Evaluation
-from rerankjax.run.hosts import own_copy
-from rerankjax.run.rundir import durable, write_stage
+from rerankjax.run.hosts import is_first, own_copy
+from rerankjax.run.rundir import durable
 
 EXAMPLES = "examples.jsonl"
 
@@ -28,18 +29,20 @@ class Example:
     passed: tuple[bool, ...]
 
 
-def export(run: SeedRun, saved: Saved, evaluation: Evaluation) -> Path:
-    """seedN/export: a reranker with its tokenizer, and the test problems with the samples of `evaluation`."""
-    reranker = saved()
-    reranker = own_copy(reranker | {"decoder": merge(reranker["decoder"])}, run.mesh)
-    prompt_of = {p.name: p.prompt for p in run.problems["test"]}
+def export(run: SeedRun, name: str, params: ParamsLoader, evaluation: Evaluation) -> Path:
+    """seedN/export: the reranker `name` with its tokenizer, and the problems of `evaluation` with their samples."""
+    prompt_of = {p.name: p.prompt for p in run.problems[evaluation.evaluation_set].asked}
 
-    def fill(directory: Path) -> None:
+    def fill(directory: Path, config: ExperimentConfig) -> None:
+        reranker = params()
+        reranker = own_copy(reranker | {"decoder": merge(reranker["decoder"])}, run.mesh)
+        if not is_first():
+            return
         save_reranker(
             directory,
-            run.experiment.model,
+            run.reranker.shape,
             reranker,
-            pooling=run.experiment.reranker.pooling,
+            pooling=config.reranker.pooling,
             pad_token_id=run.tokenizer.pad_token_id,
             tokenizer=run.tokenizer,
         )
@@ -47,14 +50,15 @@ def export(run: SeedRun, saved: Saved, evaluation: Evaluation) -> Path:
         examples = [Example(name, prompt_of[name], programs, tuple(passed)) for name, programs, passed in rows]
         write_records(directory / EXAMPLES, examples)
 
-    return write_stage(run.root / "export", fill)
+    inputs = [f"rerankers/{name}", f"candidates/{evaluation.policy}-{evaluation.evaluation_set}"]
+    return run.stage("export", inputs, fill, everywhere=True)
 
 
-def rerank_command(seed: Path) -> str:
-    """The command line that ranks the examples of a seed's export, from where this process runs."""
+def rerank_command(folder: Path) -> str:
+    """The command line that ranks the examples of an export, from where this process runs."""
     script = Path(sys.executable).with_name("rerankjax")
     program = [os.path.relpath(script)] if script.exists() else [os.path.relpath(sys.executable), "-m", "rerankjax"]
-    source = durable(seed / "export")
-    here = source if source == seed / "export" else Path("export")
+    source = durable(folder)
+    here = source if source == folder else Path("export")
     command = shlex.join([*program, "rerank", "--model", str(here), "--problems", str(here / EXAMPLES)])
     return command if here is source else f"{command}  # in a folder with a copy of {source}"

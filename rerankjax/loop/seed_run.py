@@ -1,114 +1,175 @@
-"""One seed of a run: its directory, problems and tokenizer, and what every stage needs of the experiment."""
+"""One seed of a run: its directory, problems, models and tokenizer, and what every stage needs of them."""
 
 import dataclasses
-import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from rerankjax.loop import trainers
-from rerankjax.loop.experiment import ConfigError, Experiment
-from rerankjax.model.decoder import Params, init_decoder
-from rerankjax.problems.corpus import make_corpus
-from rerankjax.problems.family import make_family
-from rerankjax.problems.problem import (
-    Problem,
-    Solution,
-    read_problems,
-    read_solutions,
-    require_trainable,
-    source,
-    write_problems,
-    write_solutions,
-)
-from rerankjax.prompts.tokenizer import encode_completions, load_tokenizer, train_tokenizer
+from rerankjax.candidates.sampling import SamplingConfig
+from rerankjax.loop import models, problem_sets, trainers
+from rerankjax.loop.config import ConfigError, ExperimentConfig, sampling_of
+from rerankjax.loop.models import GENERATOR, RERANKER, Model
+from rerankjax.loop.problem_sets import DEV, TRAIN, Problems
+from rerankjax.model.decoder import Params
+from rerankjax.problems.problem import Problem, Solution
+from rerankjax.prompts.ask import ProblemSet, ask
+from rerankjax.prompts.tokenizer import encode_completions
 from rerankjax.run import checkpoint
 from rerankjax.run.rundir import recovery_of, write_stage
+from rerankjax.sandbox import toolchains
 
 
 @dataclasses.dataclass(frozen=True)
 class SeedRun:
-    """One seed's run: where its files are, and what every stage needs."""
+    """One seed's run. `problems` are by split: as they are asked. `reranker` is the generator where they are one."""
 
-    experiment: Experiment
+    config: ExperimentConfig
     seed: int
-    root: Path
+    root: Path  # of the run
     mesh: Mesh
-    problems: dict[str, tuple[Problem, ...]]  # by split
+    problems: Mapping[str, ProblemSet]
+    corpus: tuple[Solution, ...]  # of the synthetic family
     tokenizer: PreTrainedTokenizerBase
-    source: Callable[[Problem, str], str] = source  # the program without its tests, of a problem and a completion
+    generator: Model
+    reranker: Model
 
     def key(self, stage: str) -> jax.Array:
         """A key for one stage, from the seed and the stage's name: what runs before it changes nothing."""
         return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(stage.encode()))
 
-    def work(self, directory: Path, stage: Path, title: str) -> trainers.Work:
+    def path(self, stage: str) -> Path:
+        return self.root / f"seed{self.seed}" / stage
+
+    def stage(
+        self,
+        name: str,
+        inputs: Iterable[str],
+        fill: Callable[[Path, ExperimentConfig], object],
+        *,
+        everywhere: bool = False,
+    ) -> Path:
+        """`write_stage` below this seed's directory, with the problems and the tokenizer among its inputs."""
+        of_seed = dict.fromkeys(("problems", f"models/{GENERATOR}", *inputs))
+        names = [f"seed{self.seed}/{stage}" for stage in of_seed]
+        return write_stage(self.root, f"seed{self.seed}/{name}", self.config, names, fill, everywhere=everywhere)
+
+    def work(self, directory: Path, stage: str, title: str) -> trainers.Work:
         """Where the trainer of `stage` works, which fills `directory`."""
-        return trainers.Work(directory, recovery_of(stage), self.mesh, f"seed {self.seed}: {title}")
+        return trainers.Work(directory, recovery_of(self.path(stage)), self.mesh, f"seed {self.seed}: {title}")
+
+    def sampling(self, split: str) -> tuple[SamplingConfig, int]:
+        """How a split is sampled, and its longest prompt."""
+        if split in (TRAIN, DEV):
+            return self.config.sampling, self.config.max_prompt_length
+        return sampling_of(self.config, split)
+
+    def samples(self, split: str) -> int:
+        """How many samples a problem of a split has."""
+        if split in (TRAIN, DEV):
+            return self.config.candidates.train if split == TRAIN else self.config.candidates.dev
+        return self.config.evaluation[split].samples
 
     @property
-    def decoder_like(self) -> Params:
-        shapes = jax.eval_shape(functools.partial(init_decoder, self.experiment.model), jax.random.key(0))
-        return checkpoint.abstract(shapes, self.mesh)
+    def own_reranker(self) -> bool:
+        """Whether the reranker is another model than the generator."""
+        return self.reranker.name == RERANKER
 
-    @property
-    def reranker_like(self) -> Params:
-        shapes = jax.eval_shape(lambda p: trainers.start_reranker(self.experiment, p, 0), self.decoder_like)
-        return checkpoint.abstract(shapes, self.mesh)
+    def decoder_like(self, model: Model) -> Params:
+        """What SFT makes of a model, or starts with, as shapes on the mesh."""
+        return model.abstract(self.mesh)
+
+    def reranker_like(self, model: Model) -> Params:
+        """What a reranker's training makes of a model, as shapes on the mesh; a policy's is its "decoder"."""
+        like = jax.eval_shape(
+            lambda p: trainers.start_reranker(self.config, model.shape, p, 0), self.decoder_like(model)
+        )
+        return checkpoint.abstract(like, self.mesh)
 
 
-def open_seed(e: Experiment, seed: int, root: Path, mesh: Mesh) -> SeedRun:
-    """The problems and the tokenizer, made or read.
+def open_seed(config: ExperimentConfig, seed: int, root: Path, mesh: Mesh) -> SeedRun:
+    """The problems, the models and the tokenizer of a seed, made or read; the problems first, before any model.
 
     Raises:
-        ConfigError: a prompt or a corpus solution is longer than the config allows.
-        ValueError: a train problem is a benchmark's (see `require_trainable`).
+        ConfigError: problems or a checkpoint cannot be read; a prompt or a corpus solution is longer than the config
+            allows; too few problems are left.
+        SandboxError: the toolchain of a problem's language is missing.
     """
+    found = problem_sets.open_problems(config, seed, root)
+    for language in sorted({problem.language for split in found.splits.values() for problem in split}):
+        if config.sandbox.engine == "local":
+            toolchains.check(language)
+    texts = [p.prompt for p in found.splits[TRAIN]]
+    texts += [s.completion for s in found.corpus]
+    texts += [p.solution for p in found.splits[TRAIN] if p.solution]
+    generator = models.open_model(config, GENERATOR, root, seed, texts)
+    tokenizer = models.read_tokenizer(root, seed)
+    reranker = generator
+    if config.reranker.given:
+        reranker = models.open_model(config, RERANKER, root, seed, ())
+        models.check_same_tokens(config, tokenizer, reranker)
+    asked = {name: _asked(config, name, found, tokenizer) for name in found.splits}
+    _check_sizes(config, asked)
+    corpus = tuple(
+        dataclasses.replace(s, completion=asked[TRAIN].answer(s.problem, s.completion))
+        for s in found.corpus
+        if s.problem in asked[TRAIN]
+    )
+    _check_corpus(config, corpus, tokenizer)
+    return SeedRun(config, seed, root, mesh, asked, corpus, tokenizer, generator, reranker)
 
-    def make_problems(directory: Path) -> None:
-        sizes = e.problems
-        family = make_family(seed, sizes.train, sizes.dev, sizes.test, languages=sizes.languages)
-        for split_name in ("train", "dev", "test"):
-            write_problems(directory / f"{split_name}.jsonl", getattr(family, split_name))
-        corpus = make_corpus(
-            seed,
-            family,
-            sizes.corpus,
-            fault_probability=sizes.fault_probability,
-            slip_probability=sizes.slip_probability,
+
+def _asked(config: ExperimentConfig, split: str, found: Problems, tokenizer: PreTrainedTokenizerBase) -> ProblemSet:
+    """A split as it is asked. Training and dev problems that are too long are left out; of others that is an error."""
+    training = split in (TRAIN, DEV)
+    prompts = config.prompts if training else config.evaluation[split].prompts or config.prompts
+    try:
+        asked = ask(found.splits[split], prompts.style, tokenizer, found.shots[split])
+    except ValueError as error:
+        raise ConfigError(f"config.prompts, for {split}: {error}") from error
+    if not asked.asked:
+        return asked
+    longest = config.max_prompt_length if training else sampling_of(config, split)[1]
+    lengths = [len(ids) for ids in tokenizer([p.prompt for p in asked.asked], add_special_tokens=False)["input_ids"]]
+    fits = [length <= longest for length in lengths]
+    if all(fits):
+        return asked
+    too_long: Problem = max(zip(lengths, asked.asked, strict=True), key=lambda pair: pair[0])[1]
+    field = "max_prompt_length" if training else f"evaluation.{split}.max_prompt_length"
+    said = f"config.{field} = {longest}: the prompt of {too_long.name} has {max(lengths)} tokens"
+    if not training:
+        raise ConfigError(f"{said}; raise it to that, or shorten the problem")
+    print(f"{said}; {fits.count(False)} of {len(fits)} {split} problems are left out")
+    return asked.where(fits)
+
+
+def _check_sizes(config: ExperimentConfig, asked: Mapping[str, ProblemSet]) -> None:
+    training = config.sft.enabled or config.iterations
+    needed = {TRAIN: (config.ppo.batch_size if config.iterations else 1) if training else 0}
+    needed |= {DEV: 1 if config.iterations else 0} | dict.fromkeys(config.evaluation, 1)
+    for split, least in needed.items():
+        if len(asked[split].asked) < least:
+            field = f"problems.{split}" if split in (TRAIN, DEV) else f"evaluation.{split}"
+            raise ConfigError(
+                f"config.{field}: {len(asked[split].asked)} problems are left, {least} are needed"
+                + (" (ppo.batch_size: an iteration takes each prompt once)" if least > 1 else "")
+                + "; give more, or raise max_prompt_length"
+            )
+    sampled, here = config.candidates.train_problems, len(asked[TRAIN].asked)
+    if sampled > here:
+        raise ConfigError(
+            f"config.candidates.train_problems = {sampled}: there are {here} training problems; lower it, or use 0"
         )
-        write_solutions(directory / "corpus.jsonl", corpus)
-
-    path = write_stage(root / "problems", make_problems)
-    problems = {name: read_problems(path / f"{name}.jsonl") for name in ("train", "dev", "test")}
-    require_trainable(problems["train"], train_on_benchmarks=e.problems.train_on_benchmarks)
-
-    def make_tokenizer(directory: Path) -> None:
-        completions = [s.completion for s in read_corpus(root)]
-        tokenizer = train_tokenizer([p.prompt for p in problems["train"]] + completions, e.model.vocab_size)
-        prompts = [p.prompt for of_split in problems.values() for p in of_split]
-        for field, allowed, rows in (
-            ("max_prompt_length", e.max_prompt_length, tokenizer(prompts)["input_ids"]),
-            (
-                "sampling.max_completion_length",
-                e.sampling.max_completion_length,
-                encode_completions(tokenizer, completions),
-            ),
-        ):
-            longest = max(map(len, rows))
-            if longest > allowed:
-                raise ConfigError(
-                    f"config.{field} = {allowed}: the longest text has {longest} tokens; raise it to that"
-                )
-        tokenizer.save_pretrained(directory)
-
-    tokenizer = load_tokenizer(write_stage(root / "tokenizer", make_tokenizer))
-    return SeedRun(e, seed, root, mesh, problems, tokenizer)
 
 
-def read_corpus(root: Path) -> tuple[Solution, ...]:
-    return read_solutions(root / "problems" / "corpus.jsonl")
+def _check_corpus(config: ExperimentConfig, corpus: tuple[Solution, ...], tokenizer: PreTrainedTokenizerBase) -> None:
+    allowed = config.sampling.max_completion_length
+    longest = max(map(len, encode_completions(tokenizer, [s.completion for s in corpus])), default=0)
+    if longest > allowed:
+        raise ConfigError(
+            f"config.sampling.max_completion_length = {allowed}: the longest solution of the corpus has {longest} "
+            "tokens; raise it to that"
+        )

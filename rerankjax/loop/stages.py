@@ -1,10 +1,11 @@
-"""The loop's stages for one seed. Each reads files of the run directory and writes its own, once (see `rundir`).
+"""The stages of one seed. Each reads files of the run directory and writes its own, once (see `run.rundir`).
 
-seedN/problems                            train, dev and test problems, and the SFT corpus
-seedN/tokenizer
-seedN/policies/NAME                       sft; ppo; ppo2-ARM: checkpoint and metrics
-seedN/candidates/POLICY-SPLIT             sampled and executed
-seedN/rerankers/NAME                      first; ARM: pairs, checkpoint and metrics
+seedN/problems                            problems by split, what was removed of them, and the synthetic SFT corpus
+seedN/models/NAME                         the shape of the generator, with its tokenizer, and of a reranker of its own
+seedN/policies/NAME                       sft; ppo, ppo2-ITERATION, ...: checkpoint and metrics
+seedN/candidates/POLICY-SPLIT             sampled and executed; given-train: the training problems' own solutions
+seedN/greedy/POLICY-SET                   a policy's greedy answers to an evaluation set, executed
+seedN/rerankers/NAME                      sft: SFT of a reranker of its own; by iteration: pairs, checkpoint and metrics
 seedN/scores/RERANKER/POLICY-SPLIT        a reranker's score of each candidate
 seedN/export                              the last reranker, to be used elsewhere (see `export`)
 
@@ -23,123 +24,223 @@ import numpy as np
 
 from rerankjax.candidates.candidate import Candidate, read_candidates, write_candidates
 from rerankjax.candidates.generate import generate
+from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.loop import trainers
-from rerankjax.loop.experiment import TrainingConfig
-from rerankjax.loop.seed_run import SeedRun, read_corpus
+from rerankjax.loop.config import ConfigError, ExperimentConfig, TrainingConfig
+from rerankjax.loop.models import Model
+from rerankjax.loop.problem_sets import DEV, TRAIN
+from rerankjax.loop.seed_run import SeedRun
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, in_compute_dtype
-from rerankjax.model.lora import attach, attach_trunk
-from rerankjax.pairs.mining import Pair, grow, pair_up, split, write_pairs
+from rerankjax.model.lora import attach, attach_trunk, merge
+from rerankjax.pairs.mining import Pair, later_pairs, partition_by_verdict, sample_pairs, write_pairs
 from rerankjax.policy.ppo import Reward
-from rerankjax.problems.problem import Problem
+from rerankjax.problems.problem import Problem, Solution
 from rerankjax.progress import progress
+from rerankjax.prompts.ask import ProblemSet
 from rerankjax.prompts.tokenizer import encode_completions
 from rerankjax.reranker.rerank import Reranker
-from rerankjax.results.calibration import fit_platt
-from rerankjax.results.evaluation import Evaluation
-from rerankjax.results.selection import choose_lambda
 from rerankjax.run import checkpoint
 from rerankjax.run.hosts import exchange, is_first, own_copy, own_mesh, share
 from rerankjax.run.metrics import write_waits
-from rerankjax.run.rundir import stage_seconds, write_stage
-from rerankjax.verdicts.execution import Judged, by_program, execute
+from rerankjax.run.reads import whole
+from rerankjax.verdicts.execution import VerdictCache, execute, verdict_cache
 
-Saved = Callable[[], Params]  # reads a model where it is needed: between stages the devices hold the SFT model alone
-
-
-def sft_policy(run: SeedRun) -> Params:
-    """Stage A: the SFT model's parameters."""
-
-    def fill(directory: Path) -> None:
-        corpus = read_corpus(run.root)
-        train = run.problems["train"]
-        work = run.work(directory, run.root / "policies" / "sft", "SFT")
-        params = trainers.train_sft(run.experiment, train, corpus, run.tokenizer, run.seed, work)
-        checkpoint.save(directory / "checkpoint", params)
-
-    path = write_stage(run.root / "policies" / "sft", fill, everywhere=True)
-    return checkpoint.restore(path / "checkpoint", run.decoder_like)
+ParamsLoader = Callable[[], Params]  # on demand, so that between stages the devices hold the SFT model alone
+BASE, SFT = "base", "sft"
 
 
-def candidates(run: SeedRun, policy: str, params: Saved, split_name: str) -> list[Candidate]:
-    """Stage D: the policy's samples of a split, executed; `config.candidates` says how many a problem.
+def sft_model(run: SeedRun, model: Model) -> Params:
+    """Stage A of the generator, or of a reranker of its own: the SFT model's parameters.
 
-    Any split but train and dev is one to test on.
+    Raises:
+        ConfigError: there is no solution to learn from.
     """
-    e = run.experiment
-    problems = run.problems[split_name]
-    if split_name == "train" and e.candidates.train_problems:
-        problems = problems[: e.candidates.train_problems]
-    samples = getattr(e.candidates, split_name, e.candidates.test)
+    stage = _sft_stage(run, model)
+    if not run.config.sft.enabled:
+        return model.load(run.mesh)
+    given = given_solutions(run)
 
-    def fill(directory: Path) -> None:
-        key = run.key(f"candidates/{policy}-{split_name}")
-        title = f"seed {run.seed}: {policy}, sample and execute {split_name}"
-        own, waited = share(problems), functools.partial(write_waits, directory, "host")
-        with progress(title, samples * len(own), "programs") as advance:
-            sampled = _sample(run, params(), own, samples, key, waited)
-            executed = execute(e.sandbox, own, sampled, advance, run.source, _judged(run, split_name))
-        executed = [Candidate(**row) for row in exchange([dataclasses.asdict(c) for c in executed])]
-        place = {problem.name: i for i, problem in enumerate(problems)}
-        executed.sort(key=lambda c: (place[c.problem], c.sample))
-        if is_first():
-            write_candidates(directory / "candidates.parquet", executed)
+    def fill(directory: Path, config: ExperimentConfig) -> None:
+        right = itertools.compress(given, fits(config, run, given))
+        corpus = [*run.corpus, *(Solution(c.problem, c.completion, True) for c in right if c.passed)]
+        if not corpus:
+            raise ConfigError(
+                f"config.sft.enabled = True: none of {len(given)} given solutions passes and is no longer than "
+                "sampling.max_completion_length; give problems with solutions, or write False"
+            )
+        start = model.load(run.mesh) if model.folder else None
+        work = run.work(directory, stage, "SFT" if model is run.generator else "SFT of the reranker")
+        asked = run.problems[TRAIN].asked
+        trained = trainers.train_sft(config, model.shape, asked, corpus, run.tokenizer, run.seed, work, start)
+        checkpoint.save(directory / "checkpoint", trained)
 
-    path = write_stage(run.root / "candidates" / f"{policy}-{split_name}", fill, everywhere=True)
+    inputs = [f"models/{model.name}", *(["candidates/given-train"] if given else [])]
+    path = run.stage(stage, inputs, fill, everywhere=True) / "checkpoint"
+    if not model.folder:
+        return checkpoint.restore(path, run.decoder_like(model))
+    if not run.config.lora.rank:
+        return checkpoint.restore(path, run.decoder_like(model))
+    base = model.load(run.mesh)
+    adapter = checkpoint.restore(path, run.reranker_like(model)["decoder"])
+    return merge(attach(base, adapter, run.config.lora))
+
+
+def _sft_stage(run: SeedRun, model: Model) -> str:
+    return "policies/sft" if model is run.generator else "rerankers/sft"
+
+
+def start_policy(run: SeedRun) -> str:
+    """The name of the policy that iterations start from: `SFT`, or without SFT the checkpoint itself, `BASE`."""
+    return SFT if run.config.sft.enabled else BASE
+
+
+def _stage_of(run: SeedRun, policy: str) -> str:
+    """The stage whose output the policy is."""
+    return f"models/{run.generator.name}" if policy == BASE else f"policies/{policy}"
+
+
+def given_solutions(run: SeedRun) -> list[Candidate]:
+    """The solutions that came with training problems, as answers, executed."""
+    split = run.problems[TRAIN]
+    solved = [p for p in split.originals if p.solution]
+    if not solved:
+        return []
+
+    def fill(directory: Path, config: ExperimentConfig) -> None:
+        answers = [split.answer(p.name, p.solution or "") for p in solved]
+        lengths = map(len, encode_completions(run.tokenizer, answers))
+        rows = zip(solved, answers, lengths, strict=True)
+        candidates = [Candidate(p.name, 0, text, 0.0, length, True) for p, text, length in rows]
+        executed = execute(whole(config.sandbox), split.asked, candidates, source=_source(split))
+        write_candidates(directory / "candidates.parquet", executed)
+
+    return read_candidates(run.stage("candidates/given-train", [], fill) / "candidates.parquet")
+
+
+def candidates(run: SeedRun, policy: str, params: ParamsLoader, split: str) -> list[Candidate]:
+    """Stage D: the policy's samples of a split, executed; those of a problem together."""
+    problems = run.problems[split]
+    if split == TRAIN:
+        problems = problems.first(run.config.candidates.train_problems)
+    stage = f"candidates/{policy}-{split}"
+
+    def fill(directory: Path, config: ExperimentConfig) -> None:
+        view = dataclasses.replace(run, config=config)
+        sampling, prompt_length = view.sampling(split)
+        if split == TRAIN:
+            _ = config.candidates.train_problems  # which problems these are
+        drawing = Drawing(view.samples(split), whole(sampling), prompt_length, config.candidates.prompts_in_flight)
+        title = f"{policy}, sample and execute {split}"
+        _write_candidates(view, directory, problems, params, drawing, run.key(stage), title, _judged(run, split))
+
+    path = run.stage(stage, [_stage_of(run, policy)], fill, everywhere=True)
     return read_candidates(path / "candidates.parquet")
 
 
-def _judged(run: SeedRun, split_name: str) -> Judged:
+def greedy(run: SeedRun, policy: str, params: ParamsLoader, split: str) -> list[Candidate]:
+    """The policy's greedy answer to each problem of an evaluation set, executed."""
+    stage = f"greedy/{policy}-{split}"
+
+    def fill(directory: Path, config: ExperimentConfig) -> None:
+        view = dataclasses.replace(run, config=config)
+        sampling, prompt_length = view.sampling(split)
+        settings = dataclasses.replace(whole(sampling), temperature=0.0, top_p=1.0, top_k=0)
+        drawing = Drawing(1, settings, prompt_length, config.candidates.prompts_in_flight)
+        problems, title = run.problems[split], f"{policy}, greedy answers to {split}"
+        _write_candidates(view, directory, problems, params, drawing, run.key(stage), title, _judged(run, split))
+
+    path = run.stage(stage, [_stage_of(run, policy)], fill, everywhere=True)
+    return read_candidates(path / "candidates.parquet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """How problems are sampled: how often each, how, its longest prompt, and how many are in flight."""
+
+    samples: int
+    sampling: SamplingConfig
+    prompt_length: int
+    prompts_in_flight: int
+
+
+def _write_candidates(
+    run: SeedRun,
+    directory: Path,
+    problems: ProblemSet,
+    params: ParamsLoader,
+    drawing: Drawing,
+    key: jax.Array,
+    title: str,
+    judged: VerdictCache,
+) -> None:
+    """Samples and executes, each process its share of the problems; the first writes what all of them found."""
+    own, waited = share(problems.asked), functools.partial(write_waits, directory, "host")
+    with progress(f"seed {run.seed}: {title}", drawing.samples * len(own), "programs") as advance:
+        sampled = _sample(run, params(), own, drawing, key, waited)
+        executed = execute(whole(run.config.sandbox), own, sampled, advance, _source(problems), judged)
+    executed = [Candidate(**row) for row in exchange([dataclasses.asdict(c) for c in executed])]
+    place = {problem.name: i for i, problem in enumerate(problems.asked)}
+    executed.sort(key=lambda c: (place[c.problem], c.sample))
+    if is_first():
+        write_candidates(directory / "candidates.parquet", executed)
+
+
+def _source(problems: ProblemSet) -> Callable[[Problem, str], str]:
+    return lambda problem, text: problems.source(problem.name, text)
+
+
+def _judged(run: SeedRun, split: str) -> VerdictCache:
     """What earlier stages executed of a split: policies that come of one model write many programs again."""
-    earlier = sorted((run.root / "candidates").glob(f"*-{split_name}/candidates.parquet"))
-    return by_program(itertools.chain.from_iterable(map(read_candidates, earlier)))
+    earlier = sorted(run.path("candidates").glob(f"*-{split}/candidates.parquet"))
+    return verdict_cache(itertools.chain.from_iterable(map(read_candidates, earlier)))
 
 
 def _sample(
     run: SeedRun,
     params: Params,
     problems: Sequence[Problem],
-    samples: int,
+    drawing: Drawing,
     key: jax.Array,
     waited: Callable[[float], object] = lambda seconds: None,
 ) -> Iterator[Candidate]:
     """Candidates of this process's problems, drawn on its own devices."""
-    e = run.experiment
+    shape = run.generator.shape
     return generate(
-        e.model,
-        e.sampling,
-        own_copy(_light(run, params), run.mesh),
+        shape,
+        drawing.sampling,
+        own_copy(_light(run, shape, params), run.mesh),
         problems,
         run.tokenizer,
         key=key,
-        samples=samples,
-        prompt_length=e.max_prompt_length,
-        batch_size=e.candidates.batch_size,
+        samples=drawing.samples,
+        prompt_length=drawing.prompt_length,
+        batch_size=drawing.prompts_in_flight,
         mesh=own_mesh(run.mesh),
         waited=waited,
     )
 
 
-def _light(run: SeedRun, decoder: Params) -> Params:
+def _light(run: SeedRun, shape: ModelConfig, decoder: Params) -> Params:
     """A decoder of which every process makes a copy: in what it computes in, half of its float32."""
-    return decoder if own_mesh(run.mesh) is run.mesh else in_compute_dtype(run.experiment.model, decoder)
+    return decoder if own_mesh(run.mesh) is run.mesh else in_compute_dtype(shape, decoder)
 
 
 def scores(
-    run: SeedRun, reranker: str, params: Saved, policy: str, split_name: str, of: Sequence[Candidate]
+    run: SeedRun, reranker: str, params: ParamsLoader, policy: str, split: str, of: Sequence[Candidate]
 ) -> np.ndarray:
     """A reranker's scores of a policy's candidates, float32 [candidates]."""
-    e = run.experiment
-    prompt_of = {p.name: p.prompt for p in run.problems[split_name]}
+    prompt_of = {p.name: p.prompt for p in run.problems[split].asked}
+    shape = run.reranker.shape
 
-    def fill(directory: Path) -> None:
+    def fill(directory: Path, config: ExperimentConfig) -> None:
         by_problem = [
             (name, [c.completion for c in found]) for name, found in itertools.groupby(of, lambda c: c.problem)
         ]
         model = params()
-        copy, mesh = own_copy(model | {"decoder": _light(run, model["decoder"])}, run.mesh), own_mesh(run.mesh)
+        copy, mesh = own_copy(model | {"decoder": _light(run, shape, model["decoder"])}, run.mesh), own_mesh(run.mesh)
         del model
-        scorer = Reranker(e.model, copy, run.tokenizer, e.reranker.pooling, mesh=mesh)
+        scorer = Reranker(shape, copy, run.tokenizer, config.reranker.pooling, mesh=mesh)
         own = share(by_problem)
         found = scorer.score_all((prompt_of[name], texts) for name, texts in own)
         rows = [{"problem": name, "scores": of.tolist()} for (name, _), of in zip(own, found, strict=True)]
@@ -148,172 +249,158 @@ def scores(
             every = [score for name, _ in by_problem for score in scores_of[name]]
             np.save(directory / "scores.npy", np.array(every, np.float32))
 
-    path = write_stage(run.root / "scores" / reranker / f"{policy}-{split_name}", fill, everywhere=True)
+    inputs = [f"rerankers/{reranker}", f"candidates/{policy}-{split}"]
+    path = run.stage(f"scores/{reranker}/{policy}-{split}", inputs, fill, everywhere=True)
     return np.load(path / "scores.npy")
 
 
-def first_reranker(run: SeedRun, sft: Params, sampled: Sequence[Candidate]) -> Saved:
-    """Stage B: the reranker, from the SFT model's trunk, on pairs of the SFT model's own samples."""
-    e = run.experiment
-
-    def pairs() -> list[Pair]:
-        return pair_up(split(itertools.compress(sampled, fits(run, sampled))), e.mining.pairs, [run.seed, 1])
-
-    def start() -> Params:
-        return trainers.start_reranker(e, sft, run.seed)
-
-    return _reranker(run, "first", sft, start, e.reranker_training, pairs, [run.seed, 2])
-
-
-def grown_reranker(
-    run: SeedRun,
-    arm: str,
-    sft: Params,
-    sft_sampled: Sequence[Candidate],
-    ppo_sampled: Sequence[Candidate],
-    ppo_scores: np.ndarray,
-) -> Saved:
-    """Stages E and B: the first reranker trained on, with the dataset grown as `arm` says."""
-    e = run.experiment
-
-    def pairs() -> list[Pair]:
-        new = fits(run, ppo_sampled)
-        return grow(
-            arm,
-            split(itertools.compress(sft_sampled, fits(run, sft_sampled))),
-            list(itertools.compress(ppo_sampled, new)),
-            ppo_scores[new],
-            count=e.mining.grown_pairs,
-            new_share=e.mining.new_share,
-            hard_share=e.mining.hard_share,
-            seed=[run.seed, 3],
-        )
-
-    def first() -> Params:
-        return checkpoint.restore(run.root / "rerankers" / "first" / "checkpoint", run.reranker_like)
-
-    return _reranker(run, arm, sft, first, e.retraining, pairs, [run.seed, 4])
-
-
-def fits(run: SeedRun, sampled: Sequence[Candidate]) -> np.ndarray:
+def fits(config: ExperimentConfig, run: SeedRun, sampled: Sequence[Candidate]) -> np.ndarray:
     """Which candidates fit a training row, bool: one cut by the length limit has no room for an end-of-text token."""
     ids = encode_completions(run.tokenizer, [c.completion for c in sampled])
-    return np.array([len(row) <= run.experiment.sampling.max_completion_length for row in ids])
+    return np.array([len(row) <= config.sampling.max_completion_length for row in ids], bool)
+
+
+def first_reranker(
+    run: SeedRun, name: str, trunk: Params, sampled: Sequence[Candidate], given: Sequence[Candidate]
+) -> ParamsLoader:
+    """Stage B: the reranker, from its SFT trunk, on pairs of the start policy's samples and of given solutions."""
+    labelled = [*sampled, *given]
+
+    def pairs(config: ExperimentConfig) -> list[Pair]:
+        _ = config.iterations[name].pairs
+        solutions = partition_by_verdict(itertools.compress(labelled, fits(config, run, labelled)))
+        return sample_pairs(solutions, config.mining.pairs, [run.seed, 1])
+
+    def start(config: ExperimentConfig) -> Params:
+        return trainers.start_reranker(config, run.reranker.shape, trunk, run.seed)
+
+    inputs = [f"candidates/{start_policy(run)}-train", *(["candidates/given-train"] if given else [])]
+    return _reranker(run, name, trunk, start, pairs, "reranker_training", [run.seed, 2], inputs)
+
+
+def later_reranker(
+    run: SeedRun,
+    name: str,
+    trunk: Params,
+    old: Sequence[Candidate],
+    new: Sequence[Candidate],
+    new_scores: np.ndarray,
+    inputs: Sequence[str],
+) -> ParamsLoader:
+    """Stages E and B: the reranker of the iteration before it, trained on, with what this iteration adds to the pairs.
+
+    old, new: solutions that are in the data, and samples of the policy before it, with its reranker's scores. inputs:
+    the stages that they are from.
+    """
+    before, depth = run.config.iterations[name].after, run.config.depth_of(name)
+    turn = [3] if depth == 2 else [3, depth]
+
+    def pairs(config: ExperimentConfig) -> list[Pair]:
+        fitting = fits(config, run, new)
+        mining = whole(config.mining)
+        return later_pairs(
+            config.iterations[name].pairs,
+            partition_by_verdict(itertools.compress(old, fits(config, run, old))),
+            list(itertools.compress(new, fitting)),
+            new_scores[fitting],
+            count=mining.later_pairs,
+            new_fraction=mining.new_fraction,
+            hard_fraction=mining.hard_fraction,
+            seed=[run.seed, *turn],
+        )
+
+    def start(config: ExperimentConfig) -> Params:
+        _ = config.iterations[name].after
+        return checkpoint.restore(run.path(f"rerankers/{before}/checkpoint"), run.reranker_like(run.reranker))
+
+    seed = [run.seed, 4] if depth == 2 else [run.seed, 4, depth]
+    return _reranker(run, name, trunk, start, pairs, "retraining", seed, [f"rerankers/{before}", *inputs])
 
 
 def _reranker(
     run: SeedRun,
     name: str,
-    sft: Params,
-    start: Saved,
-    training: TrainingConfig,
-    make_pairs: Callable[[], list[Pair]],
+    trunk: Params,
+    start: Callable[[ExperimentConfig], Params],
+    make_pairs: Callable[[ExperimentConfig], list[Pair]],
+    training: str,
     seed: Sequence[int],
-) -> Saved:
-    base = trainers.frozen(run.experiment, sft)
+    inputs: Sequence[str],
+) -> ParamsLoader:
+    base = trainers.frozen(run.config, trunk)
 
-    def fill(directory: Path) -> None:
-        pairs = make_pairs()
+    def fill(directory: Path, config: ExperimentConfig) -> None:
+        pairs = make_pairs(config)
         if is_first():
             write_pairs(directory / "pairs.jsonl", pairs)
+        settings: TrainingConfig = whole(getattr(config, training))
         params = trainers.train_reranker(
-            run.experiment,
-            training,
+            config,
+            run.reranker.shape,
+            settings,
             base,
-            start(),
+            start(config),
             pairs,
-            run.problems["train"],
+            run.problems[TRAIN].asked,
             run.tokenizer,
             seed,
-            run.work(directory, run.root / "rerankers" / name, f"reranker {name}"),
+            run.work(directory, f"rerankers/{name}", f"reranker {name}"),
         )
         checkpoint.save(directory / "checkpoint", params)
 
-    path = write_stage(run.root / "rerankers" / name, fill, everywhere=True)
-    return lambda: attach_trunk(base, checkpoint.restore(path / "checkpoint", run.reranker_like), run.experiment.lora)
+    path = run.stage(f"rerankers/{name}", [*_trunk_inputs(run), *inputs], fill, everywhere=True)
+    like = run.reranker_like(run.reranker)
+    return lambda: attach_trunk(base, checkpoint.restore(path / "checkpoint", like), run.config.lora)
+
+
+def _trunk_inputs(run: SeedRun) -> list[str]:
+    """What the reranker's trunk is made from."""
+    model = run.reranker
+    return [f"models/{model.name}", *([_sft_stage(run, model)] if run.config.sft.enabled else [])]
 
 
 def ppo_policy(
-    run: SeedRun,
-    name: str,
-    sft: Params,
-    reranker: Saved,
-    reference_scores: np.ndarray,
-    reward_config: ModelConfig | None = None,
-) -> Saved:
-    """Stage C: PPO from the SFT model against a reranker, whose scores of the SFT model's samples set the scale.
+    run: SeedRun, name: str, sft: Params, reranker: str, params: ParamsLoader, reference_scores: np.ndarray
+) -> ParamsLoader:
+    """Stage C: PPO from the SFT model against a reranker, whose scores of the SFT model's samples set the scale."""
+    dev = run.problems[DEV]
+    judged: VerdictCache = {}
 
-    reward_config: the reranker's shape, where that is not the policy's.
-    """
-    e = run.experiment
-    dev = run.problems["dev"]
-    judged: Judged = {}
+    def fill(directory: Path, config: ExperimentConfig) -> None:
+        sampling = whole(config.sampling)
+        drawing = Drawing(
+            config.early_stopping.samples, sampling, config.max_prompt_length, config.candidates.prompts_in_flight
+        )
+        limits = whole(config.sandbox)
 
-    def dev_pass_rate(params: Params) -> float:
-        # The same key every time: policies are compared on common random numbers.
-        key = run.key("early stopping")
-        own = share(dev)
-        sampled = _sample(run, params, own, e.early_stopping.samples, key)
-        executed = execute(e.sandbox, own, sampled, source=run.source, judged=judged)
-        judged.update(by_program(executed))
-        return float(np.mean([row["passed"] for row in exchange([{"passed": c.passed} for c in executed])]))
+        def dev_pass_rate(policy: Params) -> float:
+            # The same key every time: policies are compared on common random numbers.
+            own = share(dev.asked)
+            sampled = _sample(run, policy, own, drawing, run.key("early stopping"))
+            executed = execute(limits, own, sampled, source=_source(dev), judged=judged)
+            judged.update(verdict_cache(executed))
+            return float(np.mean([row["passed"] for row in exchange([{"passed": c.passed} for c in executed])]))
 
-    def fill(directory: Path) -> None:
-        judged.update(_judged(run, "dev"))
-        params = trainers.train_ppo(
-            e,
+        judged.update(_judged(run, DEV))
+        trained = trainers.train_ppo(
+            config,
+            run.generator.shape,
+            run.reranker.shape,
             sft,
-            Reward(reranker(), jnp.float32(reference_scores.mean()), jnp.float32(reference_scores.std())),
-            run.problems["train"],
+            Reward(params(), jnp.float32(reference_scores.mean()), jnp.float32(reference_scores.std())),
+            run.problems[TRAIN].asked,
             run.tokenizer,
             [run.seed, 5],
             run.key(f"ppo/{name}"),
             dev_pass_rate,
-            run.work(directory, run.root / "policies" / name, f"PPO {name}"),
-            reward_config,
+            run.work(directory, f"policies/{name}", f"PPO {name}"),
         )
-        checkpoint.save(directory / "checkpoint", params)
+        checkpoint.save(directory / "checkpoint", trained)
 
-    path = write_stage(run.root / "policies" / name, fill, everywhere=True)
+    start = start_policy(run)
+    inputs = [_stage_of(run, start), f"rerankers/{reranker}", f"scores/{reranker}/{start}-train"]
+    path = run.stage(f"policies/{name}", inputs, fill, everywhere=True)
     # A policy is saved without its value head: as a reranker without its own.
-    return lambda: attach(
-        trainers.frozen(e, sft), checkpoint.restore(path / "checkpoint", run.reranker_like["decoder"]), e.lora
-    )
-
-
-def evaluate(run: SeedRun, arm: str, policy: str, policy_params: Saved, reranker: str, params: Saved) -> Evaluation:
-    """The policy's test samples, executed and scored; lambda and probabilities are fitted to the dev split."""
-    e = run.experiment
-    dev = candidates(run, policy, policy_params, "dev")
-    dev_grid = _grid(dev, e.candidates.dev)
-    dev_scores = scores(run, reranker, params, policy, "dev", dev).reshape(dev_grid["passed"].shape)
-    test = candidates(run, policy, policy_params, "test")
-    grid, n = _grid(test, e.candidates.test), e.candidates.test
-    problems = tuple(c.problem for c in test[::n])
-    language_of = {p.name: p.language for p in run.problems["test"]}
-    return Evaluation(
-        seed=run.seed,
-        arm=arm,
-        policy=policy,
-        reranker=reranker,
-        problems=problems,
-        programs=tuple(tuple(c.completion for c in test[i : i + n]) for i in range(0, len(test), n)),
-        passed=grid["passed"],
-        scores=scores(run, reranker, params, policy, "test", test).reshape(grid["passed"].shape),
-        log_probabilities=grid["log_probabilities"],
-        lengths=grid["lengths"],
-        lam=choose_lambda(dev_grid["passed"], dev_scores, dev_grid["log_probabilities"], e.lambdas),
-        platt=fit_platt(dev_grid["passed"], dev_scores),
-        languages=tuple(language_of[name] for name in problems),
-        sampling_seconds=stage_seconds(run.root / "candidates" / f"{policy}-test"),
-        scoring_seconds=stage_seconds(run.root / "scores" / reranker / f"{policy}-test"),
-    )
-
-
-def _grid(sampled: Sequence[Candidate], n: int) -> dict[str, np.ndarray]:
-    """Candidates, which stand problem by problem, as arrays [problems, n]."""
-    return {
-        "passed": np.array([c.passed for c in sampled]).reshape(-1, n),
-        "log_probabilities": np.array([c.log_probability for c in sampled]).reshape(-1, n),
-        "lengths": np.array([c.length for c in sampled]).reshape(-1, n),
-    }
+    like = run.reranker_like(run.generator)["decoder"]
+    base = trainers.frozen(run.config, sft)
+    return lambda: attach(base, checkpoint.restore(path / "checkpoint", like), run.config.lora)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rerankjax.candidates.generate import problem_ids
 from rerankjax.candidates.stop import stops_of
-from rerankjax.loop.experiment import Experiment, TrainingConfig
+from rerankjax.loop.config import ExperimentConfig, TrainingConfig
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.likelihood import Rows, Tree
@@ -34,6 +34,7 @@ from rerankjax.reranker.bradley_terry import init_reranker, make_reranker_step
 from rerankjax.run.hosts import feed
 from rerankjax.run.metrics import WriteMetrics, metric_writer, write_waits
 from rerankjax.run.prefetch import Ahead
+from rerankjax.run.reads import whole
 from rerankjax.run.recovery import Recovery
 
 
@@ -48,7 +49,8 @@ class Work:
 
 
 def train_sft(
-    e: Experiment,
+    config: ExperimentConfig,
+    model: ModelConfig,
     problems: Sequence[Problem],
     corpus: Sequence[Solution],
     tokenizer: PreTrainedTokenizerBase,
@@ -58,23 +60,25 @@ def train_sft(
 ) -> Params:
     """A decoder trained on the corpus's solutions: from scratch, or from `start`, of which it may be an adapter."""
     prompt_of = {p.name: p.prompt for p in problems}
-    tokens, mask = _rows(e, tokenizer, [prompt_of[s.problem] for s in corpus], [s.completion for s in corpus])
-    key = jax.random.key(seed)
+    tokens, mask = _rows(config, tokenizer, [prompt_of[s.problem] for s in corpus], [s.completion for s in corpus])
+    key, lora = jax.random.key(seed), whole(config.lora)
     if start is None:
-        base, lora, init = None, FULL, functools.partial(init_decoder, e.model)
+        base, lora, init = None, FULL, functools.partial(init_decoder, model)
         params = jax.jit(init, out_shardings=shardings_of(jax.eval_shape(init, key), work.mesh))(key)
     else:
-        base, lora, params = frozen(e, start), e.lora, start_decoder(e, start, key)
-    update = make_sft_step(e.model, e.sft.optimizer, e.max_prompt_length, work.mesh, lora)
+        base, params = frozen(config, start), start_decoder(config, model, start, key)
+    training: TrainingConfig = whole(config.sft)
+    update = make_sft_step(model, training.optimizer, config.max_prompt_length, work.mesh, lora)
 
     def batch(index: np.ndarray) -> Rows:
         return Rows(tokens[index], mask[index])
 
-    return _fit(e, update, params, base, batch, len(corpus), e.sft, [seed, 0], work)
+    return _fit(config, update, params, base, batch, len(corpus), training, [seed, 0], work)
 
 
 def train_reranker(
-    e: Experiment,
+    config: ExperimentConfig,
+    model: ModelConfig,
     training: TrainingConfig,
     base: Params | None,
     params: Params,
@@ -87,38 +91,41 @@ def train_reranker(
     """The reranker `params`, over `base` if that is not None, trained on the pairs."""
     prompt_of = {p.name: p.prompt for p in problems}
     encoded = tokenizer([prompt_of[p.problem] for p in pairs], add_special_tokens=False)["input_ids"]
-    prompts, prompt_mask = pad_prompts(encoded, e.max_prompt_length, tokenizer.pad_token_id)
-    C = e.sampling.max_completion_length
-    texts = [text for p in pairs for text in (p.better, p.worse)]
+    prompts, prompt_mask = pad_prompts(encoded, config.max_prompt_length, tokenizer.pad_token_id)
+    C = config.sampling.max_completion_length
+    texts = [text for p in pairs for text in (p.chosen, p.rejected)]
     rows = pad_completions(encode_completions(tokenizer, texts), C, tokenizer.pad_token_id)
     completions, mask = (a.reshape(-1, 2, C) for a in rows)
-    update = make_reranker_step(e.model, e.reranker, training.optimizer, work.mesh, e.lora)
+    loss = whole(config.reranker).loss
+    update = make_reranker_step(model, loss, training.optimizer, work.mesh, whole(config.lora))
 
     def batch(index: np.ndarray) -> Tree:
         of_batch = completions[index].reshape(-1, C), mask[index].reshape(-1, C)
         return Tree(prompts[index], prompt_mask[index], *of_batch)
 
-    return _fit(e, update, params, base, batch, len(pairs), training, seed, work)
+    return _fit(config, update, params, base, batch, len(pairs), training, seed, work)
 
 
-def frozen(e: Experiment, sft: Params) -> Params | None:
-    """What every later training leaves as it is: the SFT model if the config asks for adapters, else nothing."""
-    return sft if e.lora.rank else None
+def frozen(config: ExperimentConfig, sft: Params) -> Params | None:
+    """What later training leaves unchanged: the SFT model if the config asks for adapters, else nothing."""
+    return sft if config.lora.rank else None
 
 
-def start_decoder(e: Experiment, sft: Params, key: jax.Array) -> Params:
+def start_decoder(config: ExperimentConfig, model: ModelConfig, sft: Params, key: jax.Array) -> Params:
     """What training from the SFT model begins with: a new adapter, or that model itself."""
-    return init_adapter(e.model, e.lora, key) if e.lora.rank else sft
+    return init_adapter(model, whole(config.lora), key) if config.lora.rank else sft
 
 
-def start_reranker(e: Experiment, sft: Params, seed: int) -> Params:
+def start_reranker(config: ExperimentConfig, model: ModelConfig, sft: Params, seed: int) -> Params:
     """An untrained reranker from the SFT model."""
     head, decoder = jax.random.key(seed), jax.random.fold_in(jax.random.key(seed), 1)
-    return init_reranker(sft, head) | {"decoder": start_decoder(e, sft, decoder)}
+    return init_reranker(sft, head) | {"decoder": start_decoder(config, model, sft, decoder)}
 
 
 def train_ppo(
-    e: Experiment,
+    config: ExperimentConfig,
+    model: ModelConfig,
+    reward_model: ModelConfig,
     sft: Params,
     reward: Reward,
     problems: Sequence[Problem],
@@ -127,23 +134,25 @@ def train_ppo(
     key: jax.Array,
     dev_pass_rate: Callable[[Params], float],
     work: Work,
-    reward_config: ModelConfig | None = None,
 ) -> Params:
     """The policy that solved most dev problems on the way, the SFT model itself among them: its adapter or decoder.
 
-    reward_config: the reranker's shape, where that is not `e.model`.
+    model, reward_model: the shapes of the policy and of the reranker.
     """
-    ppo, P, mesh = e.ppo, e.max_prompt_length, work.mesh
+    ppo, early_stopping, lora = whole(config.ppo), whole(config.early_stopping), whole(config.lora)
+    P, mesh = config.max_prompt_length, work.mesh
     ends = tokenizer.eos_token_id, tokenizer.pad_token_id
-    shapes = e.model, e.reranker.pooling, e.sampling, ppo, P, *ends
-    step = make_ppo_step(make_ppo_programs(*shapes, mesh, e.lora, reward_config), ppo, mesh)
-    stops = feed(stops_of(tokenizer, problems[0].stop_tokens), replicated(mesh))
+    shapes = model, config.reranker.pooling, whole(config.sampling), ppo, P, *ends
+    step = make_ppo_step(make_ppo_programs(*shapes, mesh, lora, reward_model), ppo, mesh)
+    table, starts = stops_of(tokenizer, [p.stop_tokens for p in problems])
+    stops = feed(table, replicated(mesh))
     encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
-    rows = (*pad_prompts(encoded, P, tokenizer.pad_token_id), problem_ids(problems))
-    base, best = frozen(e, sft), start_decoder(e, sft, jax.random.fold_in(key, 0))
+    rows = (*pad_prompts(encoded, P, tokenizer.pad_token_id), problem_ids(problems), starts)
+    base, best = frozen(config, sft), start_decoder(config, model, sft, jax.random.fold_in(key, 0))
     state = start_state(init_policy(sft) | {"decoder": best}, ppo.optimizer, mesh)
     kl_coef, unknown = (feed(np.float32(x), replicated(mesh)) for x in (ppo.kl_coef, -1.0))
-    with Recovery(work.recovery, e.checkpoints.iterations, e.checkpoints.keep) as recovery:
+    every = whole(config.checkpoints)
+    with Recovery(work.recovery, every.iterations, every.keep) as recovery:
         done, now, metrics = recovery.restore(_Ppo(state, kl_coef, jax.tree.map(jnp.copy, best), unknown))
         batches = shuffled_batches(len(problems), ppo.batch_size, ppo.iterations, seed)
         with (
@@ -156,14 +165,14 @@ def train_ppo(
                 metrics.append(write(0, pass_rate=best_rate))
             advance(done)
             for i, index in enumerate(itertools.islice(batches, done, None), start=done + 1):
-                batch = feed(tuple(a[index] for a in rows), by_row(mesh))
+                *batch, of_batch = feed(tuple(a[index] for a in rows), by_row(mesh))
                 state, kl_coef, found = step(
-                    now.state, base, sft, reward, *batch, jax.random.fold_in(key, i), now.kl_coef, stops
+                    now.state, base, sft, reward, *batch, jax.random.fold_in(key, i), now.kl_coef, stops, of_batch
                 )
                 figures = {name: float(value) for name, value in jax.device_get(found).items()}
                 best = now.best
-                if i % e.early_stopping.every == 0 or i == ppo.iterations:
-                    figures["pass_rate"] = rate = dev_pass_rate(attach(base, state.params["decoder"], e.lora))
+                if i % early_stopping.every == 0 or i == ppo.iterations:
+                    figures["pass_rate"] = rate = dev_pass_rate(attach(base, state.params["decoder"], lora))
                     if rate > best_rate:
                         best, best_rate = jax.tree.map(jnp.copy, state.params["decoder"]), rate
                 now = _Ppo(state, kl_coef, best, feed(np.float32(best_rate), replicated(mesh)))
@@ -183,19 +192,19 @@ class _Ppo(NamedTuple):
 
 
 def _rows(
-    e: Experiment, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]
+    config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     return pad_rows(
         tokenizer(list(prompts), add_special_tokens=False)["input_ids"],
         encode_completions(tokenizer, completions),
-        e.max_prompt_length,
-        e.sampling.max_completion_length,
+        config.max_prompt_length,
+        config.sampling.max_completion_length,
         tokenizer.pad_token_id,
     )
 
 
 def _fit(
-    e: Experiment,
+    config: ExperimentConfig,
     update: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
     params: Params,
     base: Params | None,
@@ -207,7 +216,8 @@ def _fit(
 ) -> Params:
     """What `params` become by all steps of training, from where a run that was cut had come."""
     steps, sharding = training.optimizer.steps, by_row(work.mesh)
-    with Recovery(work.recovery, e.checkpoints.steps, e.checkpoints.keep) as recovery:
+    every = whole(config.checkpoints)
+    with Recovery(work.recovery, every.steps, every.keep) as recovery:
         done, state, metrics = recovery.restore(start_state(params, training.optimizer, work.mesh))
         indices = itertools.islice(shuffled_batches(examples, training.batch_size, steps, seed), done, None)
         with (

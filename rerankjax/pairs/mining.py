@@ -9,93 +9,96 @@ import numpy as np
 from rerankjax.candidates.candidate import Candidate
 from rerankjax.problems import jsonl
 
-# What the second iteration adds to the first one's data: nothing (the control), failing solutions at random, failing
-# ones that the reranker liked (the paper's "hard negatives"), those and passing ones (its "self-training").
-ARMS = ("control", "random", "hard", "self_training")
+# What a later iteration adds to the pairs: nothing (the control), failing solutions at random, failing ones that the
+# reranker scored high (the paper's "hard negatives"), those and passing ones (its "self-training").
+PAIR_SOURCES = ("same_data", "random", "hard", "self_training")
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two completions of one problem, of which `better` passed its tests and `worse` did not."""
+    """Two completions of one problem, of which `chosen` passed its tests and `rejected` did not."""
 
     problem: str
-    better: str
-    worse: str
+    chosen: str
+    rejected: str
 
 
 @dataclasses.dataclass(frozen=True)
-class Mined:
+class LabelledSolutions:
     """Solutions to make pairs of: (problem, completion), each once, in a fixed order."""
 
     passing: tuple[tuple[str, str], ...]
     failing: tuple[tuple[str, str], ...]
 
 
-def split(candidates: Iterable[Candidate]) -> Mined:
+def partition_by_verdict(candidates: Iterable[Candidate]) -> LabelledSolutions:
     """Passing and failing solutions, each once. What the sandbox could not judge is neither."""
     judged = [c for c in candidates if c.verdict not in ("", "sandbox error")]
     passing = dict.fromkeys((c.problem, c.completion) for c in judged if c.passed)
     failing = dict.fromkeys((c.problem, c.completion) for c in judged if not c.passed)
-    return Mined(tuple(passing), tuple(failing))
+    return LabelledSolutions(tuple(passing), tuple(failing))
 
 
 def hardest(candidates: Sequence[Candidate], scores: np.ndarray, count: int) -> tuple[tuple[str, str], ...]:
     """The `count` failing solutions that the reranker scores highest: what PPO found and the reranker wrongly likes."""
     score = {(c.problem, c.completion): float(s) for c, s in zip(candidates, scores, strict=True)}
-    return tuple(sorted(split(candidates).failing, key=lambda solution: -score[solution])[:count])
+    failing = partition_by_verdict(candidates).failing
+    return tuple(sorted(failing, key=lambda solution: -score[solution])[:count])
 
 
-def pair_up(mined: Mined, count: int, seed: Sequence[int]) -> list[Pair]:
+def sample_pairs(solutions: LabelledSolutions, count: int, seed: Sequence[int]) -> list[Pair]:
     """`count` pairs: each failing solution in turn, in shuffled rounds, beside a random passing one of its problem.
 
     Raises:
         ValueError: no problem has both a passing and a failing solution.
     """
-    better: dict[str, list[str]] = {}
-    for problem, completion in mined.passing:
-        better.setdefault(problem, []).append(completion)
-    worse = [solution for solution in mined.failing if solution[0] in better]
-    if not worse and count:
+    chosen: dict[str, list[str]] = {}
+    for problem, completion in solutions.passing:
+        chosen.setdefault(problem, []).append(completion)
+    rejected = [solution for solution in solutions.failing if solution[0] in chosen]
+    if not rejected and count:
         raise ValueError(
-            f"none of {len(better)} problems with a passing solution has a failing one: "
+            f"none of {len(chosen)} problems with a passing solution has a failing one: "
             "sample more candidates a problem, or train the generator longer"
         )
     rng = np.random.default_rng(seed)
-    turns = [i for _ in range(-(-count // max(len(worse), 1))) for i in rng.permutation(len(worse))][:count]
-    return [Pair(p, better[p][rng.integers(len(better[p]))], w) for p, w in (worse[i] for i in turns)]
+    turns = [i for _ in range(-(-count // max(len(rejected), 1))) for i in rng.permutation(len(rejected))][:count]
+    return [Pair(p, chosen[p][rng.integers(len(chosen[p]))], r) for p, r in (rejected[i] for i in turns)]
 
 
-def grow(
-    arm: str,
-    old: Mined,
+def later_pairs(
+    source: str,
+    old: LabelledSolutions,
     new: Sequence[Candidate],
     new_scores: np.ndarray,
     *,
     count: int,
-    new_share: float,
-    hard_share: float,
+    new_fraction: float,
+    hard_fraction: float,
     seed: Sequence[int],
 ) -> list[Pair]:
-    """The second iteration's `count` pairs under `arm`, one of `ARMS`.
+    """A later iteration's `count` pairs, with what `source`, one of `PAIR_SOURCES`, adds to the old solutions.
 
-    The control's pairs are all of old solutions. In the other arms `new_share` of the pairs have a new negative:
-    "random" draws those from a random `hard_share` of the policy's failures, "hard" from the `hard_share` of them that
-    the reranker scores highest. "self_training" is "hard" with the policy's passing solutions among the positives.
+    The pairs of "same_data" are all of old solutions. With the other sources `new_fraction` of the pairs have a new
+    negative: "random" draws those from a random `hard_fraction` of the policy's failures, "hard" from the
+    `hard_fraction` of them that the reranker scores highest. "self_training" is "hard" with the policy's passing
+    solutions among the positives.
     """
-    if arm == "control":
-        return pair_up(old, count, seed)
-    found = split(new)
-    kept = round(hard_share * len(found.failing))
-    if arm == "random":
+    if source == "same_data":
+        return sample_pairs(old, count, seed)
+    found = partition_by_verdict(new)
+    kept = round(hard_fraction * len(found.failing))
+    if source == "random":
         order = np.random.default_rng([*seed, 1]).permutation(len(found.failing))[:kept]
         negatives = tuple(found.failing[i] for i in sorted(order))
     else:
         negatives = hardest(new, new_scores, kept)
     passing = old.passing
-    if arm == "self_training":
+    if source == "self_training":
         passing = tuple(dict.fromkeys(old.passing + found.passing))
-    fresh = round(new_share * count)
-    return pair_up(Mined(passing, negatives), fresh, seed) + pair_up(Mined(passing, old.failing), count - fresh, seed)
+    fresh = round(new_fraction * count)
+    with_new = sample_pairs(LabelledSolutions(passing, negatives), fresh, seed)
+    return with_new + sample_pairs(LabelledSolutions(passing, old.failing), count - fresh, seed)
 
 
 def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
@@ -105,6 +108,6 @@ def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
 def read_pairs(path: Path) -> list[Pair]:
     """Raises ValueError that names file, row and field where one is missing or ill-typed."""
     return [
-        Pair(*(jsonl.field(record, where, name, str) for name in ("problem", "better", "worse")))
+        Pair(*(jsonl.field(record, where, name, str) for name in ("problem", "chosen", "rejected")))
         for where, record in jsonl.read_rows(path)
     ]

@@ -202,16 +202,18 @@ def collect(
     prompt_mask: Bool[Array, "B P"],
     keys: Key[Array, " B"],
     stops: Int[Array, "states V"],
+    starts: Int[Array, " B"] | None = None,
     *,
     reward_config: ModelConfig | None = None,
 ) -> Experience:
     """One completion a prompt, scored by the reranker and weighed by the reference, at the sampling temperature.
 
-    reward_config: the reranker's shape, where that is not the policy's; they share a tokenizer all the same.
+    stops, starts: as in `sample`. reward_config: the reranker's shape, where that is not the policy's; the tokenizer is
+    the same for both.
     """
     P = prompts.shape[1]
     drawing = constrain(in_compute_dtype(config, policy["decoder"]), mesh, DRAWING)
-    drawn = sample(config, sampling, drawing, prompts, prompt_mask, keys, stops, eos, pad)
+    drawn = sample(config, sampling, drawing, prompts, prompt_mask, keys, stops, eos, pad, starts)
     rows = Rows(jnp.concatenate([prompts, drawn.tokens], axis=1), jnp.concatenate([prompt_mask, drawn.mask], axis=1))
     reference_log_probs, _ = completion_log_probs(config, reference, rows, P, sampling.temperature)
     scores = score_rows(reward_config or config, pooling, reward.params, rows, P)

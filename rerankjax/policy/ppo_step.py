@@ -24,7 +24,7 @@ Taken = TypeVar("Taken", Rows, Rollout)
 class Programs(NamedTuple):
     """The large programs of an iteration, jitted. The base is None where the state is of the whole policy."""
 
-    gather: Callable[..., Experience]  # parameters, base, reference, reward, prompts, mask, keys, stop table
+    gather: Callable[..., Experience]  # parameters, base, reference, reward, prompts, mask, keys, stop table, starts
     outputs: Callable[..., tuple[Array, Array]]  # parameters, base, rows, a minibatch's index
     update: Callable[..., tuple[TrainState, dict[str, Array]]]  # state, which is donated, base, rollout, index
 
@@ -83,8 +83,8 @@ def make_ppo_programs(
 def make_ppo_step(
     programs: Programs, ppo: PPOConfig, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, Float[Array, ""], dict[str, Array]]]:
-    """One iteration: (state, base, reference, reward, prompts, mask, problem ids, key, KL coefficient, stop table)
-    -> (state, next KL coefficient, metrics). The state is donated; nothing leaves the device.
+    """One iteration: (state, base, reference, reward, prompts, mask, problem ids, key, KL coefficient, stop table, its
+    starts) -> (state, next KL coefficient, metrics). The state is donated; nothing leaves the device.
 
     The state is of {"decoder": an adapter, "value"} over the frozen base, or of the whole policy where that is None.
     Policy, reference and reward may share a base: an array that is passed more than once is there once.
@@ -116,11 +116,12 @@ def make_ppo_step(
         key: Array,
         kl_coef: Array,
         stops: Array,
+        starts: Array | None = None,
     ) -> tuple[TrainState, Array, dict[str, Array]]:
         sample_key, order_key = jax.random.split(key)
         keys = keys_of(sample_key, problems)
         prompts, prompt_mask = place(prompts), place(prompt_mask)
-        experience = gather(state.params, base, reference, reward, prompts, prompt_mask, keys, stops)
+        experience = gather(state.params, base, reference, reward, prompts, prompt_mask, keys, stops, starts)
         in_turn = jnp.arange(ppo.batch_size).reshape(ppo.minibatches, -1)
         log_probs, values = join([outputs(state.params, base, experience.rows, index) for index in in_turn])
         rollout, next_coef, metrics = finish(experience, log_probs, values, kl_coef)

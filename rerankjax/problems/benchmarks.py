@@ -16,6 +16,7 @@ PYTHON_STOP_TOKENS = ("\ndef", "\nclass", "\nif", "\n#", "\nprint")
 # MBPP's task ids: 1-10 few-shot prompts, 11-510 test, 511-600 validation, then training (Austin et al. 2021, arXiv
 # 2108.07732).
 MBPP_FIRST_TRAINING_ID = 601
+MBPP_SPLITS = {"prompt": range(1, 11), "test": range(11, 511), "validation": range(511, 601), "train": range(601, 975)}
 # The number of a CodeContests problem's source (google-deepmind/code_contests, contest_problem.proto).
 SOURCES = ("UNKNOWN_SOURCE", "CODECHEF", "CODEFORCES", "HACKEREARTH", "CODEJAM", "ATCODER", "AIZU")
 SOLUTION_LANGUAGES = {"cpp": 2, "py": 3, "java": 4}  # as its solutions have them; 1 is Python 2
@@ -45,12 +46,17 @@ def humaneval(where: str, row: Row) -> Problem:
     )
 
 
-def mbpp(where: str, row: Row) -> Problem:
+def mbpp(where: str, row: Row, *, split: str | None = None) -> Problem | None:
     """A problem of MBPP, full or sanitized: described in words, tested by assertions, of a benchmark but in training.
 
-    Its challenge tests are left out, as they are by those who report MBPP.
+    Its challenge tests are left out, as they are by those who report MBPP. None where it is not of `split`.
     """
     task_id = field(row, where, "task_id", int)
+    if split is not None:
+        if split not in MBPP_SPLITS:
+            raise ValueError(f"{where}: MBPP has no split {split!r}; use one of {', '.join(MBPP_SPLITS)}.")
+        if task_id not in MBPP_SPLITS[split]:
+            return None
     sanitized = "test_imports" in row
     description, code = (field(row, where, name, str) for name in ("prompt" if sanitized else "text", "code"))
     setup = strings(row, where, "test_imports") if sanitized else (field(row, where, "test_setup_code", str),)

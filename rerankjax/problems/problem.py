@@ -115,10 +115,11 @@ def read_problems(path: Path | str) -> tuple[Problem, ...]:
 
     Raises ValueError that names file, row and field on a missing or ill-typed field or a name used twice.
     """
-    return unique((where, _read(where, record)) for where, record in jsonl.read_rows(path))
+    return unique((where, read_problem(where, record)) for where, record in jsonl.read_rows(path))
 
 
-def _read(where: str, record: dict[str, Any]) -> Problem:
+def read_problem(where: str, record: dict[str, Any]) -> Problem:
+    """The problem in a row that `write_problems` wrote, or a user in that shape. Errors as in `read_problems`."""
     extra: dict[str, Any] = {
         name: jsonl.field(record, where, name, kind)
         for name, kind in (("standalone", bool), ("solution", str), ("benchmark", str))

@@ -52,5 +52,5 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 def encode_completions(tokenizer: PreTrainedTokenizerBase, completions: Sequence[str]) -> list[list[int]]:
     """Token ids with the end-of-text token that says the solution is whole."""
-    rows = tokenizer(list(completions), add_special_tokens=False)["input_ids"]
+    rows = tokenizer(list(completions), add_special_tokens=False)["input_ids"] if completions else []
     return [[*row, tokenizer.eos_token_id] for row in rows]

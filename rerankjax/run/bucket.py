@@ -125,6 +125,16 @@ def put_file(path: Path) -> None:
         bucket.files.put_file(str(path), bucket.place(path))
 
 
+def manifests(bucket: Bucket) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The complete stages of the bucket by their paths from the run's root, with what their stage.json says."""
+    base = str(bucket.files._strip_protocol(bucket.url)).rstrip("/")
+    for found in sorted(bucket.files.glob(f"{base}/*/**/stage.json")):
+        stage = str(found).removeprefix(f"{base}/").removesuffix("/stage.json")
+        manifest = _manifest(bucket, Path(bucket.mirror, stage))
+        if manifest is not None:
+            yield stage, manifest
+
+
 def has_stage(bucket: Bucket, path: Path) -> bool:
     """Whether the stage that belongs at `path` of the mirror is complete in the bucket."""
     return _manifest(bucket, path) is not None

@@ -1,37 +1,42 @@
-"""The run directory: stages that are there as a whole or not at all, under one config and one process at a time.
+"""The run directory: stages that are there as a whole or not at all, and that know what they were made from.
 
-workdir/config.json        the resolved config
+workdir/config.json        the config of the last start
 workdir/seed0/sft/         a complete stage; seed0/.sft.partial is one at work or killed
 workdir/seed0/sft/stage.json
 
-A workdir in a bucket is mirrored: see `bucket`. Everything here takes and gives local paths all the same.
+stage.json says which fields of the config the stage read, which stages it read, and a digest of both with theirs. From
+it follow whether a stage may be used by a run of another config, and by which (see `reuse`).
+
+A workdir in a bucket is mirrored: see `bucket`. Everything here takes and returns local paths in both cases.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rerankjax.problems.jsonl import write_text
 from rerankjax.run import bucket
 from rerankjax.run.bucket import RunDirectoryError, bucket_of, durable, is_bucket
 from rerankjax.run.hosts import agree, is_first, wait_for_all
+from rerankjax.run.reads import differing, flatten, record
 
-# Of a config: how a run is computed, not what it computes.
-FREE = ("mesh.", "checkpoints.", "sandbox.workers")
+Config = TypeVar("Config")
 
 __all__ = [
     "RunDirectoryError",
     "adopt_stage",
     "complete",
-    "differing",
+    "digest_of",
     "durable",
     "open_run",
+    "read_manifest",
     "recovery_of",
     "saved_config",
     "stage_seconds",
@@ -40,15 +45,15 @@ __all__ = [
 
 
 @contextmanager
-def open_run(workdir: Path | str, config: Mapping[str, Any], primary: bool = True) -> Iterator[Path]:
-    """Holds the run directory for this process, so that its stages all come from `config`; yields its path.
+def open_run(workdir: Path | str, config: Any, primary: bool = True) -> Iterator[Path]:
+    """Holds the run directory for this process and yields its path.
 
     workdir: a directory, or a bucket's address (a str): then the path is of a local mirror.
-    config: nested mappings of JSON values, resolved. The first start saves it as config.json. Sections of `FREE` may
-        change from start to start.
+    config: a frozen dataclass. Complete stages must have been made from the same values of the fields that they read.
     primary: of several processes that make up one run, whether this one holds it; just one does.
-    Raises RunDirectoryError if another process holds it, or if it was started with another config: then the message
-    shows the difference. The kernel lets go when the process ends, by SIGKILL too; a bucket's lock goes stale.
+    Raises RunDirectoryError if another process holds it, if a stage was made from other values (the message shows the
+    difference), or by an older version. The kernel releases the lock when the process ends, by SIGKILL too; a bucket's
+    lock goes stale.
     """
     if is_bucket(workdir):
         with bucket.open_mirror(str(workdir), primary) as root:
@@ -59,7 +64,7 @@ def open_run(workdir: Path | str, config: Mapping[str, Any], primary: bool = Tru
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "lock", "a") as lock:
         try:
-            # lockf, not flock: a forked sandbox worker that outlives this process must not go on holding the run.
+            # lockf, not flock: a forked sandbox worker that outlives this process must not keep holding the run.
             if primary:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -70,45 +75,57 @@ def open_run(workdir: Path | str, config: Mapping[str, Any], primary: bool = Tru
         yield root
 
 
-def _settle_config(root: Path, config: Mapping[str, Any], name: str, primary: bool) -> None:
-    path = root / "config.json"
-    new = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    if not path.exists():
-        if primary:
-            write_text(path, new)
-            _sync(root)
-            bucket.put_file(path)
-        return
-    changes = [
-        f"  {field}: {was} -> {now}"
-        for field, (was, now) in differing(root, config).items()
-        if not field.startswith(FREE)
-    ]
+def _settle_config(root: Path, config: Any, name: str, primary: bool) -> None:
+    now = flatten(config)
+    changes: dict[str, tuple[str, str]] = {}
+    for stage, manifest in _manifests(root):
+        _check_layout(manifest, f"{name}/{stage}")
+        # `reads` has the fields of one stage: what the config has besides is no difference.
+        changes |= {
+            field: pair for field, pair in differing(manifest["reads"], now).items() if field in manifest["reads"]
+        }
     if changes:
         raise RunDirectoryError(
-            f"{name} was started with another config (field: saved -> given):\n"
-            + "\n".join(changes)
-            + f"\nGive another --workdir, or remove {name} to start it anew."
+            f"{name} has stages that were made with another config (field: theirs -> given):\n"
+            + "\n".join(f"  {field}: {was} -> {given}" for field, (was, given) in sorted(changes.items()))
+            + f"\nGive another --workdir, with --reuse={name} for the stages that stay the same; or remove {name}."
+        )
+    if primary:
+        write_text(root / "config.json", json.dumps(now, indent=2) + "\n")
+        _sync(root)
+        bucket.put_file(root / "config.json")
+
+
+def _manifests(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The complete stages of the run by their paths from its root, with what their stage.json says."""
+    store = bucket_of(root)
+    if store is not None:
+        yield from bucket.manifests(store)
+        return
+    for path in sorted(root.glob("*/**/stage.json")):
+        stage = path.parent.relative_to(root)
+        if not any(part.startswith(".") for part in stage.parts):
+            yield str(stage), read_manifest(path.parent)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What the stage.json of the complete stage at `path` says."""
+    manifest: dict[str, Any] = json.loads((path / "stage.json").read_text(encoding="utf-8"))
+    return manifest
+
+
+def _check_layout(manifest: Mapping[str, Any], where: str) -> None:
+    if "digest" not in manifest:
+        raise RunDirectoryError(
+            f"{where} was made by an older version of rerankjax, which did not record what a stage is made from: give "
+            "another --workdir."
         )
 
 
-def saved_config(root: Path) -> dict[str, str]:
-    """The config that the run at `root` was started with: {"ppo.kl_coef": "0.1", ...}."""
-    return _flat(json.loads((root / "config.json").read_text(encoding="utf-8")))
-
-
-def differing(root: Path, config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """The fields, sorted, in which the run at `root` has another config: what is saved, what `config` says."""
-    was, now = saved_config(root), _flat(config)
-    both = {name: (was.get(name, "(absent)"), now.get(name, "(absent)")) for name in sorted(was.keys() | now.keys())}
-    return {name: (saved, given) for name, (saved, given) in both.items() if saved != given}
-
-
-def _flat(value: Any, name: str = "") -> dict[str, str]:
-    """Every leaf of a config by its dotted name, as JSON text."""
-    if not isinstance(value, Mapping) or (not value and name):
-        return {name: json.dumps(value)}
-    return {k: v for key, sub in value.items() for k, v in _flat(sub, f"{name}.{key}" if name else key).items()}
+def saved_config(root: Path) -> dict[str, Any]:
+    """The flat config that the run at `root` was last started with: {"ppo.kl_coef": 0.1, ...}."""
+    config: dict[str, Any] = json.loads((root / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
 def complete(path: Path) -> bool:
@@ -124,20 +141,41 @@ def recovery_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.recovery")
 
 
-def write_stage(path: Path, fill: Callable[[Path], object], everywhere: bool = False) -> Path:
-    """The complete stage at `path`: as it stands, or else made by fill(directory) and put there in one step.
+def digest_of(path: Path) -> str:
+    """The digest of the complete stage at `path`, which is the same for stages that were made from the same."""
+    return str(read_manifest(path)["digest"])
 
-    `fill` writes its artifacts into the directory it is given and returns when they are all written (asynchronous
-    checkpoints: wait for them). Killed at any moment, `path` is missing or complete; what a killed or failed attempt
-    left is removed before the next. stage.json gets the seconds that `fill` took. In a bucket's mirror a stage that the
-    bucket has is downloaded, and one that was made is uploaded.
 
-    Of several processes the first calls `fill`, with `everywhere` all of them; the stage is complete for all or none.
+def write_stage(
+    root: Path,
+    name: str,
+    config: Config,
+    inputs: Sequence[str],
+    fill: Callable[[Path, Config], object],
+    *,
+    facts: Mapping[str, str] | None = None,
+    everywhere: bool = False,
+) -> Path:
+    """The complete stage `root / name`: as it is there, or made by fill(directory, config) and put there in one step.
+
+    `fill` reads the config through the view that it is given, which records the fields, and writes its artifacts into
+    the directory; it returns when all of them are written (asynchronous checkpoints: wait for them). Killed at any
+    moment, the stage is missing or complete; what a killed or failed attempt left is removed before the next. In a
+    bucket's mirror a stage that the bucket has is downloaded, and one that was made is uploaded.
+
+    inputs: the stages that it reads, by their names from `root`, complete.
+    facts: what else it depends on, such as the content of a file that the config names.
+    everywhere: all processes call `fill`; without it the first does. The stage is complete for all or none.
+
+    Raises:
+        RunDirectoryError: the stage is there and was made from other fields, inputs or facts.
     """
-    store = bucket_of(path)
+    path, store = root / name, bucket_of(root)
+    made_from = {stage: digest_of(root / stage) for stage in inputs}
     if agree(complete(path)):
         if store is not None and not (path / "stage.json").is_file():
             _download(store, path)
+        _check_stage(path, config, made_from, facts or {})
         return path
     if path.exists():
         raise FileExistsError(f"{path} is there but is no complete stage (no stage.json); remove it and start again.")
@@ -149,11 +187,15 @@ def write_stage(path: Path, fill: Callable[[Path], object], everywhere: bool = F
             bucket.clear(store, path)
     wait_for_all(f"{path.name} begins")
     start = time.monotonic()
+    view, reads = record(config)
     if everywhere or is_first():
-        fill(partial)
+        fill(partial, view)
     wait_for_all(f"{path.name} is filled")
     if is_first():
-        write_text(partial / "stage.json", json.dumps({"seconds": round(time.monotonic() - start, 3)}) + "\n")
+        content = {"reads": dict(sorted(reads.items())), "inputs": made_from, "facts": dict(facts or {})}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        manifest = {"seconds": round(time.monotonic() - start, 3), "digest": digest} | content
+        write_text(partial / "stage.json", json.dumps(manifest, indent=1) + "\n")
         if store is not None:
             bucket.put_stage(store, path, partial)
         _complete(partial, path)
@@ -164,6 +206,28 @@ def write_stage(path: Path, fill: Callable[[Path], object], everywhere: bool = F
     if store is not None and not is_first():
         _download(store, path)
     return path
+
+
+def _check_stage(path: Path, config: Any, inputs: Mapping[str, str], facts: Mapping[str, str]) -> None:
+    manifest = read_manifest(path)
+    _check_layout(manifest, str(path))
+    now = flatten(config)
+    pairs = {
+        "": (manifest["reads"], {field: now[field] for field in manifest["reads"] if field in now}),
+        "stage ": (manifest["inputs"], inputs),
+        "content of ": (manifest["facts"], facts),
+    }
+    changes = [
+        f"  {kind}{name}: {was} -> {given}"
+        for kind, (before, after) in pairs.items()
+        for name, (was, given) in differing(before, after).items()
+    ]
+    if changes:
+        raise RunDirectoryError(
+            f"{path} was made from something else (theirs -> this run's):\n"
+            + "\n".join(changes)
+            + f"\nGive another --workdir, or remove {path}."
+        )
 
 
 def adopt_stage(path: Path, made: Path) -> None:

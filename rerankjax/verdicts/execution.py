@@ -7,17 +7,28 @@ from rerankjax import sandbox
 from rerankjax.candidates.candidate import Candidate
 from rerankjax.problems.problem import Problem, source
 
+ENGINES = ("local", "ray")
+
 
 @dataclasses.dataclass(frozen=True)
 class SandboxConfig:
+    """`workers` programs at a time, on this machine (engine "local") or over a Ray cluster ("ray")."""
+
     workers: int
     cpu_seconds: float
     wall_seconds: float
+    engine: str = "local"
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise ValueError(f'engine = "{self.engine}" is unknown: use one of {", ".join(ENGINES)}')
+        if self.workers < 1:
+            raise ValueError(f"workers = {self.workers}: use 1 or more")
 
 
 DETAIL_CHARACTERS = 1000  # of a failing run's last words: enough for the test that failed
 
-Judged = dict[tuple[str, str], Candidate]  # by problem and completion
+VerdictCache = dict[tuple[str, str], Candidate]  # by problem and completion
 
 
 def execute(
@@ -26,7 +37,7 @@ def execute(
     candidates: Iterable[Candidate],
     advance: Callable[[int], object] = lambda programs: None,
     source: Callable[[Problem, str], str] = source,
-    judged: Judged | None = None,
+    judged: VerdictCache | None = None,
 ) -> list[Candidate]:
     """The candidates with their verdicts, in the order they came. They are drawn only as fast as programs finish.
 
@@ -57,7 +68,11 @@ def execute(
                 yield program
 
     limits = sandbox.Limits(cpu_seconds=config.cpu_seconds, wall_seconds=config.wall_seconds)
-    for result in sandbox.run(programs(), workers=config.workers, limits=limits):
+    if config.engine == "ray":
+        from rerankjax.sandbox.cluster import run  # needs Ray
+    else:
+        from rerankjax.sandbox import run
+    for result in run(programs(), workers=config.workers, limits=limits):
         i = candidate_of[result.index]
         if i not in passes and i not in failures:
             advance(1)
@@ -68,7 +83,7 @@ def execute(
     return [c if c.verdict else _with_verdict(c, failures.get(i) or passes[i]) for i, c in enumerate(taken)]
 
 
-def by_program(candidates: Iterable[Candidate]) -> Judged:
+def verdict_cache(candidates: Iterable[Candidate]) -> VerdictCache:
     """The verdicts of executed candidates, but those in which the sandbox itself failed."""
     return {(c.problem, c.completion): c for c in candidates if c.verdict != sandbox.Verdict.SANDBOX_ERROR}
 

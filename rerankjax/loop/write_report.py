@@ -1,4 +1,4 @@
-"""The end of a run: its results, its table and its report, made anew from what the stages left."""
+"""The end of a run: its results, its table and its report, written again from what the stages left."""
 
 import hashlib
 import importlib.metadata
@@ -9,11 +9,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from rerankjax.candidates.candidate import read_candidates
+from rerankjax.loop.config import ExperimentConfig
 from rerankjax.problems.jsonl import write_text
 from rerankjax.problems.problem import read_problems
 from rerankjax.results import results
@@ -23,22 +23,24 @@ from rerankjax.results.render import markdown, print_results
 from rerankjax.results.report import HardNegative, Run, report
 from rerankjax.results.summary import summarise
 from rerankjax.run.metrics import read_metrics
+from rerankjax.run.reads import flatten, semantic
 from rerankjax.run.rundir import durable, stage_seconds
 
 PACKAGES = ("rerankjax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 NEGATIVES = 12  # in the report's gallery
 
 
-def conclude(root: Path, resolved: dict[str, Any], evaluations: Sequence[Evaluation]) -> None:
+def write_report(root: Path, config: ExperimentConfig, evaluations: Sequence[Evaluation]) -> None:
     """Writes results.json, table.md and report.html into the run's directory `root`, and prints the table."""
-    config = json.dumps(resolved, indent=2)
-    summary = summarise(evaluations, hashlib.sha256(config.encode()).hexdigest()[:12])
+    fields = flatten(config)
+    digest = hashlib.sha256(json.dumps(semantic(fields), sort_keys=True).encode()).hexdigest()[:12]
+    summary = summarise(evaluations, digest)
     results.save(summary, root / "results.json")
     write_text(root / "table.md", markdown(summary))
-    seeds = [(seed, root / f"seed{seed}") for seed in resolved["seeds"]]
+    seeds = [(seed, root / f"seed{seed}") for seed in config.seeds]
     run = Run(
-        command=shlex.join(["python", *sys.argv]),
-        config=config,
+        command=shlex.join(["rerankjax", *sys.argv[1:]]),
+        config=json.dumps(fields, indent=2),
         durations={
             str(path.parent.relative_to(root)): stage_seconds(path.parent)
             for path in sorted(root.glob("seed*/**/stage.json"), key=lambda p: p.stat().st_mtime)
@@ -49,8 +51,9 @@ def conclude(root: Path, resolved: dict[str, Any], evaluations: Sequence[Evaluat
     ppo = [curve for seed, path in seeds for curve in _curves(seed, path, "policies/ppo*")]
     trained = [(seed, path, pattern) for seed, path in seeds for pattern in ("policies/sft", "rerankers/*")]
     losses = [curve for seed, path, pattern in trained for curve in _curves(seed, path, pattern)]
-    negatives = sorted((n for seed, path in seeds for n in _negatives(seed, path)), key=lambda n: -n.score)
-    write_text(root / "report.html", report(summary, evaluations, run, ppo, losses, negatives[:NEGATIVES]))
+    found = [negative for seed, path in seeds for negative in _negatives(config, seed, path)]
+    negatives = sorted(found, key=lambda negative: -negative.score)[:NEGATIVES]
+    write_text(root / "report.html", report(summary, evaluations, run, ppo, losses, negatives))
     print_results(summary)
     print(f"report: {durable(root / 'report.html')}")
 
@@ -59,10 +62,13 @@ def _curves(seed: int, root: Path, pattern: str) -> list[Curve]:
     return [Curve(path.name, seed, read_metrics(path)) for path in sorted(root.glob(pattern))]
 
 
-def _negatives(seed: int, root: Path) -> list[HardNegative]:
+def _negatives(config: ExperimentConfig, seed: int, root: Path) -> list[HardNegative]:
     """The failing training samples of the first PPO policy that its reranker scored highest, one a problem."""
+    first = config.first_iteration
+    if not (root / f"scores/{first}/ppo-train/stage.json").is_file():
+        return []
     sampled = read_candidates(root / "candidates" / "ppo-train" / "candidates.parquet")
-    scores = np.load(root / "scores" / "first" / "ppo-train" / "scores.npy")
+    scores = np.load(root / f"scores/{first}/ppo-train/scores.npy")
     prompts = {p.name: p.prompt for p in read_problems(root / "problems" / "train.jsonl")}
     found: dict[str, HardNegative] = {}
     for i in np.argsort(-scores, kind="stable"):

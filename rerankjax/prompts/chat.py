@@ -16,13 +16,31 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from rerankjax.problems.problem import Problem
-from rerankjax.prompts.base import PYTHON_IMPORTS, check_shots, clean
+from rerankjax.prompts.completion import check_shots, clean
+
+# What DeepSeek's evaluation puts before Python programs, less numpy, which the sandbox does not have.
+PYTHON_IMPORTS = """\
+import math
+import re
+import sys
+import copy
+import datetime
+import itertools
+import collections
+import heapq
+import functools
+import hashlib
+import string
+from typing import *
+from collections import *
+"""
 
 COMPLETE = (
     "Please continue to complete the function. You are not allowed to modify the given code and do the completion "
     "only. Please return all completed function in a codeblock. Here is the given code to do completion:\n"
     "```{language}\n{code}\n```"
 )
+MBPP_ALONE = "Please generate a python function for my problem.\n{problem}"
 MBPP = (
     "Please refer the given examples and generate a python function for my problem.\n"
     "Examples are listed as follows:\n{examples}\n\nHere is my problem:\n{problem}"
@@ -45,20 +63,22 @@ FENCES = {
 # Where the answer's own tests begin. The problem's tests begin by closing the function, but in CLOSED_BY_ANSWER.
 MAIN = {"cpp": "int main()", "java": "public static void main", "cs": "public static void Main"}
 CLOSED_BY_ANSWER = ("php", "ts", "js")
+CLOSINGS = {"cpp": "\n}", "sh": "\n}", "java": "\n    }\n}", "cs": "\n    }\n}"}  # what a function's tests begin with
 INDENT_OF_UNFOUND = {"java": 4}  # columns before a function that does not begin as the prompt's
 
 
 def prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, shots: Sequence[Problem] = ()) -> str:
     """The chat up to the model's turn, to be tokenized without special tokens: the template has put them there.
 
-    shots: solved problems, which MBPP needs; its evaluation shows MBPP/2, MBPP/3 and MBPP/4, and tests on MBPP/11 to
-    MBPP/510.
+    shots: solved problems, for MBPP; its evaluation shows MBPP/2, MBPP/3 and MBPP/4, and tests on MBPP/11 to MBPP/510.
 
     Raises:
-        ValueError: the tokenizer has no chat template; shots are missing, or given and not for this problem.
+        ValueError: the tokenizer has no chat template; shots are given and not for this problem.
     """
     if not tokenizer.chat_template:
-        raise ValueError("the tokenizer has no chat template: take an instruct model's, or prompts.base for a base one")
+        raise ValueError(
+            'the tokenizer has no chat template: take an instruct model\'s checkpoint, or the style "completion"'
+        )
     check_shots(problem, shots)
     turn = [{"role": "user", "content": _request(problem, shots)}]
     return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
@@ -71,7 +91,7 @@ def _request(problem: Problem, shots: Sequence[Problem]) -> str:
     if not problem.standalone:
         return COMPLETE.format(language=language, code=problem.prompt.strip())
     if not shots:
-        raise ValueError(f"problem {problem.name!r}: shots are missing; show MBPP/2, MBPP/3 and MBPP/4.")
+        return MBPP_ALONE.format(problem=_mbpp(problem))
     examples = [
         f"- Example {i}:\n{_mbpp(shot)}\n>>> Code:\n```python\n{clean(shot.solution)}\n```"
         for i, shot in enumerate(shots, start=1)
@@ -84,7 +104,9 @@ def _mbpp(problem: Problem) -> str:
 
 
 def answer(problem: Problem, solution: str) -> str:
-    """A model's answer that has the solution, which is a whole program, in a code block: `source` finds it there."""
+    """A model's answer that has the solution in a code block, a function whole: `source` finds it there."""
+    if not problem.standalone:
+        solution = problem.prompt + solution.rstrip() + CLOSINGS.get(problem.language, "")
     return f"```{FENCES[problem.language][0]}\n{solution.strip()}\n```"
 
 
@@ -127,3 +149,8 @@ def _signature(problem: Problem) -> tuple[str, str]:
         return "\n".join(lines[:-1]), lines[-1].split("{")[0].strip()
     at = max((i for i, line in enumerate(lines) if line.startswith("def ")), default=0)
     return "\n".join(lines[:at]), lines[at].split("(")[0].strip()
+
+
+def stop_tokens(problem: Problem) -> tuple[str, ...]:
+    """None: the model ends its turn."""
+    return ()

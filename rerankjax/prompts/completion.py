@@ -1,7 +1,8 @@
-"""Prompts for base models and programs from their completions, as DeepSeek-Coder's own evaluation has them.
+"""Problems as text that a model continues, and programs from its completions.
 
-Source: github.com/deepseek-ai/DeepSeek-Coder, Evaluation/HumanEval/{humaneval.py, utils/utils.py} and, for MBPP,
-Evaluation/MBPP/{mbpp.py, utils/dataset.py}. It decodes greedily, 500 new tokens. CodeContests it does not evaluate.
+A problem whose prompt is code is continued as it is, as MultiPL-E does (github.com/nuprl/MultiPL-E). MBPP is asked as
+DeepSeek-Coder's evaluation of base models does (github.com/deepseek-ai/DeepSeek-Coder, Evaluation/MBPP/{mbpp.py,
+utils/dataset.py}), with or without examples. Of a problem with cases, the description is a comment.
 """
 
 from collections.abc import Sequence
@@ -9,24 +10,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from rerankjax.problems.problem import Problem
+from rerankjax.problems.problem import source as whole_program
 
-# What it puts before Python programs, less numpy, which the sandbox does not have.
-PYTHON_IMPORTS = """\
-import math
-import re
-import sys
-import copy
-import datetime
-import itertools
-import collections
-import heapq
-import functools
-import hashlib
-import string
-from typing import *
-from collections import *
-"""
-TYPESCRIPT_STOP_TOKENS = ("\nexport", "\nimport", "\nconsole.log")  # besides MultiPL-E's
 MBPP_STOP_TOKENS = ("[DONE]",)
 COMMENTS = {"py": "#", "sh": "#"}  # "//" elsewhere
 
@@ -35,7 +20,7 @@ def prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, shots: Sequence
     """What the model continues, to be tokenized without special tokens: the one that begins a text is there.
 
     shots: solved problems to show first, for MBPP; its evaluation shows MBPP/2, MBPP/3 and MBPP/4, and tests on MBPP/11
-    to MBPP/510. Of a problem with cases, the description as a comment.
+    to MBPP/510.
 
     Raises:
         ValueError: there are shots, and the problem is not MBPP's kind; or a shot has no solution.
@@ -52,7 +37,7 @@ def _text(problem: Problem, shots: Sequence[Problem]) -> str:
     if problem.standalone:
         solved = [f"{_mbpp(shot)}\n{clean(shot.solution)}\n[DONE]\n" for shot in shots]
         return "".join(solved) + _mbpp(problem)
-    return problem.prompt.strip()
+    return problem.prompt
 
 
 def _mbpp(problem: Problem) -> str:
@@ -78,7 +63,7 @@ def stop_tokens(problem: Problem) -> tuple[str, ...]:
     """What ends a completion of `prompt(problem)`."""
     if problem.standalone:
         return () if problem.cases else MBPP_STOP_TOKENS
-    return problem.stop_tokens + (TYPESCRIPT_STOP_TOKENS if problem.language == "ts" else ())
+    return problem.stop_tokens
 
 
 def source(problem: Problem, completion: str) -> str:
@@ -87,5 +72,11 @@ def source(problem: Problem, completion: str) -> str:
         return f"<?php\n{completion}" if problem.language == "php" else completion
     if problem.standalone:
         return completion.strip()
-    imports = PYTHON_IMPORTS if problem.language == "py" else ""
-    return f"{imports}{problem.prompt}\n{completion}"
+    return whole_program(problem, completion)
+
+
+def answer(problem: Problem, solution: str) -> str:
+    """The completion that has the solution: `source` gives the program back."""
+    if problem.cases:
+        return solution.removeprefix("<?php\n")
+    return f"\n{clean(solution)}\n" if problem.standalone else solution

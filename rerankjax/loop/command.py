@@ -1,0 +1,85 @@
+"""The command `rerankjax train`.
+
+    rerankjax train --config=configs/mini.py --workdir=runs/mini --config.ppo.kl_coef=0.1
+
+Several processes make one run, each started with the same flags: with --distributed where JAX knows the cluster (Cloud
+TPU, Slurm), else with --coordinator=HOST:PORT --num_processes=N --process_id=I. Exit status 75 says that SIGTERM came
+and all work is saved: start it again, and it resumes.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
+
+from rerankjax.loop.config import ConfigError
+from rerankjax.loop.train import train
+from rerankjax.run import hosts
+from rerankjax.run.recovery import EXIT_PREEMPTED, Preempted
+from rerankjax.run.rundir import RunDirectoryError
+from rerankjax.sandbox import SandboxError
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment: a Python file with get_config, as in configs/.", lock_config=True
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory, or a bucket's address: made, or resumed.")
+REUSE = flags.DEFINE_multi_string("reuse", [], "Another run, whose stages are taken where they are the same.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of this cluster.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where the cluster does not tell.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are, with --coordinator.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0, with --coordinator.", lower_bound=0)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command with the arguments behind its name. Ends the process with its exit status."""
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(_train, ["rerankjax train", *argv], flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """The arguments that are no flags. A config that does not exist, or lacks a field, ends in one line."""
+    try:
+        return list(flags.FLAGS(argv))
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, flags.Error) as error:
+        said = str(error.args[0]) if error.args and not isinstance(error, OSError) else str(error)
+        sys.exit(f"rerankjax train: {said.strip()}\nrerankjax train --help lists the flags.")
+
+
+def _train(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"{argv[1]!r} is no flag: fields are set as --config.ppo.kl_coef=0.1")
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every file it closes
+    if len({COORDINATOR.value is None, NUM_PROCESSES.value is None, PROCESS_ID.value is None}) > 1:
+        raise app.UsageError("--coordinator, --num_processes and --process_id go together: give all three")
+    several = DISTRIBUTED.value or COORDINATOR.value is not None
+    if several:
+        hosts.connect(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    try:
+        train(CONFIG.value, str(WORKDIR.value), REUSE.value or ())
+    except Preempted:
+        print("rerankjax train: SIGTERM came; all work is saved, start it again", file=sys.stderr)
+        sys.exit(EXIT_PREEMPTED)
+    except (ConfigError, RunDirectoryError, SandboxError, FloatingPointError) as error:
+        _end(f"rerankjax train: {error}", several)
+    except jax.errors.JaxRuntimeError as error:
+        if not several:
+            raise
+        traceback.print_exc()
+        first = str(error).splitlines()[0]
+        _end(
+            f"rerankjax train: process {jax.process_index()} stops, as another has most likely ended: {first}", several
+        )
+
+
+def _end(message: str, several: bool) -> None:
+    """Exits with status 1. One of several processes does not wait for the others: they end when it is not heard of."""
+    if not several:
+        sys.exit(message)
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)

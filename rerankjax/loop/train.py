@@ -1,0 +1,121 @@
+"""The whole run: SFT, reranker, PPO, then the reranker again on what PPO found, and PPO again, from one config."""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from rerankjax import sandbox
+from rerankjax.candidates.candidate import Candidate
+from rerankjax.loop import stages
+from rerankjax.loop.config import resolve
+from rerankjax.loop.evaluate import evaluate, evaluate_policy, policy_name
+from rerankjax.loop.export import export, rerank_command
+from rerankjax.loop.problem_sets import TRAIN
+from rerankjax.loop.seed_run import SeedRun, open_seed
+from rerankjax.loop.stages import BASE, SFT, ParamsLoader
+from rerankjax.loop.write_report import write_report
+from rerankjax.model.decoder import Params
+from rerankjax.model.sharding import make_mesh
+from rerankjax.results.evaluation import Evaluation
+from rerankjax.run.hosts import is_first, wait_for_all
+from rerankjax.run.recovery import preemptible
+from rerankjax.run.reuse import reuse
+from rerankjax.run.rundir import durable, open_run
+
+
+def train(config: ConfigDict, workdir: str, others: Sequence[str] = ()) -> None:
+    """The whole run in `workdir`, from where it was, to its table, report and export.
+
+    others: directories of other runs, whose stages are taken where they are the same (see `run.reuse`).
+
+    Several processes (`hosts.connect`) each call it with the same arguments; the first one prints and writes.
+
+    Raises:
+        Preempted: SIGTERM came. Work in progress is saved; start the run again.
+        ConfigError: the config cannot run.
+        SandboxError: programs cannot be contained here.
+        RunDirectoryError: `workdir` is in use, or has stages of another config; `others` have nothing to take. All
+            before any work.
+    """
+    resolved = resolve(config, jax.device_count())
+    if resolved.sandbox.engine == "local":
+        sandbox.check()
+    with (
+        contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(io.StringIO()),
+        preemptible(),
+        open_run(workdir, resolved, primary=is_first()) as root,
+    ):
+        # A run that resumes does not compile again what it compiled before.
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+            jax.config.update("jax_compilation_cache_dir", str(durable(root.absolute() / "compiled")))
+        if others:
+            taken = reuse(root, [Path(other) for other in others], resolved, resolved.seeds) if is_first() else []
+            wait_for_all("reuse")
+            print(f"{len(taken)} stages are taken from {', '.join(others)}")
+        mesh = make_mesh(resolved.mesh)
+        runs = [open_seed(resolved, seed, root, mesh) for seed in resolved.seeds]
+        evaluations = [found for run in runs for found in run_seed(run)]
+        if is_first():
+            write_report(root, resolved, evaluations)
+        wait_for_all("the end")
+        if resolved.first_iteration:
+            print(f"rank with it: {rerank_command(runs[0].path('export'))}")
+
+
+def run_seed(run: SeedRun) -> Iterator[Evaluation]:
+    """Every system's evaluation on every set, as soon as it is known; then the last reranker is exported.
+
+    Stages that the run's directory holds already are read, not run.
+    """
+    config = run.config
+    if run.generator.folder and (config.sft.enabled or not config.first_iteration):
+        yield from evaluate_policy(run, BASE, BASE, lambda: run.generator.load(run.mesh))
+    if not config.first_iteration and not config.sft.enabled:
+        return
+    sft = stages.sft_model(run, run.generator)
+    if config.first_iteration:
+        yield from _iterations(run, config.first_iteration, sft)
+    else:
+        yield from evaluate_policy(run, SFT, SFT, lambda: sft)
+
+
+def _iterations(run: SeedRun, first: str, sft: Params) -> Iterator[Evaluation]:
+    """The iterations, each from the one whose policy's samples it mines. PPO starts from the SFT model every time, not
+    from the policy before it: it is the adversary, not the product."""
+    config = run.config
+    trunk = stages.sft_model(run, run.reranker) if run.own_reranker else sft
+    start = stages.start_policy(run)
+    rerankers: dict[str, ParamsLoader] = {}
+    policies: dict[str, ParamsLoader] = {start: lambda: sft}
+    sampled = stages.candidates(run, start, policies[start], TRAIN)
+    given = stages.given_solutions(run)
+
+    def align(name: str) -> Iterator[Evaluation]:
+        if not config.iterations[name].ppo:
+            return
+        scores = stages.scores(run, name, rerankers[name], start, TRAIN, sampled)
+        policy = policy_name(run, name)
+        policies[policy] = stages.ppo_policy(run, policy, sft, name, rerankers[name], scores)
+        yield from evaluate(run, name, policy, policies[policy], name, rerankers[name])
+
+    rerankers[first] = stages.first_reranker(run, first, trunk, sampled, given)
+    yield from (last := list(evaluate(run, first, start, policies[start], first, rerankers[first])))
+    yield from (last := list(align(first)) or last)
+
+    data: dict[str, list[Candidate]] = {first: [*sampled, *given]}  # that each iteration's pairs were made of
+    name = first
+    for name, iteration in config.later_iterations():
+        before, mined = iteration.after, policy_name(run, iteration.after)
+        new = stages.candidates(run, mined, policies[mined], TRAIN)
+        new_scores = stages.scores(run, before, rerankers[before], mined, TRAIN, new)
+        inputs = [f"candidates/{mined}-{TRAIN}", f"scores/{before}/{mined}-{TRAIN}"]
+        rerankers[name] = stages.later_reranker(run, name, trunk, data[before], new, new_scores, inputs)
+        data[name] = [*data[before], *new]
+        yield from (last := list(evaluate(run, name, mined, policies[mined], name, rerankers[name])))
+        yield from (last := list(align(name)) or last)
+    export(run, name, rerankers[name], last[0])
