@@ -1,17 +1,23 @@
-"""HTML fragments: escaped text, sections and tables. Only `text` and `block` let strangers' words onto the page."""
+"""HTML: pages, sections, tables, escaped text. Only `text` and `block` let strangers' words onto the page."""
 
 import html
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 # Control characters, marks that hide or reorder text, and lone surrogates, which UTF-8 cannot write.
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ud800-\udfff]")
 _MAX_BLOCK = 3_000
 
 
+def visible(words: str) -> str:
+    """The words with U+FFFD for each invisible character."""
+    return _INVISIBLE.sub("\ufffd", words)
+
+
 def text(words: str) -> str:
-    """Escaped, with each invisible character shown as U+FFFD."""
-    return html.escape(_INVISIBLE.sub("\ufffd", words))
+    """Escaped, and `visible`."""
+    return html.escape(visible(words))
 
 
 def block(code: str, keep_end: bool = False) -> str:
@@ -23,8 +29,30 @@ def block(code: str, keep_end: bool = False) -> str:
     return text(f"{note}\n{code[-_MAX_BLOCK:]}" if keep_end else f"{code[:_MAX_BLOCK]}\n{note}")
 
 
-def section(title: str, body: str) -> str:
-    return f"<section><h2>{title}</h2>\n{body}</section>\n"
+def page(title: str, body: str) -> str:
+    """A whole page that fetches nothing: its style is in it, and its policy forbids scripts and fetches."""
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body><main>
+{body}</main></body>
+</html>
+"""
+
+
+def section(title: str, body: str, anchor: str = "", level: int = 2) -> str:
+    """A section under a heading of `level`; links lead to its anchor."""
+    place = f' id="{anchor}"' if anchor else ""
+    return f"<section{place}><h{level}>{title}</h{level}>\n{body}</section>\n"
 
 
 def figure(svg: str, caption: str) -> str:

@@ -16,16 +16,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from rerankjax.results.evaluation import ARMS, Evaluation
+from rerankjax.results.evaluation import Evaluation
+from rerankjax.results.markup import visible
+from rerankjax.results.render import reranked
 from rerankjax.results.results import Results
-from rerankjax.results.selection import RULE_HEADS, sample_counts
+from rerankjax.results.selection import RULE_HEADS, rules_of, sample_counts
 from rerankjax.results.statistics import decimal
 
 # Matplotlib wants colours, the page has variables: each variable is drawn as a colour that nothing else uses.
 _VARIABLES = ("ink", "muted", "grid", "grey", "gold", "pink", "blue", "orange", "green")
 _COLOURS = {name: f"#00000{i + 1}" for i, name in enumerate(_VARIABLES)}
 
-_RULE_STYLES = {
+_RULE_STYLES: dict[str, tuple[str, Any, str]] = {
+    "greedy": ("ink", (0, (6, 2)), ""),
     "random": ("grey", ":", "o"),
     "log_probability": ("gold", "-", "s"),
     "majority": ("pink", "-", "^"),
@@ -39,6 +42,7 @@ _MAX_POINTS = 300
 # The stubs type the keys as a union of all names.
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # labels come from configs
     "svg.hashsalt": "rerankjax",
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -75,18 +79,20 @@ class Curve:
     rows: Sequence[Mapping[str, float | None]]
 
 
-def solved_share(results: Results) -> str:
-    """Solved share against the number of samples chosen from, one panel an arm, one line a rule."""
+def solved_fraction(results: Results) -> str:
+    """Solved fraction against the number of samples chosen from, one panel for each system, one line for each rule."""
     with matplotlib.rc_context(_STYLE):
-        figure, panels = _panels(len(results.arms), height=2.3, sharey=True)
+        figure, panels = _panels(len(results.systems), height=2.3, sharey=True)
         counts = sample_counts(results.samples)
-        for arm, axes in zip(results.arms, panels, strict=True):
-            for rule, (colour, dash, marker) in _RULE_STYLES.items():
-                rows = [results.figure(arm.arm, rule, n) for n in counts]
+        handles = {}
+        for system, axes in zip(results.systems, panels, strict=True):
+            for rule in rules_of(system.reranker):
+                colour, dash, marker = _RULE_STYLES[rule]
+                rows = [results.figure(system.system, rule, n) for n in counts]
                 axes.fill_between(
                     counts, [r.low for r in rows], [r.high for r in rows], color=_COLOURS[colour], alpha=0.12, lw=0
                 )
-                axes.plot(
+                (handles[rule],) = axes.plot(
                     counts,
                     [r.value for r in rows],
                     color=_COLOURS[colour],
@@ -94,29 +100,34 @@ def solved_share(results: Results) -> str:
                     marker=marker,
                     markersize=3,
                     linewidth=2 if rule == "reranker" else 1.3,
-                    label=RULE_HEADS[rule],
                 )
             axes.set_xscale("log", base=2)
             axes.set_xticks(counts, [str(n) for n in counts])
             axes.minorticks_off()
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: decimal(y)[:-1]))
-            axes.set_title(_two_lines(ARMS[arm.arm]))
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
+            axes.set_title(_two_lines(system.label))
+        rules = [rule for rule in RULE_HEADS if rule in handles]
+        labels = [RULE_HEADS[rule] for rule in rules]
+        figure.legend([handles[rule] for rule in rules], labels, loc="outside upper left", ncols=len(rules))
         figure.supxlabel("samples to choose from", fontsize=8, color=_COLOURS["muted"])
-        return _svg(figure, "Solved share against samples, for each rule and arm")
+        return _svg(figure, "Solved fraction against samples, for each rule and system")
 
 
 def score_distributions(evaluations: Sequence[Evaluation], results: Results) -> str:
-    """Histograms of each arm's scores, standardised within each seed, of correct and of incorrect samples."""
+    """Histograms of correct and of incorrect samples' scores, standardised within each seed; one panel per reranker.
+
+    evaluations: among others, those that `results` summarise.
+    """
+    systems = reranked(results)
     with matplotlib.rc_context(_STYLE):
-        figure, panels = _panels(len(results.arms), height=1.6)
+        figure, panels = _panels(len(systems), height=1.6)
         bins = np.linspace(-3.5, 3.5, 36)
-        for arm, axes in zip(results.arms, panels, strict=True):
-            of_arm = [e for e in evaluations if e.arm == arm.arm]
+        for system, axes in zip(systems, panels, strict=True):
+            place = results.evaluation_set, system.system
+            of_system = [e for e in evaluations if (e.evaluation_set, e.system) == place]
             # Rerankers of different seeds have scales of their own.
-            scores = np.concatenate([(e.scores - e.scores.mean()).ravel() / (e.scores.std() or 1.0) for e in of_arm])
-            passed = np.concatenate([e.passed.ravel() for e in of_arm])
+            scores = np.concatenate([_standardised(e.reranker_scores) for e in of_system])
+            passed = np.concatenate([e.passed.ravel() for e in of_system])
             for kind, colour in ((~passed, "orange"), (passed, "blue")):
                 axes.hist(
                     np.clip(scores[kind], bins[0], bins[-1]),
@@ -127,24 +138,25 @@ def score_distributions(evaluations: Sequence[Evaluation], results: Results) -> 
                     edgecolor=_COLOURS[colour],
                     label="correct" if colour == "blue" else "incorrect",
                 )
-            auc = results.discrimination(arm.arm, "auc")
-            axes.set_title(_two_lines(ARMS[arm.arm]))
-            said = f"AUC {decimal(auc.value)}" if auc else "AUC undefined"
-            axes.text(0.99, 0.97, said, transform=axes.transAxes, ha="right", va="top", color=_COLOURS["muted"])
+            auc = results.discrimination(system.system, "auc")
+            axes.set_title(_two_lines(system.label))
+            note = f"AUC {decimal(auc.value)}" if auc else "AUC undefined"
+            axes.text(0.99, 0.97, note, transform=axes.transAxes, ha="right", va="top", color=_COLOURS["muted"])
             axes.set_yticks([])
             axes.spines["left"].set_visible(False)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=2)
         figure.supxlabel("reranker score, standardised within each seed", fontsize=8, color=_COLOURS["muted"])
-        return _svg(figure, "Reranker scores of correct and incorrect samples, for each arm")
+        return _svg(figure, "Reranker scores of correct and incorrect samples, for each system")
 
 
 def reliability(results: Results) -> str:
-    """Pass rate against the probability that a score stands for, one panel an arm; areas are the bins' shares."""
+    """Pass rate against the probability that a score stands for; a point's area is its bin's fraction of samples."""
+    systems = reranked(results)
     with matplotlib.rc_context(_STYLE):
-        figure, panels = _panels(len(results.arms), height=2.4, sharey=True)
-        for arm, axes in zip(results.arms, panels, strict=True):
-            bins = [b for b in results.reliabilities if b.arm == arm.arm]
+        figure, panels = _panels(len(systems), height=2.4, sharey=True)
+        for system, axes in zip(systems, panels, strict=True):
+            bins = [b for b in results.reliabilities if b.system == system.system]
             predicted, rate = [b.predicted for b in bins], [b.value for b in bins]
             # A bootstrap interval may leave its own estimate out by a rounding error.
             below = [max(0.0, b.value - b.low) for b in bins]
@@ -154,17 +166,17 @@ def reliability(results: Results) -> str:
             axes.plot(predicted, rate, color=_COLOURS["blue"], linewidth=1, alpha=0.5)
             areas = [8 + 250 * b.share for b in bins]
             axes.scatter(predicted, rate, s=areas, color=_COLOURS["blue"], zorder=3, linewidths=0)
-            error = results.discrimination(arm.arm, "expected_calibration_error")
-            axes.set_title(_two_lines(ARMS[arm.arm]))
-            said = f"error {decimal(error.value)}" if error else ""
-            axes.text(0.02, 0.97, said, transform=axes.transAxes, va="top", color=_COLOURS["muted"])
+            error = results.discrimination(system.system, "expected_calibration_error")
+            axes.set_title(_two_lines(system.label))
+            note = f"error {decimal(error.value)}" if error else ""
+            axes.text(0.02, 0.97, note, transform=axes.transAxes, va="top", color=_COLOURS["muted"])
             axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
             ticks = [i / 5 for i in range(6)], ["0", ".2", ".4", ".6", ".8", "1"]
             axes.set_xticks(*ticks)
             axes.set_yticks(*ticks)
         figure.supxlabel("probability of passing, by the score", fontsize=8, color=_COLOURS["muted"])
-        figure.supylabel("share that passes", fontsize=8, color=_COLOURS["muted"])
-        return _svg(figure, "Reliability: pass rate against predicted probability, for each arm")
+        figure.supylabel("fraction that passes", fontsize=8, color=_COLOURS["muted"])
+        return _svg(figure, "Reliability: pass rate against predicted probability, for each system")
 
 
 def ppo_curves(curves: Sequence[Curve]) -> str:
@@ -187,13 +199,13 @@ def ppo_curves(curves: Sequence[Curve]) -> str:
 
 
 def loss_curves(curves: Sequence[Curve]) -> str:
-    """Training loss (key "loss") against the step, one panel a name: thin lines are seeds, the thick one their mean."""
+    """Training loss (key "loss") against the step, one panel per name; thin lines are seeds, thick ones means."""
     names = list(dict.fromkeys(curve.name for curve in curves))
     with matplotlib.rc_context(_STYLE):
         figure, panels = _panels(len(names), height=1.6)
         for name, axes in zip(names, panels, strict=True):
             _lines(axes, [c for c in curves if c.name == name], "loss", "blue")
-            axes.set_title(name)
+            axes.set_title(visible(name))
         return _svg(figure, "Training loss of SFT and rerankers")
 
 
@@ -207,7 +219,7 @@ def _lines(axes: Axes, curves: Sequence[Curve], key: str, colour: str) -> None:
             _line(axes, points, color=_COLOURS[colour], linewidth=0.7, alpha=0.4)
     # Seeds may stop at different steps; a mean over fewer of them would jump.
     mean = [(step, np.mean(values)) for step, values in at_step.items() if len(values) == len(curves)]
-    _line(axes, mean, color=_COLOURS[colour], linewidth=1.8, label=curves[0].name)
+    _line(axes, mean, color=_COLOURS[colour], linewidth=1.8, label=visible(curves[0].name))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlabel("step")
 
@@ -217,8 +229,12 @@ def _line(axes: Axes, points: Sequence[tuple], **style: Any) -> None:
     axes.plot([x for x, _ in thinned], [y for _, y in thinned], **style)
 
 
+def _standardised(scores: np.ndarray) -> np.ndarray:
+    return (scores - scores.mean()).ravel() / (scores.std() or 1.0)
+
+
 def _two_lines(label: str) -> str:
-    return label.replace(" (", "\n").removesuffix(")")
+    return visible(label).replace(" (", "\n").removesuffix(")")
 
 
 def _panels(count: int, height: float, columns: int = 4, sharey: bool = False) -> tuple[Figure, list[Axes]]:

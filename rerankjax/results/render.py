@@ -1,6 +1,5 @@
-"""The table and the claims for the terminal; with pass@k, languages and costs in Markdown."""
+"""A run's tables and claims, for the terminal and, with pass@k, languages and costs, in Markdown."""
 
-import re
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
@@ -8,33 +7,45 @@ from rich.table import Table
 from rich.text import Text
 
 from rerankjax.results.claims import judge, tally
-from rerankjax.results.evaluation import ARMS
-from rerankjax.results.results import MEASURES, Cost, Discrimination, Results
+from rerankjax.results.results import MEAN, MEASURES, Cost, Discrimination, Figure, Results, System
 from rerankjax.results.selection import POLICY_RULES, RULE_HEADS, RULES, sample_counts
 from rerankjax.results.statistics import Estimate, decimal
 
+Cell = Estimate | str
+SAME, ABSENT, UNDEFINED = '"', "–", "undefined"  # noqa: RUF001
 VERDICT_STYLES = {"shown": "green", "contradicted": "red", "not shown": "yellow", "not run": "dim"}
 ALONE = (
     "Alone: problems that only the claim's first answer solves, and only its second; a random one is the first sample. "
     "p: McNemar's exact test of these counts, for all seeds together where none shares a problem with another."
 )
+UNJUDGED = (
+    "Programs that count as failing although no test refused them: the sandbox could not judge them, or a control "
+    "caught them passing without the right answer."
+)
 # Wide enough for the table in a log or a pipe, which have no width of their own.
-_PLAIN_WIDTH = 110
+_PLAIN_WIDTH = 120
 
 
-def table_rows(results: Results) -> list[tuple[str, list[Estimate | None], Discrimination | None]]:
-    """One row an arm: its label, an estimate for every rule, its reranker's AUC.
+def table_rows(results: Results) -> list[tuple[str, list[Cell], Cell]]:
+    """One row for each system: its label, a cell for every rule, its reranker's AUC.
 
-    None stands for "as above", where an earlier arm has the same samples, and for an AUC that is undefined.
+    `SAME` stands where an earlier system has the same samples, `ABSENT` for what needs a reranker that is not there.
     """
     rows, seen = [], set()
-    for arm in results.arms:
-        cells: list[Estimate | None] = [
-            None if arm.policy in seen and rule in POLICY_RULES else results.figure(arm.arm, rule) for rule in RULES
+    for system in results.systems:
+        cells: list[Cell] = [
+            SAME if system.policy in seen and rule in POLICY_RULES else results.find(system.system, rule) or ABSENT
+            for rule in RULES
         ]
-        rows.append((ARMS[arm.arm], cells, results.discrimination(arm.arm, "auc")))
-        seen.add(arm.policy)
+        rows.append((system.label, cells, _measure(results, system, "auc")))
+        seen.add(system.policy)
     return rows
+
+
+def _measure(results: Results, system: System, measure: str) -> Cell:
+    if not system.reranker:
+        return ABSENT
+    return results.discrimination(system.system, measure) or UNDEFINED
 
 
 def caption(results: Results) -> str:
@@ -42,24 +53,33 @@ def caption(results: Results) -> str:
     problems = " + ".join(str(p) for p in sorted(set(results.problems)))
     seeds = f"mean of {len(results.seeds)} seeds" if len(results.seeds) > 1 else f"seed {results.seeds[0]}"
     return (
-        f"Share of held-out problems solved by the sample that each rule chooses, {results.samples} samples a problem, "
-        f"{problems} problems, {seeds}, with 95% bootstrap intervals over problems."
+        f"Fraction of held-out problems solved by the answer that each rule chooses, {results.samples} samples per "
+        f"problem, {problems} problems, {seeds}, with 95% bootstrap intervals over problems."
     )
 
 
-def print_results(results: Results, console: Console | None = None) -> None:
-    """Prints the table and what the run says of each claim; without colours or a fixed width where not a terminal."""
+def print_results(results: Sequence[Results], console: Console | None = None) -> None:
+    """Prints each evaluation set's table and claims; without colours or a fixed width where not a terminal."""
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, _PLAIN_WIDTH)
+    for of_set in results:
+        if len(results) > 1:
+            console.print(Text(f"\nEvaluation set {of_set.evaluation_set}", style="bold underline"))
+        _print_set(of_set, console)
+
+
+def _print_set(results: Results, console: Console) -> None:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("arm", min_width=15)
+    table.add_column("system", min_width=15)
     for name in RULES.values():
-        table.add_column(name, justify="right", min_width=9, max_width=9)
+        width = max(7, *map(len, name.split()))
+        table.add_column(name, justify="right", min_width=width, max_width=width)
     table.add_column("AUC", justify="right", min_width=4, no_wrap=True)
     for label, cells, auc in table_rows(results):
-        # Interval below its value, none for the AUC: a row fits into 80 columns.
-        table.add_row(label, *(_cell(cell) for cell in cells), decimal(auc.value) if auc else "")
+        # The interval stands below its value, and the AUC has none, so that a row fits into 80 columns.
+        value = decimal(auc.value) if isinstance(auc, Estimate) else auc if auc == ABSENT else ""
+        table.add_row(Text(label), *map(_stacked, cells), value)
     console.print(table)
     console.print(caption(results), style="dim", highlight=False)
     console.print()
@@ -73,45 +93,99 @@ def print_results(results: Results, console: Console | None = None) -> None:
             verdict = Text(finding.verdict, style=VERDICT_STYLES[finding.verdict])
             figures = Text(finding.interval()), finding.seeds_above(), finding.p_value()
             lines.add_row(verdict, finding.claim.title, *figures)
-    console.print(lines)
-    console.print("seeds: with a difference above 0; p: McNemar's exact test.", style="dim", highlight=False)
+    if lines.row_count:
+        console.print(lines)
+        console.print("seeds: with a difference above 0; p: McNemar's exact test.", style="dim", highlight=False)
 
 
-def _cell(cell: Estimate | None) -> Text:
-    if cell is None:
-        return Text('"', style="dim")
-    interval = f"{decimal(cell.low)}-{decimal(cell.high)}"
-    return Text.assemble((decimal(cell.value), "bold"), (f"\n{interval}", "dim"))
+def _stacked(cell: Cell) -> Text:
+    if isinstance(cell, str):
+        return Text(cell, style="dim")
+    return Text.assemble((decimal(cell.value), "bold"), (f"\n{_short(cell.low)}-{_short(cell.high)}", "dim"))
+
+
+def _short(value: float) -> str:
+    """Three characters of a fraction in [0, 1]: .59, 1.0."""
+    text = f"{value:.2f}"
+    return "1.0" if text == "1.00" else text[1:]
+
+
+def policies(results: Results) -> list[System]:
+    """The first system of each policy, in order: it stands for the policy's samples."""
+    first: dict[str, System] = {}
+    for system in results.systems:
+        first.setdefault(system.policy, system)
+    return list(first.values())
+
+
+def reranked(results: Results) -> list[System]:
+    """The systems that have a reranker, in order."""
+    return [system for system in results.systems if system.reranker]
 
 
 def pass_at_k_rows(results: Results) -> list[tuple[str, list[Estimate]]]:
-    """One row a policy: its label, and pass@k for the k of `sample_counts`."""
+    """One row for each policy: its label, and pass@k for the k of `sample_counts`."""
     counts = sample_counts(results.samples)
-    first = {arm.policy: arm.arm for arm in reversed(results.arms)}
+    return [(s.policy_label, [results.figure(s.system, "oracle", k) for k in counts]) for s in policies(results)]
+
+
+def language_rows(results: Results) -> list[tuple[str, list[tuple[Figure, Discrimination | None]]]]:
+    """Each policy's greedy answer and random sample, and each reranker's choice: label, figure and AUC by language.
+
+    The last figure is the mean of the languages.
+    """
+    shown = [(f"{s.policy_label}: {rule}", s.system, rule) for s in policies(results) for rule in ("greedy", "random")]
+    shown += [(s.label, s.system, "reranker") for s in reranked(results)]
+    rows = []
+    for label, name, rule in shown:
+        cells = []
+        for language in (*results.languages, MEAN):
+            auc = results.discrimination(name, "auc", language=language) if rule == "reranker" else None
+            cells.append((results.figure(name, rule, language=language), auc))
+        rows.append((label, cells))
+    return rows
+
+
+def cost_rows(results: Results) -> list[tuple[str, Cell, Cost]]:
+    """One row for each system: its label, the fraction that its reranker solves, and what that costs."""
+    return [(s.label, results.find(s.system, "reranker") or ABSENT, results.cost(s.system)) for s in results.systems]
+
+
+def unjudged_rows(results: Results) -> list[list[str]]:
+    """One row for each policy with such programs: its label, programs not judged, programs caught, of all seeds."""
     return [
-        (re.sub(", reranker [0-9]", "", ARMS[arm]), [results.figure(arm, "oracle", k) for k in counts])
-        for arm in reversed(first.values())
+        [s.policy_label, str(sum(s.sandbox_errors)), str(sum(s.caught))]
+        for s in policies(results)
+        if any(s.sandbox_errors) or any(s.caught)
     ]
 
 
-def cost_rows(results: Results) -> list[tuple[str, Estimate, Cost]]:
-    """One row an arm: its label, the share that its reranker solves, and what that costs."""
-    return [(ARMS[a.arm], results.figure(a.arm, "reranker"), results.cost(a.arm)) for a in results.arms]
+UNJUDGED_HEADER = ("policy", "not judged", "caught")
 
 
-def seconds_text(value: float | None) -> str:
-    """Three digits that matter, or `not measured`."""
-    return "not measured" if value is None else f"{value:.3g}"
+def number_text(value: float | None, form: str) -> str:
+    """The number in the given format, or `not measured`."""
+    return "not measured" if value is None else f"{value:{form}}"
 
 
-def markdown(results: Results) -> str:
-    """The table as Markdown with its caption below, then pass@k, languages if several, costs and claims."""
-    rows = []
-    for label, cells, auc in table_rows(results):
-        shown = ('"' if cell is None else cell.text() for cell in cells)
-        rows.append([label, *shown, auc.text() if auc else "undefined"])
-    page = pipes(["arm", *RULE_HEADS.values(), "AUC"], rows)
-    page += f'\n{caption(results)} `"`: the same samples as the row above.\n'
+def measure_texts(results: Results, system: System) -> list[str]:
+    """A system's AUC, pairwise accuracy and calibration error; `UNDEFINED` where all its samples passed, or none."""
+    return [_text(_measure(results, system, measure)) for measure in MEASURES]
+
+
+def markdown(results: Sequence[Results]) -> str:
+    """Each evaluation set's table with its caption, then pass@k, languages if several, costs and claims."""
+    pages = [_markdown(of_set) for of_set in results]
+    if len(pages) == 1:
+        return pages[0]
+    titled = zip(results, pages, strict=True)
+    return "\n".join(f"# Evaluation set {of_set.evaluation_set}\n\n{page}" for of_set, page in titled)
+
+
+def _markdown(results: Results) -> str:
+    rows = [[label, *map(_text, cells), _text(auc)] for label, cells, auc in table_rows(results)]
+    page = pipes(["system", *RULE_HEADS.values(), "AUC"], rows)
+    page += f"\n{caption(results)} `{SAME}`: the same samples as the row above. {ABSENT}: no reranker.\n"
 
     page += "\n## pass@k\n\n" + pipes(
         ["policy", *(f"k = {k}" for k in sample_counts(results.samples))],
@@ -119,54 +193,52 @@ def markdown(results: Results) -> str:
     )
     if len(results.languages) > 1:
         page += "\n## By language\n\n" + pipes(
-            ["arm", *results.languages], [[ARMS[a.arm], *_languages(results, a.arm)] for a in results.arms]
+            ["answer", *results.languages, MEAN],
+            [
+                [label, *(figure.text() + (f", {decimal(auc.value)}" if auc else "") for figure, auc in cells)]
+                for label, cells in language_rows(results)
+            ],
         )
-        page += "\nShare solved by the reranker's choice, with its interval; AUC behind it.\n"
-    page += "\n## Rerankers\n\n" + pipes(
-        ["arm", *MEASURES.values()],
-        [[ARMS[a.arm], *measure_texts(results, a.arm)] for a in results.arms],
-    )
+        page += "\nFraction solved, with its interval; a reranker's AUC behind it. Mean: of the languages' fractions.\n"
+    if reranked(results):
+        page += "\n## Rerankers\n\n" + pipes(
+            ["system", *MEASURES.values()], [[s.label, *measure_texts(results, s)] for s in reranked(results)]
+        )
     page += "\n## Quality and cost\n\n" + pipes(
-        ["arm", "solved", "tokens a problem", "of the chosen", "s a problem, drawn and executed", "scored"],
+        ["system", "solved", "tokens per problem", "of the chosen", "s per problem, drawn and executed", "scored"],
         [
             [
                 label,
-                solved.text(),
+                _text(solved),
                 f"{cost.tokens * results.samples:.0f}",
-                f"{cost.chosen_tokens:.0f}",
-                seconds_text(cost.sampling_seconds),
-                seconds_text(cost.scoring_seconds),
+                ABSENT if cost.chosen_tokens is None else f"{cost.chosen_tokens:.0f}",
+                number_text(cost.sampling_seconds, ".3g"),
+                ABSENT if solved == ABSENT else number_text(cost.scoring_seconds, ".3g"),
             ]
             for label, solved, cost in cost_rows(results)
         ],
     )
+    if unjudged := unjudged_rows(results):
+        page += f"\n## Programs not judged\n\n{pipes(UNJUDGED_HEADER, unjudged)}\n{UNJUDGED}\n"
+    findings = [f for f in judge(results) if f.verdict != "not run"]
+    if not findings:
+        return page
     page += "\n## Claims\n\n" + pipes(
         ["claim", "this run says", "difference", "seeds > 0", "alone", "p"],
-        [
-            [f.claim.title, f.verdict, f.interval(), f.seeds_above(), f.alone(), f.p_value()]
-            for f in judge(results)
-            if f.verdict != "not run"
-        ],
+        [[f.claim.title, f.verdict, f.interval(), f.seeds_above(), f.alone(), f.p_value()] for f in findings],
     )
     return f"{page}\n{ALONE}\n"
 
 
-def measure_texts(results: Results, arm: str) -> list[str]:
-    """An arm's AUC, pairwise accuracy and calibration error, `undefined` where all its samples passed, or none."""
-    found = [results.discrimination(arm, measure) for measure in MEASURES]
-    return [f.text() if f else "undefined" for f in found]
-
-
-def _languages(results: Results, arm: str) -> list[str]:
-    shown = []
-    for language in results.languages:
-        auc = results.discrimination(arm, "auc", language=language)
-        said = f"{decimal(auc.value)}" if auc else "undefined"
-        shown.append(f"{results.figure(arm, 'reranker', language=language).text()}, {said}")
-    return shown
+def _text(cell: Cell) -> str:
+    return cell if isinstance(cell, str) else cell.text()
 
 
 def pipes(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown, the first column to the left; ends with a newline."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    lines = [["---", *["---:"] * (len(header) - 1)], *([_piped(cell) for cell in row] for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in [[_piped(cell) for cell in header], *lines])
+
+
+def _piped(cell: str) -> str:
+    return " ".join(cell.replace("|", "\\|").split("\n"))

@@ -1,14 +1,14 @@
-"""`report.html`: a run's table, claims, figures and hardest negatives on one page that fetches nothing."""
+"""`report.html`: a run's tables, claims, figures and hardest negatives on one page that fetches nothing."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rerankjax.results import plots, sections
 from rerankjax.results.claims import Finding, judge, tally
-from rerankjax.results.evaluation import ARMS, Evaluation
-from rerankjax.results.markup import block, figure, folded, section, table, text
-from rerankjax.results.render import ALONE, caption, table_rows
+from rerankjax.results.evaluation import Evaluation
+from rerankjax.results.markup import block, figure, folded, page, section, table, text
+from rerankjax.results.render import ABSENT, ALONE, caption, policies, reranked, table_rows
 from rerankjax.results.results import Results
 from rerankjax.results.selection import RULE_HEADS, RULES
 from rerankjax.results.statistics import Estimate, decimal
@@ -28,85 +28,86 @@ class HardNegative:
 
 @dataclass(frozen=True)
 class Run:
-    """Where the figures come from: `durations` in seconds by stage, `versions` by package, `host` its processor."""
+    """Where the figures come from.
+
+    `durations` are in seconds by stage, `versions` by package, `host` is its processor; `assumptions` say by config
+    field why its value is what it is, where a source does not.
+    """
 
     command: str
     config: str
     durations: Mapping[str, float]
     versions: Mapping[str, str]
     host: str
+    assumptions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def report(
-    results: Results,
+    results: Sequence[Results],
     evaluations: Sequence[Evaluation],
     run: Run,
     ppo: Sequence[plots.Curve] = (),
     losses: Sequence[plots.Curve] = (),
     negatives: Sequence[HardNegative] = (),
 ) -> str:
-    """The whole page.
+    """The whole page: a group of sections for each evaluation set, then the training and the run.
 
     Args:
-      results: what `summarise` made of the evaluations.
+      results: what `summarise` made of the evaluations; the headline is of the first.
       evaluations: the samples, for the score distributions.
-      run: command, config, durations, versions, host.
+      run: command, config, durations, versions, host, assumptions.
       ppo: one curve for every policy and seed, rows with the keys step, score, kl, pass_rate, length.
       losses: one curve for every model and seed, rows with the keys step and loss.
       negatives: the hardest first.
 
     Returns:
-      HTML without references to other files. What a model or a sandbox wrote is escaped and its invisible characters
-      are shown; a policy in the page forbids scripts and fetches besides.
+      HTML without references to other files. What a model, a sandbox or a config wrote is escaped and its invisible
+      characters are shown; a policy in the page forbids scripts and fetches besides.
     """
-    findings = judge(results)
-    parts = [
-        section("What this run shows", _claims(findings)),
-        section("The table", _table(results)),
-        section(
-            "Choosing among more samples",
-            figure(plots.solved_share(results), _SOLVED_SHARE) + sections.pass_at_k(results),
-        ),
-        section(
-            "Telling correct from incorrect",
-            figure(plots.score_distributions(evaluations, results), _DISTRIBUTIONS) + sections.rerankers(results),
-        ),
-        section("Believing a score", figure(plots.reliability(results), sections.RELIABILITY)),
+    groups, links = "", []
+    for i, of_set in enumerate(results):
+        if len(results) == 1:
+            groups += _set_sections(of_set, evaluations, level=2)
+        else:
+            title = f"Evaluation set {text(of_set.evaluation_set)}"
+            groups += section(title, _set_sections(of_set, evaluations, level=3), f"set-{i}")
+            links.append((f"set-{i}", title))
+    gallery = f"<p>{_NEGATIVES}</p>" + "".join(_negative(negative) for negative in negatives)
+    of_run = [
+        ("ppo", "PPO", figure(plots.ppo_curves(ppo), _PPO) if ppo else ""),
+        ("losses", "Training losses", figure(plots.loss_curves(losses), _SEEDS) if losses else ""),
+        ("negatives", "The hardest negatives", gallery if negatives else ""),
+        ("run", "The run", _run(run, results[0])),
     ]
+    shown = [part for part in of_run if part[2]]
+    links += [(anchor, title) for anchor, title, _ in shown]
+    items = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title in links)
+    navigation = f"<nav>{items}</nav>\n" if len(results) > 1 else ""
+    parts = "".join(section(title, body, anchor) for anchor, title, body in shown)
+    return page("rerankjax: a run of the self-training loop", f"{_headline(results[0])}\n{navigation}{groups}{parts}")
+
+
+def _set_sections(results: Results, evaluations: Sequence[Evaluation], level: int) -> str:
+    parts = {
+        "What this run shows": _claims(judge(results)),
+        "The table": _table(results),
+        "Choosing among more samples": figure(plots.solved_fraction(results), _SOLVED) + sections.pass_at_k(results),
+    }
+    if reranked(results):
+        distributions = figure(plots.score_distributions(evaluations, results), _DISTRIBUTIONS)
+        parts["Telling correct from incorrect"] = distributions + sections.rerankers(results)
+        parts["Believing a score"] = figure(plots.reliability(results), sections.RELIABILITY)
     if len(results.languages) > 1:
-        parts.append(section("By language", sections.languages(results)))
-    parts.append(section("Quality and cost", sections.costs(results)))
-    if ppo:
-        parts.append(section("PPO", figure(plots.ppo_curves(ppo), _PPO)))
-    if losses:
-        parts.append(section("Training losses", figure(plots.loss_curves(losses), _SEEDS)))
-    if negatives:
-        gallery = f"<p>{_NEGATIVES}</p>" + "".join(_negative(negative) for negative in negatives)
-        parts.append(section("The hardest negatives", gallery))
-    parts.append(section("The run", _run(run, results)))
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>rerankjax: a run of the self-training loop</title>
-<style>
-{style}</style>
-</head>
-<body><main>
-{_headline(results, findings)}
-{"".join(parts)}</main></body>
-</html>
-"""
+        parts["By language"] = sections.languages(results)
+    parts["Quality and cost"] = sections.costs(results)
+    return "".join(section(title, body, level=level) for title, body in parts.items())
 
 
-_SOLVED_SHARE = (
-    "Expected share of problems solved when a rule chooses among a random 1, 2, 4, … of the samples; bands are 95% "
-    "intervals. The oracle knows the tests: its line is pass@k. Where more samples make the reranker choose worse, it "
-    "was over-optimised: the policy has found what it wrongly likes."
+_SOLVED = (
+    "Expected fraction of problems solved when a rule chooses among a random 1, 2, 4, … of the samples; bands are 95% "
+    "intervals. The oracle knows the tests: its line is pass@k. The greedy answer is no sample, so its line is level. "
+    "Where more samples make the reranker choose worse, it was over-optimised: the policy has found what it wrongly "
+    "likes."
 )
 _DISTRIBUTIONS = "The less the two overlap, the better the reranker can choose."
 _SEEDS = "Thin lines are seeds, the thick one is their mean."
@@ -117,34 +118,34 @@ _NEGATIVES = (
 )
 _TABLE = (
     "PPO trained against reranker 1. Reranker 2 was trained further, on the data in brackets; PPO 2 starts again from "
-    "the SFT model, against reranker 2. ″: the same samples as the row above, so the same figure. AUC: how often a "
-    "correct sample outscores an incorrect one. Bold: the highest figure, the oracle aside."
+    f"the SFT model, against reranker 2. ″: the same samples as the row above, so the same figure. {ABSENT}: no "
+    "reranker. AUC: how often a correct sample outscores an incorrect one. Bold: the highest figure, the oracle aside."
 )
 _CLAIMS = (
-    "Each claim is a difference between two shares of solved problems, taken on the same problems. It counts as shown "
+    "Each claim is a difference between two fractions of solved problems, on the same problems. It counts as shown "
     "if the whole 95% interval lies above 0, as contradicted if it lies below, and as not shown if it holds 0. "
     "Intervals speak of other problems of this kind, not of other training runs; for those there is each seed's own."
 )
 
 
-def _headline(results: Results, findings: tuple[Finding, ...]) -> str:
-    arms, n = [arm.arm for arm in results.arms], results.samples
-    tiles = [("SFT", "one sample", "sft", "random"), ("SFT, reranker 1", f"its choice of {n}", "sft", "reranker")]
-    tiles += [("PPO", "one sample", "ppo", "random"), (ARMS[arms[-1]], f"its choice of {n}", arms[-1], "reranker")]
+def _headline(results: Results) -> str:
+    n, first, last = results.samples, results.systems[0], reranked(results)[-1:]
+    tiles = [(first.policy_label, "greedy answer", first.system, "greedy")]
+    tiles += [(s.policy_label, "one sample", s.system, "random") for s in policies(results)[:3]]
+    tiles += [(s.label, f"its choice of {n}", s.system, "reranker") for s in (*reranked(results)[:1], *last)]
     boxes = ""
-    for who, how, arm, rule in dict.fromkeys(tiles):
-        if arm in arms:
-            f = results.figure(arm, rule)
-            boxes += (
-                f'<div class="tile"><b>{100 * f.value:.1f}%</b><small>{100 * f.low:.1f} to {100 * f.high:.1f}%</small>'
-                f"<span>{who}: {how}</span></div>"
-            )
+    for who, how, system, rule in dict.fromkeys(tiles):
+        f = results.figure(system, rule)
+        boxes += (
+            f'<div class="tile"><b>{100 * f.value:.1f}%</b><small>{100 * f.low:.1f} to {100 * f.high:.1f}%</small>'
+            f"<span>{text(who)}: {how}</span></div>"
+        )
     return f"""<header><h1>Iterative self-training with a reinforced reranker</h1>
 <p class="lead">A model writes {n} programs for every problem; a reranker, which never sees the tests, chooses one. PPO
 then trains the model to please the reranker, and so finds what the reranker wrongly likes; those mistakes retrain it.
-Figures are shares of held-out problems whose chosen program passes every test.</p>
+Figures are fractions of held-out problems whose chosen program passes every test.</p>
 <div class="tiles">{boxes}</div>
-<p class="tally">Of the claims below: {tally(findings)}.</p></header>"""
+<p class="tally">Of the claims below: {tally(judge(results))}.</p></header>"""
 
 
 def _claims(findings: tuple[Finding, ...]) -> str:
@@ -162,8 +163,8 @@ def _claims(findings: tuple[Finding, ...]) -> str:
         whisker = _whisker(f.difference, kind, low, high)
         rows.append([chip, said, whisker, f.interval(), f.seeds_above(), f.alone(), text(f.p_value())])
     header = ["here", "claim", "difference", "with its interval", "seeds &gt; 0", "alone", "p"]
-    page = f'<p>{_CLAIMS}</p>{table("claims", header, rows)}<p class="note">{ALONE}</p>'
-    return page + (folded("Claims that this config did not run", f"<ul>{absent}</ul>") if absent else "")
+    body = f'<p>{_CLAIMS}</p>{table("claims", header, rows)}<p class="note">{ALONE}</p>' if rows else ""
+    return body + (folded("Claims that this config did not run", f"<ul>{absent}</ul>") if absent else "")
 
 
 def _whisker(d: Estimate, kind: str, low: float, high: float) -> str:
@@ -176,25 +177,23 @@ def _whisker(d: Estimate, kind: str, low: float, high: float) -> str:
 
 
 def _table(results: Results) -> str:
-    arms = table_rows(results)
+    systems = table_rows(results)
     # The oracle, the last rule, is not one to compete with.
-    best = max(cell.value for _, cells, _ in arms for cell in cells[:-1] if cell)
+    best = max(cell.value for _, cells, _ in systems for cell in cells[:-1] if isinstance(cell, Estimate))
     rows = []
-    for label, (*cells, oracle), auc in arms:
-        shown = [sections.cell(cell, bold=cell is not None and cell.value == best) for cell in cells]
-        rows.append([label, *shown, sections.cell(oracle), sections.cell(auc) if auc else "undefined"])
-    page = table("figures", ["samples, reranker", *RULE_HEADS.values(), "AUC"], rows)
-    page += f'<p class="note">{caption(results)} {_TABLE}</p>'
+    for label, (*cells, oracle), auc in systems:
+        shown = [sections.cell(c, bold=isinstance(c, Estimate) and c.value == best) for c in cells]
+        rows.append([text(label), *shown, sections.cell(oracle), sections.cell(auc)])
+    header = ["samples, reranker", *RULE_HEADS.values()]
+    body = table("figures", [*header, "AUC"], rows) + f'<p class="note">{caption(results)} {_TABLE}</p>'
     if len(results.seeds) == 1:
-        return page
-    by_seed = [
-        [ARMS[arm.arm], str(seed), *(decimal(results.figure(arm.arm, rule, seed=seed).value) for rule in RULES)]
-        for arm in results.arms
-        for seed in results.seeds
-    ]
-    return page + folded(
-        "Each seed alone", table("figures", ["samples, reranker", "seed", *RULE_HEADS.values()], by_seed)
-    )
+        return body
+    by_seed = []
+    for system in results.systems:
+        for seed in results.seeds:
+            figures = [results.find(system.system, rule, seed=seed) for rule in RULES]
+            by_seed.append([text(system.label), str(seed), *(decimal(f.value) if f else ABSENT for f in figures)])
+    return body + folded("Each seed alone", table("figures", [header[0], "seed", *header[1:]], by_seed))
 
 
 def _negative(negative: HardNegative) -> str:
@@ -210,11 +209,13 @@ def _run(run: Run, results: Results) -> str:
     times = [(stage, seconds) for stage, seconds in run.durations.items()]
     times.append(("all stages", sum(run.durations.values())))
     made_by = {"processor": run.host, **run.versions, "config digest": results.config_digest}
+    assumed = [[text(field), text(reason)] for field, reason in run.assumptions.items()]
     return (
         f'<pre>{text(run.command)}</pre><div class="columns">'
         + table("facts", ["stage", "time"], [[text(stage), _duration(seconds)] for stage, seconds in times])
         + table("facts", ["made by", ""], [[text(name), text(value)] for name, value in made_by.items()])
         + f"</div>{folded('Config', f'<pre>{text(run.config)}</pre>')}"
+        + (folded("Assumptions", table("reasons", ["config field", "why"], assumed)) if assumed else "")
     )
 
 

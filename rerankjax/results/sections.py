@@ -1,17 +1,29 @@
 """The report's tables of what was measured: pass@k, rerankers, languages and costs, as HTML."""
 
-from rerankjax.results.evaluation import ARMS
 from rerankjax.results.markup import table, text
-from rerankjax.results.render import cost_rows, measure_texts, pass_at_k_rows, seconds_text
-from rerankjax.results.results import MEASURES, Results
+from rerankjax.results.render import (
+    ABSENT,
+    SAME,
+    UNJUDGED,
+    UNJUDGED_HEADER,
+    Cell,
+    cost_rows,
+    language_rows,
+    measure_texts,
+    number_text,
+    pass_at_k_rows,
+    reranked,
+    unjudged_rows,
+)
+from rerankjax.results.results import MEAN, MEASURES, Results
 from rerankjax.results.selection import sample_counts
-from rerankjax.results.statistics import Estimate, decimal
+from rerankjax.results.statistics import decimal
 
 RELIABILITY = (
     "A score becomes a probability by a sigmoid that is fitted on the dev split (Platt scaling). Samples are put into "
-    "ten bins by it; a point is a bin, its area the bin's share of the samples, its bar a 95% interval. On the dotted "
-    "line the probability is what happens. The calibration error is the distance from the line, averaged over samples; "
-    "chance alone keeps it above 0."
+    "ten bins by it; a point is a bin, its area the bin's fraction of the samples, its bar a 95% interval. On the "
+    "dotted line the probability is what happens. The calibration error is the distance from the line, averaged over "
+    "samples; chance alone keeps it above 0."
 )
 _RERANKERS = (
     "Pairwise accuracy compares samples of one problem only, which is what choosing needs. λ, the weight of the "
@@ -19,64 +31,67 @@ _RERANKERS = (
     "reranker may go by length."
 )
 _COST = (
-    "For one problem: all samples are drawn, executed and scored, one is chosen. Seconds are this run's on this "
-    "machine, compilation and execution among them; arms that share a policy share its samples."
+    "Per problem: all samples are drawn, executed and scored, one is chosen. Seconds are this run's on this machine "
+    "and include compilation and execution; systems that share a policy share its samples."
 )
-_LANGUAGES = "Share of problems that the reranker's choice solves, and below it the AUC, in each language."
+_LANGUAGES = (
+    "Fraction of problems solved in each language by the greedy answer, by a random sample, and by the reranker's "
+    "choice with its AUC below it. The mean is that of the languages' fractions."
+)
 
 
 def pass_at_k(results: Results) -> str:
-    """One row a policy, one column a k."""
+    """One row for each policy, one column for each k."""
     header = ["samples of", *(f"pass@{k}" for k in sample_counts(results.samples))]
-    rows = [[policy, *(cell(e) for e in estimates)] for policy, estimates in pass_at_k_rows(results)]
+    rows = [[text(policy), *(cell(e) for e in estimates)] for policy, estimates in pass_at_k_rows(results)]
     return table("figures", header, rows)
 
 
 def rerankers(results: Results) -> str:
-    """One row an arm: how well its reranker tells, and whether it goes by length."""
+    """One row for each system with a reranker: how well it discriminates, and whether it goes by length."""
     rows = []
-    for arm in results.arms:
-        cost = results.cost(arm.arm)
+    for system in reranked(results):
+        cost = results.cost(system.system)
         lengths = f"{cost.tokens:.1f} → {cost.chosen_tokens:.1f}"
-        lambdas = ", ".join(f"{lam:g}" for lam in arm.lam)
-        rows.append([ARMS[arm.arm], *measure_texts(results, arm.arm), lambdas, lengths])
+        weights = ", ".join(f"{weight:g}" for weight in system.log_prob_weight)
+        rows.append([text(system.label), *measure_texts(results, system), weights, lengths])
     header = ["samples, reranker", *MEASURES.values(), "λ by seed", "mean tokens, all → chosen"]
     return f'{table("figures", header, rows)}<p class="note">{_RERANKERS}</p>'
 
 
 def languages(results: Results) -> str:
-    """One row an arm, one column a language."""
+    """One row for each answer, one column for each language and their mean."""
     rows = []
-    for arm in results.arms:
-        cells = []
-        for language in results.languages:
-            auc = results.discrimination(arm.arm, "auc", language=language)
-            said = f"AUC {decimal(auc.value)}" if auc else "AUC undefined"
-            cells.append(f"{cell(results.figure(arm.arm, 'reranker', language=language))}<small>{said}</small>")
-        rows.append([ARMS[arm.arm], *cells])
-    header = ["samples, reranker", *map(text, results.languages)]
+    for label, cells in language_rows(results):
+        shown = [cell(figure) + (f"<small>AUC {decimal(auc.value)}</small>" if auc else "") for figure, auc in cells]
+        rows.append([text(label), *shown])
+    header = ["answer", *map(text, results.languages), MEAN]
     return f'{table("figures", header, rows)}<p class="note">{_LANGUAGES}</p>'
 
 
 def costs(results: Results) -> str:
-    """One row an arm: what it solves, and what that takes."""
+    """One row for each system: what it solves, and what that takes; then the programs that were not judged."""
     rows = [
         [
-            label,
+            text(label),
             cell(solved),
             f"{cost.tokens * results.samples:,.0f}",
-            seconds_text(cost.sampling_seconds),
-            seconds_text(cost.scoring_seconds),
+            number_text(cost.sampling_seconds, ".3g"),
+            ABSENT if solved == ABSENT else number_text(cost.scoring_seconds, ".3g"),
         ]
         for label, solved, cost in cost_rows(results)
     ]
     header = ["samples, reranker", "solved", "tokens drawn", "seconds: drawing, executing", "seconds: scoring"]
-    return f'{table("figures", header, rows)}<p class="note">{_COST}</p>'
+    page = f'{table("figures", header, rows)}<p class="note">{_COST}</p>'
+    if unjudged := unjudged_rows(results):
+        page += table("figures", UNJUDGED_HEADER, ([text(label), *counts] for label, *counts in unjudged))
+        page += f'<p class="note">{UNJUDGED}</p>'
+    return page
 
 
-def cell(estimate: Estimate | None, bold: bool = False) -> str:
+def cell(value: Cell, bold: bool = False) -> str:
     """A value over its interval; ″ where the figure is that of the row above."""
-    if estimate is None:
-        return "″"
-    value = f"<b>{decimal(estimate.value)}</b>" if bold else decimal(estimate.value)
-    return f"{value}<small>{decimal(estimate.low)} to {decimal(estimate.high)}</small>"
+    if isinstance(value, str):
+        return "″" if value == SAME else value
+    number = f"<b>{decimal(value.value)}</b>" if bold else decimal(value.value)
+    return f"{number}<small>{decimal(value.low)} to {decimal(value.high)}</small>"
