@@ -17,19 +17,19 @@ from rerankjax.run.recovery import EXIT_PREEMPTED
 from rerankjax.run.rundir import recovery_of
 
 ROOT = Path(__file__).parents[1]
-OVERRIDES = ("--config.candidates.batch_size=8", "--config.ppo.minibatches=1", "--config.arms=('hard',)")
-OVERRIDES += ("--config.ppo_arms=()", "--config.retraining.batch_size=8")
+MINI = ("--config=configs/mini.py:smoke", "--config.candidates.prompts_in_flight=8", "--config.ppo.minibatches=1")
+MINI += tuple(f"--config.iterations.{name}.run=False" for name in ("same_data", "random", "self_training"))
 
 
 def start(workdir, devices, *flags):
-    command = [sys.executable, "experiments/selftrain.py", "--config=configs/mini.py:smoke", f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "rerankjax", "train", f"--workdir={workdir}"]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "NPROC": "16",  # threads enough for the parts of two programs that wait for one another
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
     }
     return subprocess.Popen(
-        [*command, *OVERRIDES, *flags],
+        [*command, *flags],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -38,11 +38,11 @@ def start(workdir, devices, *flags):
     )
 
 
-def start_two(workdir):
+def start_two(workdir, *flags):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
-    return [start(workdir, 4, coordinator, "--processes=2", f"--process={i}") for i in range(2)]
+    return [start(workdir, 4, coordinator, "--num_processes=2", f"--process_id={i}", *flags) for i in range(2)]
 
 
 def wait_for(path, processes):
@@ -68,10 +68,14 @@ def metrics(workdir, stage):
     return [json.loads(row) for row in rows]
 
 
+def figures_of(workdir):
+    return [row for one in json.loads((workdir / "results.json").read_text())["evaluations"] for row in one["figures"]]
+
+
 @pytest.mark.long
 def test_two_processes_one_of_them_killed_end_in_the_figures_of_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    first, second = start_two(two)
+    first, second = start_two(two, *MINI)
     wait_for(two / "seed0" / "policies" / "sft" / "stage.json", (first, second))
     second.send_signal(signal.SIGKILL)
     second.communicate()
@@ -80,11 +84,11 @@ def test_two_processes_one_of_them_killed_end_in_the_figures_of_one(tmp_path):
     assert "stopped sending heartbeats" in output or "another has most likely ended" in output, output[-4000:]
     assert not (two / "results.json").exists()
 
-    again = start_two(two)
+    again = start_two(two, *MINI)
     outputs = [finish(process) for process in again]
     assert "report:" in outputs[0]
     assert "report:" not in outputs[1]  # the first alone speaks
-    finish(start(one, 8))
+    finish(start(one, 8, *MINI))
 
     for stage in ("sft-train", "sft-test", "ppo-train"):
         found, expected = samples(two, stage), samples(one, stage)
@@ -96,7 +100,7 @@ def test_two_processes_one_of_them_killed_end_in_the_figures_of_one(tmp_path):
             assert a.keys() == b.keys()
             if "loss" in a:
                 assert a["loss"] == pytest.approx(b["loss"], abs=2e-2), (stage, a["step"])
-    figures, expected = (json.loads((run / "results.json").read_text())["figures"] for run in (two, one))
+    figures, expected = (figures_of(run) for run in (two, one))
     assert [row["value"] for row in figures] == pytest.approx([row["value"] for row in expected], abs=0.1)
 
 
@@ -104,7 +108,7 @@ def test_two_processes_one_of_them_killed_end_in_the_figures_of_one(tmp_path):
 def test_sigterm_to_one_of_two_processes_stops_both_which_go_on(tmp_path):
     """JAX's preemption service makes them agree on a step, which both save."""
     stage = tmp_path / "seed0" / "policies" / "sft"
-    both = start_two(tmp_path)
+    both = start_two(tmp_path, *MINI)
     wait_for(recovery_of(stage) / "20", both)
     both[1].send_signal(signal.SIGTERM)
     for process in both:
@@ -112,7 +116,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_which_go_on(tmp_path):
         assert process.returncode == EXIT_PREEMPTED, output[-4000:]
     saved = max(int(path.name) for path in recovery_of(stage).iterdir())
     assert 20 < saved < 100
-    again = start_two(tmp_path)
+    again = start_two(tmp_path, *MINI)
     wait_for(stage / "stage.json", again)
     for process in again:
         process.kill()

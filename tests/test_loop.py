@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def start(workdir, *overrides):
-    command = [sys.executable, "experiments/selftrain.py", "--config=configs/mini.py:smoke", f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "rerankjax", "train", "--config=configs/mini.py:smoke", f"--workdir={workdir}"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         [*command, *overrides], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -43,33 +43,43 @@ def whole(tmp_path_factory):
 def artifacts(workdir):
     """Everything a run ends in that must not depend on how it got there: figures, arrays, samples, verdicts, pairs."""
     results = json.loads((workdir / "results.json").read_text())
-    for cost in results["costs"]:  # the clock alone may differ
-        assert cost.pop("sampling_seconds") > 0
-        assert cost.pop("scoring_seconds") > 0
+    for cost in (cost for one in results["evaluations"] for cost in one["costs"]):  # the clock alone may differ
+        for name in [name for name in cost if name.endswith("seconds")]:
+            seconds = cost.pop(name)
+            assert seconds is None or seconds > 0
     found = {"results.json": results}
     for path in sorted(workdir.glob("seed*/*/*/checkpoint")):
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore(path)
         for key, array in jax.tree_util.tree_leaves_with_path(tree):
             found[f"{path.relative_to(workdir)}{jax.tree_util.keystr(key)}"] = np.asarray(array).tobytes()
-    for path in sorted(workdir.glob("seed*/candidates/*/candidates.parquet")):
+    for path in sorted(workdir.glob("seed*/[cg]*/*/candidates.parquet")):  # candidates, and greedy ones
         columns = pyarrow.parquet.read_table(path).to_pydict()
         found |= {f"{path.relative_to(workdir)}:{name}": column for name, column in columns.items()}
-    bytewise = ("rerankers/*/pairs.jsonl", "*/*/metrics.jsonl", "scores/*/*/scores.npy", "export/[!s]*")
+    bytewise = (
+        "rerankers/*/pairs.jsonl",
+        "*/*/metrics.jsonl",
+        "scores/*/*/scores.npy",
+        "export/[!s]*",
+        "models/*/*.json",
+    )
+    bytewise += ("problems/*.jsonl",)
     for pattern in (f"seed*/{name}" for name in bytewise):
         found |= {str(path.relative_to(workdir)): path.read_bytes() for path in sorted(workdir.glob(pattern))}
     return found
 
 
-def test_a_run_ends_in_a_table_and_a_report_with_every_arm(whole):
+def test_a_run_ends_in_a_table_and_a_report_with_every_system(whole):
     workdir, output = whole
     for said in ("SFT, reranker 1", "self-training", "Share of held-out problems solved", "report.html"):
         assert said in output
     page = (workdir / "report.html").read_text()
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "")  # self-contained: nothing to fetch
-    arms = {row["arm"] for row in json.loads((workdir / "results.json").read_text())["arms"]}
-    assert arms == {"sft", "ppo", "control", "random", "hard", "self_training", "self_training+ppo"}
+    (found,) = json.loads((workdir / "results.json").read_text())["evaluations"]
+    systems = [row["system"] for row in found["systems"]]
+    assert systems == ["sft", "ppo", "same_data", "random", "hard", "self_training", "self_training+ppo"]
+    assert {row["rule"] for row in found["figures"]} >= {"greedy", "random", "reranker", "oracle"}
 
 
 def test_the_command_it_prints_ranks_as_the_loop_scored(whole):
@@ -150,8 +160,9 @@ def test_a_run_in_a_bucket_ends_in_the_same_figures(whole, tmp_path):
 
 def test_a_run_with_adapters_trains_nothing_else(whole, tmp_path):
     """Rerankers and policies are adapters over the SFT model, in the checkpoints too."""
-    changes = "--config.lora.rank=2", "--config.arms=('hard',)", "--config.ppo_arms=()"
-    assert "6 stages are taken" in finish(start(tmp_path, f"--reuse={whole[0]}", *changes))  # up to SFT's samples
+    changes = [f"--config.iterations.{name}.run=False" for name in ("same_data", "random", "self_training")]
+    said = finish(start(tmp_path, f"--reuse={whole[0]}", "--config.lora.rank=2", *changes))
+    assert "7 stages are taken" in said  # problems, generator, SFT, its samples of three splits and greedy answers
     for path in tmp_path.glob("seed0/*/*/checkpoint"):
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore(path)
@@ -184,14 +195,16 @@ def test_another_config_in_the_directory_is_refused_with_the_difference(whole):
     ("override", "said"),
     [
         ("--config.ppo.kl_coeff=0.2", "kl_coeff"),
+        ("--config.iterations.hard.pairs=hardest", "config.iterations.hard.pairs = 'hardest': use one of same_data, "),
         ("--config.lora.rank=-8", "config.lora.rank = -8 is negative: use 1 or more"),
         ("--config.ppo.kl_coef=-0.2", "config.ppo.kl_coef = -0.2 is negative: use 0 or more"),
-        ("--config.max_prompt_length=4000", "config.model.max_position_embeddings = 256"),
+        ("--config.max_prompt_length=4000", "config.generator.shape.max_position_embeddings = 256"),
     ],
 )
 def test_a_bad_field_is_refused_before_any_work(tmp_path, override, said):
     process = start(tmp_path / "run", override)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0
+    assert process.returncode == 1
     assert said in output
+    assert "Traceback" not in output
     assert not list(tmp_path.glob("run/seed*"))

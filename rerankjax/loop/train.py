@@ -95,17 +95,17 @@ def _iterations(run: SeedRun, first: str, sft: Params) -> Iterator[Evaluation]:
     sampled = stages.candidates(run, start, policies[start], TRAIN)
     given = stages.given_solutions(run)
 
-    def align(name: str) -> Iterator[Evaluation]:
-        if not config.iterations[name].ppo:
-            return
-        scores = stages.scores(run, name, rerankers[name], start, TRAIN, sampled)
-        policy = policy_name(run, name)
-        policies[policy] = stages.ppo_policy(run, policy, sft, name, rerankers[name], scores)
+    def systems(name: str, policy: str) -> Iterator[Evaluation]:
+        """The reranker of an iteration on the samples of the policy before it, then on those of its own."""
         yield from evaluate(run, name, policy, policies[policy], name, rerankers[name])
+        if config.iterations[name].ppo:
+            scores = stages.scores(run, name, rerankers[name], start, TRAIN, sampled)
+            own = policy_name(run, name)
+            policies[own] = stages.ppo_policy(run, own, sft, name, rerankers[name], scores)
+            yield from evaluate(run, name, own, policies[own], name, rerankers[name])
 
     rerankers[first] = stages.first_reranker(run, first, trunk, sampled, given)
-    yield from (last := list(evaluate(run, first, start, policies[start], first, rerankers[first])))
-    yield from (last := list(align(first)) or last)
+    yield from (last := list(systems(first, start)))
 
     data: dict[str, list[Candidate]] = {first: [*sampled, *given]}  # that each iteration's pairs were made of
     name = first
@@ -116,6 +116,5 @@ def _iterations(run: SeedRun, first: str, sft: Params) -> Iterator[Evaluation]:
         inputs = [f"candidates/{mined}-{TRAIN}", f"scores/{before}/{mined}-{TRAIN}"]
         rerankers[name] = stages.later_reranker(run, name, trunk, data[before], new, new_scores, inputs)
         data[name] = [*data[before], *new]
-        yield from (last := list(evaluate(run, name, mined, policies[mined], name, rerankers[name])))
-        yield from (last := list(align(name)) or last)
-    export(run, name, rerankers[name], last[0])
+        yield from (last := list(systems(name, mined)))
+    export(run, name, rerankers[name], last[-len(config.evaluation)])

@@ -61,11 +61,12 @@ def train_sft(
     """A decoder trained on the corpus's solutions: from scratch, or from `start`, of which it may be an adapter."""
     prompt_of = {p.name: p.prompt for p in problems}
     tokens, mask = _rows(config, tokenizer, [prompt_of[s.problem] for s in corpus], [s.completion for s in corpus])
-    key, lora = jax.random.key(seed), whole(config.lora)
+    key = jax.random.key(seed)
     if start is None:
         base, lora, init = None, FULL, functools.partial(init_decoder, model)
         params = jax.jit(init, out_shardings=shardings_of(jax.eval_shape(init, key), work.mesh))(key)
     else:
+        lora = whole(config.lora)
         base, params = frozen(config, start), start_decoder(config, model, start, key)
     training: TrainingConfig = whole(config.sft)
     update = make_sft_step(model, training.optimizer, config.max_prompt_length, work.mesh, lora)
