@@ -26,10 +26,13 @@ CAPTION = (
     "(arXiv 2504.09643, Table 1). The average is the mean of the languages' percentages, and here is one of all eight."
 )
 COST_CAPTION = (
-    "What an answer takes: n samples or one greedy answer, which are drawn, executed and, if reranked, scored. Seconds "
-    "are those of the run and include compilation and execution; one sample takes its part of the time of all."
+    "What an answer takes per problem: n samples or one greedy answer, which are drawn, executed and, if reranked, "
+    "scored. Seconds are those of the run and include compilation; one sample takes its part of the time of all."
 )
-MBPP_CAPTION = "MBPP, in percent. The paper compares with LEVER there; our source of it lacks the figures."
+MBPP_CAPTION = (
+    "Percentage of MBPP's problems solved, with its 95% interval. The paper compares with LEVER there; our source of "
+    "it lacks the figures."
+)
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,12 @@ def _answers(runs: Runs, evaluation_set: str) -> Iterator[tuple[str, Answer, Res
     """Each answer's name, and the results that have it."""
     for row in ROWS:
         for answer in row.ours:
-            name = f"{row.model} {row.size}, {answer.decoding}" if answer.decoding else row.model
+            name = f"{row.size} {answer.decoding}" if answer.decoding else row.model
             results = _find_set(runs, answer.run, evaluation_set)
             yield name, answer, results if results and results.find(answer.system, answer.rule) else None
 
 
-COST_HEADER = ("answer", "n", "problems", "tokens per problem", "seconds per problem")
+COST_HEADER = ("answer", "n", "problems", "tokens", "seconds")
 MBPP_HEADER = ("answer", "solved", *COST_HEADER[1:])
 
 
@@ -148,7 +151,8 @@ def print_table(runs: Runs, console: Console | None = None) -> None:
         console.print()
         below = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
         for name in header:
-            below.add_column(name, justify="left" if name == header[0] else "right")
+            first = name == header[0]
+            below.add_column(name, justify="left" if first else "right", no_wrap=not first, overflow="fold")
         for row in rows:
             below.add_row(*map(Text, row))
         console.print(below)
@@ -183,7 +187,7 @@ def markdown(runs: Runs, assumptions: Mapping[str, str] = _NO_ASSUMPTIONS) -> st
     for header, below, caption in _tables_below(runs):
         page += f"\n{pipes(header, below)}\n{caption}\n"
     if assumptions:
-        page += "\n## Assumptions\n\n" + pipes(["config field", "why"], map(list, assumptions.items()))
+        page += "\n## Assumptions\n\n" + "".join(f"- `{field}`: {why}\n" for field, why in assumptions.items())
     return page
 
 
