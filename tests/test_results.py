@@ -381,7 +381,8 @@ def test_translations_of_a_problem_are_resampled_together() -> None:
         return f"HumanEval/{i}" if language == "py" else f"HumanEval_{i}_name"
 
     alone = width(draws[:1], translated)
-    assert width(np.repeat(draws[:1], 8, 0), translated) == pytest.approx(alone, abs=2 / 164)  # fractions go by 1/164
+    for name in (translated, lambda language, i: f"mbpp_{i}", lambda language, i: f"mbpp_{i}-{language}"):
+        assert width(np.repeat(draws[:1], 8, 0), name) == pytest.approx(alone, abs=2 / 164)  # fractions go by 1/164
     for name in (translated, lambda language, i: f"{language}{i}"):
         assert width(draws, name) == pytest.approx(alone / np.sqrt(8), rel=0.15)
 

@@ -1,4 +1,4 @@
-"""The paper's Table 1: share of MultiPL-E's problems solved, in percent, by model and language.
+"""The paper's Table 1: fraction of MultiPL-E's problems solved, in percent, by model and language.
 
 Sorokin, Sedykh, Malykh: Iterative Self-Training for Code Generation via Reinforced Re-Ranking (ECIR 2025, arXiv
 2504.09643, DOI 10.1007/978-3-031-88714-7_21), Table 1. DeepSeek-Coder's rows are greedy there; the paper does not say
