@@ -1,6 +1,6 @@
 """Finished runs beside each other, as Markdown: python experiments/compare.py runs/mini runs/more-kl
 
-What their configs differ in, what each arm solves by each rule, and what each run says of the claims.
+What their configs differ in, and on each evaluation set: what each system solves by each rule, and the claims.
 """
 
 import argparse

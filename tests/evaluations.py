@@ -1,5 +1,7 @@
 """Made-up evaluations for the tests of results."""
 
+import re
+
 import numpy as np
 
 from rerankjax.results import calibration
@@ -42,7 +44,7 @@ def evaluation(
         system=system,
         label=LABELS[system],
         policy=policy,
-        policy_label=LABELS[system].split(",")[0],
+        policy_label=re.sub(", reranker [12]", "", LABELS[system]),
         reranker=system if reranked else "",
         problems=tuple(f"p{seed}_{i}" for i in range(problems)),
         programs=tuple(tuple(f"return {v}" for v in row) for row in program),

@@ -2,9 +2,13 @@
 
 import dataclasses
 import io
+import json
 import re
+import runpy
+import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -265,8 +269,9 @@ def test_figures_take_their_colours_from_the_page(page: str) -> None:
         assert style.count(f"--{name}:") == 2, name
 
 
-def test_the_same_run_makes_the_same_report(summary: results.Results) -> None:
-    pages = {report.report([summary], one_iteration(), RUN) for _ in range(2)}
+def test_the_same_run_makes_the_same_report() -> None:
+    both = [evaluation(system=system) for system in ("base", "sft")]
+    pages = {report.report([one_set(both)], both, RUN) for _ in range(2)}
     assert len(pages) == 1
 
 
@@ -335,3 +340,21 @@ def test_runs_are_compared_on_each_evaluation_set() -> None:
     assert row == f"| SFT, reranker 1: reranker | {' | '.join(figures)} |"
     figure = two[0].figure("sft", "greedy").text()
     assert f"| SFT, reranker 1: greedy |  | {figure} |" in table(page, "Solved on mbpp")
+
+
+def test_the_command_compares_finished_runs_and_names_what_is_missing(tmp_path, monkeypatch, capsys) -> None:
+    program = Path(__file__).parents[1] / "experiments" / "compare.py"
+    for name, coefficient in (("one", 0.15), ("two", 0.5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"ppo": {"kl_coef": coefficient}}))
+        results.save(summarise([evaluation()], ""), tmp_path / name / "results.json")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["compare", "one", "two"])
+    runpy.run_path(str(program), run_name="__main__")
+    assert table(capsys.readouterr().out, "What differs")[2:] == ["| ppo.kl_coef | 0.15 | 0.5 |"]
+    (tmp_path / "two" / "results.json").write_text('{"version": 2}')
+    with pytest.raises(SystemExit, match="compare: two/results.json is not a results file: version is 2, this code"):
+        runpy.run_path(str(program), run_name="__main__")
+    (tmp_path / "two" / "results.json").unlink()
+    with pytest.raises(SystemExit, match=r"compare: two has no results\.json: give the --workdir of a finished run"):
+        runpy.run_path(str(program), run_name="__main__")

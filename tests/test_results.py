@@ -13,7 +13,7 @@ from evaluations import ONE_ITERATION, evaluation, one_iteration
 from rerankjax.results import calibration, claims, results, selection, statistics
 from rerankjax.results.evaluation import Evaluation
 from rerankjax.results.summary import summarise
-from rerankjax.results.translations import mean_over_languages
+from rerankjax.results.translations import common_name, mean_over_languages
 
 
 def every_subset(passed: list[bool], scores: list[float], m: int) -> float:
@@ -361,6 +361,13 @@ def test_the_mean_over_languages_weighs_each_the_same() -> None:
         assert found.figure("sft", rule, language="mean").value == pytest.approx(np.mean(fractions), abs=1e-6)
 
 
+def test_translations_have_one_name_and_problems_their_own() -> None:
+    names = [("HumanEval/12", "py"), ("HumanEval_12_longest", "cpp"), ("HumanEval_12_longest-cpp", "cpp")]
+    assert {common_name(name, language) for name, language in names} == {"HumanEval/12"}
+    assert common_name("HumanEval/1", "py") == "HumanEval/1"
+    assert common_name("MBPP/12", "py") == common_name("MBPP/12-cs", "cs") == "MBPP/12"
+
+
 def test_translations_of_a_problem_are_resampled_together() -> None:
     """The same outcomes in every language add no certainty; independent ones do."""
     draws = np.random.default_rng(0).random((8, 164)) < 0.6
@@ -381,7 +388,8 @@ def test_translations_of_a_problem_are_resampled_together() -> None:
         return f"HumanEval/{i}" if language == "py" else f"HumanEval_{i}_name"
 
     alone = width(draws[:1], translated)
-    assert width(np.repeat(draws[:1], 8, 0), translated) == pytest.approx(alone, abs=2 / 164)  # fractions go by 1/164
+    for name in (translated, lambda language, i: f"mbpp_{i}", lambda language, i: f"mbpp_{i}-{language}"):
+        assert width(np.repeat(draws[:1], 8, 0), name) == pytest.approx(alone, abs=2 / 164)  # fractions go by 1/164
     for name in (translated, lambda language, i: f"{language}{i}"):
         assert width(draws, name) == pytest.approx(alone / np.sqrt(8), rel=0.15)
 

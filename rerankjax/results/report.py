@@ -8,7 +8,7 @@ from rerankjax.results import plots, sections
 from rerankjax.results.claims import Finding, judge, tally
 from rerankjax.results.evaluation import Evaluation
 from rerankjax.results.markup import block, figure, folded, page, section, table, text
-from rerankjax.results.render import ABSENT, ALONE, caption, policies, reranked, table_rows
+from rerankjax.results.render import ABSENT, ALONE, caption, reranked, table_rows
 from rerankjax.results.results import Results
 from rerankjax.results.selection import RULE_HEADS, RULES
 from rerankjax.results.statistics import Estimate, decimal
@@ -129,13 +129,14 @@ _CLAIMS = (
 
 
 def _headline(results: Results) -> str:
-    n, first, last = results.samples, results.systems[0], reranked(results)[-1:]
+    n, first, ranked = results.samples, results.systems[0], reranked(results)
     tiles = [(first.policy_label, "greedy answer", first.system, "greedy")]
-    tiles += [(s.policy_label, "one sample", s.system, "random") for s in policies(results)[:3]]
-    tiles += [(s.label, f"its choice of {n}", s.system, "reranker") for s in (*reranked(results)[:1], *last)]
+    for system in (ranked[0], ranked[-1]) if ranked else ():
+        tiles.append((system.policy_label, "one sample", system.system, "random"))
+        tiles.append((system.label, f"its choice of {n}", system.system, "reranker"))
     boxes = ""
-    for who, how, system, rule in dict.fromkeys(tiles):
-        f = results.figure(system, rule)
+    for who, how, name, rule in dict.fromkeys(tiles):
+        f = results.figure(name, rule)
         boxes += (
             f'<div class="tile"><b>{100 * f.value:.1f}%</b><small>{100 * f.low:.1f} to {100 * f.high:.1f}%</small>'
             f"<span>{text(who)}: {how}</span></div>"

@@ -66,7 +66,7 @@ def languages(results: Results) -> str:
         shown = [cell(figure) + (f"<small>AUC {decimal(auc.value)}</small>" if auc else "") for figure, auc in cells]
         rows.append([text(label), *shown])
     header = ["answer", *map(text, results.languages), MEAN]
-    return f'{table("figures", header, rows)}<p class="note">{_LANGUAGES}</p>'
+    return f'{table("figures dense", header, rows)}<p class="note">{_LANGUAGES}</p>'
 
 
 def costs(results: Results) -> str:

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over problems, for shares, paired differences and a reranker's discrimination.
+"""Bootstrap intervals over problems, for fractions, paired differences and a reranker's discrimination.
 
 Problems are resampled within each seed and the seeds are averaged, all with one weight. Seeds with equally many
 problems are resampled at the same indices: if the problems are shared, what makes one hard is not counted as if it had
@@ -34,7 +34,7 @@ class Estimate:
 
 
 def decimal(value: float, sign: str = "") -> str:
-    """Three decimals without the leading zero, as papers print shares: .632, -.013, 1.000."""
+    """Three decimals without the leading zero, as papers print fractions: .632, -.013, 1.000."""
     text = f"{value:{sign}.3f}".replace("0.", ".", 1) if abs(value) < 0.9995 else f"{value:{sign}.3f}"
     return ".000" if text.strip("+-") == ".000" else text
 

@@ -10,10 +10,14 @@ from rerankjax.results.selection import solved
 from rerankjax.results.statistics import Estimate, Statistic, bootstrap
 
 
-def common_name(problem: str) -> str:
-    """What all translations of a problem are called: HumanEval's own names and MultiPL-E's differ."""
-    number = re.match(r"HumanEval[/_](\d+)", problem)
-    return f"HumanEval/{number[1]}" if number else problem
+def common_name(problem: str, language: str) -> str:
+    """What all translations of a problem are called.
+
+    A run may end their names in "-LANGUAGE" to tell them apart; the names of HumanEval and MultiPL-E differ.
+    """
+    name = problem.removesuffix(f"-{language}")
+    number = re.match(r"HumanEval[/_](\d+)", name)
+    return f"HumanEval/{number[1]}" if number else name
 
 
 def mean_over_languages(evaluations: Sequence[Evaluation], rule: str) -> Estimate:
@@ -26,7 +30,7 @@ def mean_over_languages(evaluations: Sequence[Evaluation], rule: str) -> Estimat
       evaluations: one system's, one for every seed.
       rule: a key of `RULES` that the system can follow.
     """
-    names = [sorted({common_name(name) for name in e.problems}) for e in evaluations]
+    names = [sorted(set(map(common_name, e.problems, e.languages))) for e in evaluations]
     statistics = [_statistic(e, solved(e, rule), names_of) for e, names_of in zip(evaluations, names, strict=True)]
     estimate = bootstrap(statistics, [len(names_of) for names_of in names])
     assert estimate is not None
@@ -38,7 +42,7 @@ def _statistic(evaluation: Evaluation, outcome: np.ndarray, names: Sequence[str]
     column = {name: i for i, name in enumerate(names)}
     problems, totals = np.zeros((2, len(row), len(column)))
     for language, problem, value in zip(evaluation.languages, evaluation.problems, outcome, strict=True):
-        cell = row[language], column[common_name(problem)]
+        cell = row[language], column[common_name(problem, language)]
         problems[cell] += 1
         totals[cell] += value
 
