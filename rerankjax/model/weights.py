@@ -77,12 +77,7 @@ def load_reranker(
         FileNotFoundError, ValueError: as `load`; ValueError also for no head, for both, or more labels than one, and
             for a GGUF file, which has no head.
     """
-    folder = find_folder(path_or_id, revision)
-    if folder.is_file():
-        raise ValueError(
-            f"{folder} is a file, and a reranker needs a score head, which GGUF files of these models do not have: "
-            "give a reward model's folder; a language model is loaded with load, and gets a head with init_reranker"
-        )
+    folder = find_reranker(path_or_id, revision)
     config, hf = read_config(folder)
     tensors = find_tensors(folder)
     poolings = [pooling for pooling, head in HEADS.items() if f"{head}.weight" in tensors] or ["last"]
@@ -98,6 +93,17 @@ def load_reranker(
     score = {"kernel": jax.ShapeDtypeStruct((config.hidden_size, 1), jnp.float32)}
     params = _load(folder, config, {"decoder": decoder, head: score}, tensors, sharding, dtype)
     return config, {"decoder": params["decoder"], "score": params[head]["kernel"][:, 0]}, poolings[0]
+
+
+def find_reranker(path_or_id: Path | str, revision: str | None = None) -> Path:
+    """`find_folder` of a reranker. Raises ValueError for a GGUF file."""
+    folder = find_folder(path_or_id, revision)
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a file, and a reranker needs a score head, which GGUF files of these models do not have: "
+            "give a reward model's folder; a language model is loaded with load, and gets a head with init_reranker"
+        )
+    return folder
 
 
 def save(

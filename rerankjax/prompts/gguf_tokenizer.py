@@ -6,7 +6,6 @@ the names mean is in llama.cpp's `llama-vocab.cpp`; here it is in the terms of e
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from gguf import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -16,9 +15,12 @@ from transformers import PreTrainedTokenizerFast
 from rerankjax.model.gguf import GGUF, read_header
 
 SPACE = "\u2581"  # how SentencePiece writes one
+REMEDY = "save the model's own tokenizer into a folder, and give that"
 SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def _splits(*patterns: str) -> list[PreTokenizer]:
@@ -70,11 +72,15 @@ def read_tokenizer(file: Path) -> PreTrainedTokenizerFast:
             if type_ in whole
         ]
     )
-    special = {
-        name: tokens[header.metadata[f"tokenizer.ggml.{field}_token_id"]]
-        for name, field in SPECIAL.items()
-        if f"tokenizer.ggml.{field}_token_id" in header.metadata
-    }
+    special = {}
+    for name, field in SPECIAL.items():
+        id_ = header.metadata.get(f"tokenizer.ggml.{field}_token_id")
+        if id_ is not None and id_ >= len(tokens):
+            raise ValueError(
+                f"{file}: tokenizer.ggml.{field}_token_id = {id_} is none of its {len(tokens)} tokens: {REMEDY}"
+            )
+        if id_ is not None:
+            special[name] = tokens[id_]
     if header.metadata.get("tokenizer.ggml.add_bos_token", kind == "llama"):
         bos = special.get("bos_token")
         if bos is None:
@@ -88,9 +94,6 @@ def read_tokenizer(file: Path) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         **special,
     )
-
-
-REMEDY = "save the model's own tokenizer into a folder, and give that"
 
 
 def _byte_level(header: GGUF, tokens: list[str]) -> Tokenizer:
@@ -112,11 +115,13 @@ def _byte_level(header: GGUF, tokens: list[str]) -> Tokenizer:
 
 
 def _sentencepiece(header: GGUF, tokens: list[str]) -> Tokenizer:
-    ids, scores = _ids(tokens), header.get("tokenizer.ggml.scores")
+    ids = _ids(tokens)
+    types = header.metadata.get("tokenizer.ggml.token_type", [TokenType.NORMAL] * len(tokens))
     # SentencePiece joins the two neighbours whose whole scores best, so each way to cut a token in two is a merge.
     pairs = [
-        (scores[ids[token]], token[:cut], token[cut:])
-        for token in tokens
+        (score, token[:cut], token[cut:])
+        for token, score, kind in zip(tokens, header.get("tokenizer.ggml.scores"), types, strict=True)
+        if kind == TokenType.NORMAL
         for cut in range(1, len(token))
         if token[:cut] in ids and token[cut:] in ids
     ]
@@ -134,5 +139,5 @@ def _sentencepiece(header: GGUF, tokens: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def _ids(tokens: list[str]) -> dict[str, Any]:
+def _ids(tokens: list[str]) -> dict[str, int]:
     return {token: i for i, token in enumerate(tokens)}
