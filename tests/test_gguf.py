@@ -15,9 +15,10 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from jax.sharding import NamedSharding, PartitionSpec
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rerankjax.gguf_file import GGUFTensor, read_gguf
 from rerankjax.model.config import RopeScaling
 from rerankjax.model.decoder import hidden_states, to_logits
-from rerankjax.model.gguf import GGUFTensor, read_header, stored_name
+from rerankjax.model.gguf import stored_name
 from rerankjax.model.sharding import make_mesh
 from rerankjax.model.weights import load, load_reranker, save
 from rerankjax.reranker.rerank import Reranker
@@ -255,7 +256,7 @@ def test_what_is_not_supported_is_named_with_its_file(tmp_path, changes, said):
 
 def test_a_cut_file_is_refused_wherever_it_was_cut(tmp_path):
     whole = write_gguf(tmp_path / "whole.gguf", make_model()).read_bytes()
-    data = read_header(tmp_path / "whole.gguf").tensors["token_embd.weight"].offset
+    data = read_gguf(tmp_path / "whole.gguf").tensors["token_embd.weight"].offset
     for size in [0, 3, 4, 20, 25, 100, data // 2, data - 40, data, data + 100, len(whole) - 40_000]:
         (tmp_path / "cut.gguf").write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r"cut\.gguf is no complete GGUF file .*: download it again"):

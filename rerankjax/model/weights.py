@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 from transformers import PreTrainedTokenizerBase
 
+from rerankjax.gguf_file import read_gguf
 from rerankjax.model import gguf
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, init_decoder
@@ -54,7 +55,7 @@ def load(
     path = find_folder(path_or_id, revision)
     tensors: Tensors
     if path.is_file():
-        header = gguf.read_header(path)
+        header = read_gguf(path)
         config = gguf.read_config(header)
         tensors = gguf.find_tensors(header, config)
     else:

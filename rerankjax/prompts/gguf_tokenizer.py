@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Split
 from transformers import PreTrainedTokenizerFast
 
-from rerankjax.model.gguf import GGUF, read_header
+from rerankjax.gguf_file import GGUFFile, read_gguf
 
 SPACE = "\u2581"  # how SentencePiece writes one
 REMEDY = "save the model's own tokenizer into a folder, and give that"
@@ -52,9 +52,9 @@ def read_tokenizer(file: Path) -> PreTrainedTokenizerFast:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: as `read_header`; the file has no vocabulary, or one of a kind that is not supported.
+        ValueError: as `read_gguf`; the file has no vocabulary, or one of a kind that is not supported.
     """
-    header = read_header(file)
+    header = read_gguf(file)
     kind = header.get("tokenizer.ggml.model")
     tokens = header.get("tokenizer.ggml.tokens")
     if kind == "gpt2":
@@ -96,7 +96,7 @@ def read_tokenizer(file: Path) -> PreTrainedTokenizerFast:
     )
 
 
-def _byte_level(header: GGUF, tokens: list[str]) -> Tokenizer:
+def _byte_level(header: GGUFFile, tokens: list[str]) -> Tokenizer:
     name = header.get("tokenizer.ggml.pre")
     if name not in PRE_TOKENIZERS:
         raise ValueError(
@@ -114,7 +114,7 @@ def _byte_level(header: GGUF, tokens: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def _sentencepiece(header: GGUF, tokens: list[str]) -> Tokenizer:
+def _sentencepiece(header: GGUFFile, tokens: list[str]) -> Tokenizer:
     ids = _ids(tokens)
     types = header.metadata.get("tokenizer.ggml.token_type", [TokenType.NORMAL] * len(tokens))
     # SentencePiece joins the two neighbours whose whole scores best, so each way to cut a token in two is a merge.
