@@ -224,6 +224,14 @@ def test_a_mesh_fills_its_devices_or_says_why_not():
         MeshConfig(tensor=0)
 
 
+def test_a_mesh_that_would_split_a_head_is_refused_with_what_would_not():
+    for tensor, heads in [(1, 3), (3, 3), (2, 8), (1, 1)]:
+        MeshConfig(tensor=tensor).check_heads(heads)
+    for tensor, heads, remedy in [(2, 3, "use 1 or 3,"), (4, 6, "use 1 or 2 or 3 or 6,"), (8, 4, "use 1 or 2 or 4,")]:
+        with pytest.raises(ValueError, match=f"tensor = {tensor} does not divide .* = {heads}: {remedy}"):
+            MeshConfig(tensor=tensor).check_heads(heads)
+
+
 def test_rules_that_split_an_array_twice_over_one_axis_are_refused():
     with pytest.raises(ValueError, match=r"q_proj/kernel.*'fsdp' would split it twice"):
         Rules(heads=("fsdp",))

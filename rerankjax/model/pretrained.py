@@ -27,18 +27,24 @@ ROPE_FIELDS = {
 
 
 def find_folder(path_or_id: Path | str, revision: str | None = None) -> Path:
-    """A checkpoint's folder: `path_or_id` itself if it is one, else a download of that hub id into the hub's cache.
+    """A checkpoint's folder or GGUF file: `path_or_id` itself if it is one, else a download of that hub id's folder.
 
-    Nothing is asked of the network for a folder, a `Path`, or text that starts as a path does.
+    Nothing is asked of the network for a folder, a file, a `Path`, or text that starts or ends as a path does.
 
     Raises:
-        FileNotFoundError: no such folder.
+        FileNotFoundError: no such folder or file.
     """
     path = Path(path_or_id)
-    if path.is_dir():
+    if path.exists():
         return path
-    if isinstance(path_or_id, Path) or path_or_id.startswith(("/", ".", "~")) or path_or_id.count("/") > 1:
-        raise FileNotFoundError(f"{path_or_id} is no folder: give one, or a hub id such as owner/name")
+    text = str(path_or_id)
+    if (
+        isinstance(path_or_id, Path)
+        or text.startswith(("/", ".", "~"))
+        or text.endswith(".gguf")
+        or text.count("/") > 1
+    ):
+        raise FileNotFoundError(f"{path_or_id} is no folder or .gguf file: give one, or a hub id such as owner/name")
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(path_or_id, revision=revision, allow_patterns=[*FILES, *TOKENIZER_FILES]))

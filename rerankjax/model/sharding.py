@@ -46,6 +46,15 @@ class MeshConfig:
             )
         return {"data": data, "fsdp": self.fsdp, "sequence": self.sequence, "tensor": self.tensor}
 
+    def check_heads(self, num_key_value_heads: int) -> None:
+        """Raises ValueError where `tensor` would split a head: XLA then moves heads between devices in every layer."""
+        if num_key_value_heads % self.tensor:
+            divisors = [str(n) for n in range(1, num_key_value_heads + 1) if num_key_value_heads % n == 0]
+            raise ValueError(
+                f"tensor = {self.tensor} does not divide the model's num_key_value_heads = {num_key_value_heads}: use "
+                f"{' or '.join(divisors)}, and split over fsdp or data instead"
+            )
+
 
 ALL_DATA = MeshConfig()
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from safetensors import safe_open
@@ -13,13 +13,37 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ROWS = 64  # read at a time: the transpose of so few stays in the processor's cache
 
 
+class StoredTensor(Protocol):
+    """A tensor of a checkpoint in any format, by the name that its file gives it. `dtype`: of what is read."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def file(self) -> Path: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+    def read_rows(self, index: Sequence[slice]) -> Iterator[tuple[slice, np.ndarray]]:
+        """The part at `index`, a few rows at a time, each with the rows' place in that part."""
+
+
 class Tensor(NamedTuple):
-    """Where a checkpoint keeps a tensor. `dtype` is safetensors' name: "BF16", "F32"."""
+    """Where a safetensors file keeps a tensor. `dtype` is safetensors' name: "BF16", "F32"."""
 
     name: str
     file: Path
     shape: tuple[int, ...]
     dtype: str
+
+    def read_rows(self, index: Sequence[slice]) -> Iterator[tuple[slice, np.ndarray]]:
+        begin, end, _ = index[0].indices(self.shape[0])
+        # Opened for one tensor alone: what is read of a mapped file counts as this process's memory until it is closed.
+        with safe_open(self.file, framework="np") as opened:
+            part = opened.get_slice(self.name)
+            for row in range(begin, end, ROWS):
+                stop = min(row + ROWS, end)
+                yield slice(row - begin, stop - begin), part[(slice(row, stop), *index[1:])]
 
 
 def find_tensors(folder: Path) -> dict[str, Tensor]:
@@ -51,23 +75,12 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_rows(tensor: Tensor, index: Sequence[slice]) -> Iterator[tuple[slice, np.ndarray]]:
-    """The part of a tensor at `index`, a few rows at a time, each with the rows' place in that part."""
-    begin, end, _ = index[0].indices(tensor.shape[0])
-    # Opened for one tensor alone: what is read of a mapped file counts as this process's memory until it is closed.
-    with safe_open(tensor.file, framework="np") as opened:
-        part = opened.get_slice(tensor.name)
-        for row in range(begin, end, ROWS):
-            stop = min(row + ROWS, end)
-            yield slice(row - begin, stop - begin), part[(slice(row, stop), *index[1:])]
-
-
-def same(a: Tensor, b: Tensor) -> bool:
+def same(a: StoredTensor, b: StoredTensor) -> bool:
     """Whether two tensors hold the same numbers."""
     if a.shape != b.shape:
         return False
     everything = [slice(None)] * len(a.shape)
-    pairs = zip(read_rows(a, everything), read_rows(b, everything), strict=True)
+    pairs = zip(a.read_rows(everything), b.read_rows(everything), strict=True)
     return all(np.array_equal(x, y) for (_, x), (_, y) in pairs)
 
 

@@ -1,11 +1,13 @@
 """Weights in Hugging Face's format: loaded tensor by tensor onto the devices, and saved for `transformers`.
 
+A GGUF file is loaded too, under Hugging Face's names.
+
 A layer's parameter lies here on a leading axis over layers and as [in, out]; there each layer has a tensor [out, in] of
 its own. What a device is to hold is put together in host memory from slices of those, one parameter at a time.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,16 @@ import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 from transformers import PreTrainedTokenizerBase
 
+from rerankjax.gguf_file import read_gguf
+from rerankjax.model import gguf
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.pretrained import find_folder, read_config, write_config
-from rerankjax.model.tensors import Tensor, find_tensors, read_rows, same, write_tensors
+from rerankjax.model.tensors import StoredTensor, find_tensors, same, write_tensors
 
 ParamPath = tuple[str, ...]  # in the tree: ("layers", "q_proj", "kernel")
 Placement = Sharding | Callable[[ParamPath, tuple[int, ...]], Sharding]
+Tensors = Mapping[str, StoredTensor]  # by Hugging Face's names
 
 FLOATS = ("F32", "F16", "BF16")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -36,19 +41,27 @@ MAX_FILE_BYTES = 5 * 10**9
 def load(
     path_or_id: Path | str, *, sharding: Placement | None = None, dtype: Any = None, revision: str | None = None
 ) -> tuple[ModelConfig, Params]:
-    """A `*ForCausalLM` checkpoint from a folder or a hub id.
+    """A `*ForCausalLM` checkpoint from a folder, a hub id or a GGUF file.
 
     sharding: of every parameter, or a function of a parameter's path and shape that gives it; without it, all lie on
-    the first device. dtype: of the parameters; without it, as saved.
+    the first device. dtype: of the parameters; without it, as saved, and float32 from a GGUF file.
     Host memory peaks at one parameter of all layers, or at what one device holds of it.
 
     Raises:
-        FileNotFoundError: no such folder, or a file of it is missing.
-        ValueError: config.json asks for what is not supported; a tensor is missing, unexpected or of a wrong shape.
+        FileNotFoundError: no such folder or file, or a file of the folder is missing.
+        ValueError: config.json, or a GGUF file's metadata, asks for what is not supported; a tensor is missing,
+            unexpected or of a wrong shape; a GGUF file is cut off.
     """
-    folder = find_folder(path_or_id, revision)
-    config, _ = read_config(folder)
-    return config, _load(folder, config, _decoder_shapes(config), find_tensors(folder), sharding, dtype)
+    path = find_folder(path_or_id, revision)
+    tensors: Tensors
+    if path.is_file():
+        header = read_gguf(path)
+        config = gguf.read_config(header)
+        tensors = gguf.find_tensors(header, config)
+    else:
+        config, _ = read_config(path)
+        tensors = find_tensors(path)
+    return config, _load(path, config, _decoder_shapes(config), tensors, sharding, dtype)
 
 
 def load_reranker(
@@ -62,9 +75,10 @@ def load_reranker(
     "kernel"), and its shape [D, 1].
 
     Raises:
-        FileNotFoundError, ValueError: as `load`; ValueError also for no head, for both, or more labels than one.
+        FileNotFoundError, ValueError: as `load`; ValueError also for no head, for both, or more labels than one, and
+            for a GGUF file, which has no head.
     """
-    folder = find_folder(path_or_id, revision)
+    folder = find_reranker(path_or_id, revision)
     config, hf = read_config(folder)
     tensors = find_tensors(folder)
     poolings = [pooling for pooling, head in HEADS.items() if f"{head}.weight" in tensors] or ["last"]
@@ -80,6 +94,17 @@ def load_reranker(
     score = {"kernel": jax.ShapeDtypeStruct((config.hidden_size, 1), jnp.float32)}
     params = _load(folder, config, {"decoder": decoder, head: score}, tensors, sharding, dtype)
     return config, {"decoder": params["decoder"], "score": params[head]["kernel"][:, 0]}, poolings[0]
+
+
+def find_reranker(path_or_id: Path | str, revision: str | None = None) -> Path:
+    """`find_folder` of a reranker. Raises ValueError for a GGUF file."""
+    folder = find_folder(path_or_id, revision)
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a file, and a reranker needs a score head, which GGUF files of these models do not have: "
+            "give a reward model's folder; a language model is loaded with load, and gets a head with init_reranker"
+        )
+    return folder
 
 
 def save(
@@ -161,15 +186,15 @@ def _transposed(path: ParamPath) -> bool:
 
 
 def _load(
-    folder: Path,
+    source: Path,
     config: ModelConfig,
     shapes: Params,
-    tensors: dict[str, Tensor],
+    tensors: Tensors,
     sharding: Placement | None,
     dtype: Any,
 ) -> Params:
     leaves = _leaves(shapes)
-    _check_tensors(folder, config, leaves, tensors)
+    _check_tensors(source, config, leaves, tensors)
     arrays = {}
     # The largest first: what it takes to put one together is less than what is still to come.
     for path, leaf in sorted(leaves, key=lambda item: -item[1].size):
@@ -179,7 +204,9 @@ def _load(
     return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[path] for path, _ in leaves])
 
 
-def _put(path: ParamPath, shape: tuple[int, ...], found: list[Tensor], sharding: Sharding, dtype: Any) -> jax.Array:
+def _put(
+    path: ParamPath, shape: tuple[int, ...], found: Sequence[StoredTensor], sharding: Sharding, dtype: Any
+) -> jax.Array:
     """A parameter on its devices, from its tensors. Devices that hold the same part share one reading."""
     devices_of: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
@@ -193,21 +220,20 @@ def _put(path: ParamPath, shape: tuple[int, ...], found: list[Tensor], sharding:
         inner = index[1:] if _stacked(path) else index
         for layer, tensor in layers:
             target = layer.T if _transposed(path) else layer
-            for rows, values in read_rows(tensor, inner[::-1] if _transposed(path) else inner):
+            for rows, values in tensor.read_rows(inner[::-1] if _transposed(path) else inner):
                 target[rows] = values
         arrays += [jax.device_put(block, device) for device in devices]
         jax.block_until_ready(arrays)  # or the next block would be read beside one still on its way
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
-def _dtype(tensor: Tensor) -> np.dtype:
+def _dtype(tensor: StoredTensor) -> np.dtype:
     return jnp.dtype({"F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}[tensor.dtype])
 
 
-def _check_tensors(
-    folder: Path, config: ModelConfig, leaves: list[tuple[ParamPath, Any]], tensors: dict[str, Tensor]
-) -> None:
-    """Refuses a checkpoint that is not exactly what its config.json asks for, before any weight is read."""
+def _check_tensors(source: Path, config: ModelConfig, leaves: list[tuple[ParamPath, Any]], tensors: Tensors) -> None:
+    """Refuses a checkpoint that is not exactly what its config asks for, before any weight is read."""
+    asks, stored_name = ("its metadata", gguf.stored_name) if source.is_file() else ("config.json", str)
     expected: dict[str, tuple[int, ...]] = {}
     for path, leaf in leaves:
         shape = leaf.shape[1:] if _stacked(path) else leaf.shape
@@ -220,12 +246,15 @@ def _check_tensors(
             SCORES[0]: "this is no reward model; load it with load and give it a head with init_reranker",
             LM_HEAD: "this is no *ForCausalLM, or its config.json should have tie_word_embeddings = true",
         }.get(missing[0], "complete the checkpoint")
-        raise ValueError(f"{folder} lacks {_listed(missing)}, and nothing is initialised instead: {remedy}")
+        raise ValueError(
+            f"{source} lacks {_listed(map(stored_name, missing))}, and nothing is initialised instead: {remedy}"
+        )
     for name, shape in expected.items():
         tensor = tensors[name]
         if tensor.shape != shape:
             raise ValueError(
-                f"{tensor.file}: {name} has shape {tensor.shape}, but config.json asks for {shape}: correct one of them"
+                f"{tensor.file}: {tensor.name} has shape {tensor.shape}, but {asks} asks for {shape}: correct one of "
+                "them"
             )
         if tensor.dtype not in FLOATS:
             raise ValueError(f"{tensor.file}: {name} is {tensor.dtype}, not one of {', '.join(FLOATS)}: convert it")
@@ -241,14 +270,14 @@ def _check_tensors(
         surplus.remove(LM_HEAD)
     if surplus:
         remedy = (
-            "load a reward model with load_reranker"
-            if set(SCORES) & set(surplus)
-            else "correct config.json or remove them"
+            "load a reward model with load_reranker" if set(SCORES) & set(surplus) else f"correct {asks} or remove them"
         )
-        raise ValueError(f"{tensors[surplus[0]].file}: unexpected {_listed(surplus)}: {remedy}")
+        names = [tensors[name].name for name in surplus]
+        raise ValueError(f"{tensors[surplus[0]].file}: unexpected {_listed(names)}: {remedy}")
 
 
-def _listed(names: list[str]) -> str:
+def _listed(all_names: Iterable[str]) -> str:
+    names = list(all_names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

@@ -1,10 +1,12 @@
-"""Tokenizers: one trained on the corpus, saved and loaded in Hugging Face's format."""
+"""Tokenizers: one trained on the corpus, saved in Hugging Face's format, and loaded from it or from a GGUF file."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from rerankjax.prompts.gguf_tokenizer import read_tokenizer
 
 EOS, PAD = "<|eos|>", "<|pad|>"
 
@@ -36,11 +38,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer in the folder `path`.
+    """The tokenizer, with its chat template, in the folder or the GGUF file `path`.
 
     Raises:
-        FileNotFoundError: it has no tokenizer.json.
+        FileNotFoundError: the folder has no tokenizer.json.
+        ValueError: the GGUF file is cut off, or its tokenizer is of a kind that is not supported.
     """
+    if path.is_file():
+        return read_tokenizer(path)
     if not (path / "tokenizer.json").is_file():
         raise FileNotFoundError(
             f"{path} has no tokenizer.json: other formats are not read; load the tokenizer with transformers and write "

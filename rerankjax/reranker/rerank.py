@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase
 from rerankjax.model import weights
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, hidden_states_behind
-from rerankjax.model.pretrained import find_folder
 from rerankjax.model.sharding import by_row, make_mesh, on_mesh, replicated, row_shards, sharding_of
 from rerankjax.prompts.rows import pad_completions, pad_prompts
 from rerankjax.prompts.tokenizer import encode_completions, load_tokenizer
@@ -100,7 +99,7 @@ class Reranker:
         mesh: of the devices that share the work; without it, all, each with the whole model.
         Raises as `rerankjax.model.weights.load_reranker`, `load_tokenizer` and the class.
         """
-        folder = find_folder(path_or_id, revision)
+        folder = weights.find_reranker(path_or_id, revision)
         tokenizer = load_tokenizer(folder)
         _check_tokenizer(tokenizer, chat)  # before the weights, which can take minutes
         mesh = make_mesh() if mesh is None else mesh
