@@ -45,6 +45,7 @@ def problems():
                 "language": "sh",
                 "prompt": f"Write a program that prints {number} {task}",
                 "tests": "",
+                "stop_tokens": [],
                 "cases": [{"stdin": "", "expected_output": f"{number}\n"}],
                 "standalone": True,
                 "solution": f"echo {number}",

@@ -16,7 +16,7 @@ from rerankjax.loop.config import ConfigError, ExperimentConfig, ModelSource, ch
 from rerankjax.model import weights
 from rerankjax.model.config import ModelConfig, RopeScaling
 from rerankjax.model.decoder import Params, init_decoder
-from rerankjax.model.pretrained import find_folder, read_config
+from rerankjax.model.pretrained import find_folder
 from rerankjax.model.sharding import sharding_of
 from rerankjax.problems.jsonl import write_text
 from rerankjax.prompts.tokenizer import load_tokenizer, train_tokenizer
@@ -30,7 +30,7 @@ LARGE_FILE_BYTES = 2**20  # of a larger file the digest has the size alone
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model as its source gives it. `folder` is its checkpoint's, None where it is trained from scratch."""
+    """A model as its source gives it. `folder` is its checkpoint's, or a GGUF file; None: it is trained from scratch."""
 
     name: str  # `GENERATOR`, or `RERANKER` where that is a model of its own
     shape: ModelConfig
@@ -65,7 +65,7 @@ def open_model(config: ExperimentConfig, name: str, root: Path, seed: int, texts
         try:
             folder = find_folder(source.checkpoint, source.revision or None)
             facts = {f"{name}.checkpoint": _fingerprint(folder)}
-            shape, _ = read_config(folder)
+            shape = weights.read_shape(folder)
         except (OSError, ValueError) as error:  # the hub's client's are among them
             raise ConfigError(
                 f"config.{name}.checkpoint = {source.checkpoint!r} cannot be loaded: {error}; give a folder with a "
@@ -84,10 +84,10 @@ def open_model(config: ExperimentConfig, name: str, root: Path, seed: int, texts
 
     inputs = [] if folder else [f"seed{seed}/problems"]
     path = write_stage(root, f"seed{seed}/models/{name}", config, inputs, fill, facts=facts)
-    return Model(name, read_shape(path), folder, source.dtype)
+    return Model(name, _read_shape(path), folder, source.dtype)
 
 
-def read_shape(path: Path) -> ModelConfig:
+def _read_shape(path: Path) -> ModelConfig:
     """The shape that a stage of `open_model` has."""
     fields = json.loads((path / "model.json").read_text(encoding="utf-8"))
     return ModelConfig(**fields | {"rope_scaling": RopeScaling(**fields["rope_scaling"])})
@@ -135,7 +135,7 @@ def check_same_tokens(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBa
 def _fingerprint(folder: Path) -> str:
     """A digest of a checkpoint's files: names and sizes, and the contents of the small ones."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
         if path.is_file():
             size = path.stat().st_size
             digest.update(f"{path.name} {size} ".encode())

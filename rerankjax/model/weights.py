@@ -53,15 +53,14 @@ def load(
             unexpected or of a wrong shape; a GGUF file is cut off.
     """
     path = find_folder(path_or_id, revision)
-    tensors: Tensors
-    if path.is_file():
-        header = read_gguf(path)
-        config = gguf.read_config(header)
-        tensors = gguf.find_tensors(header, config)
-    else:
-        config, _ = read_config(path)
-        tensors = find_tensors(path)
+    config = read_shape(path)
+    tensors: Tensors = gguf.find_tensors(read_gguf(path), config) if path.is_file() else find_tensors(path)
     return config, _load(path, config, _decoder_shapes(config), tensors, sharding, dtype)
+
+
+def read_shape(path: Path) -> ModelConfig:
+    """The shape of the checkpoint at `path`, a folder or a GGUF file. Errors as `load`."""
+    return gguf.read_config(read_gguf(path)) if path.is_file() else read_config(path)[0]
 
 
 def load_reranker(
