@@ -13,7 +13,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 .PHONY: demo test test-long lint setup languages
 
 demo: setup
-	$(VENV)/bin/python experiments/selftrain.py --config=configs/mini.py --workdir=$(WORKDIR)
+	$(VENV)/bin/rerankjax train --config=configs/mini.py --workdir=$(WORKDIR)
 
 test: lint
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ALONE:%=--ignore=%)
