@@ -312,7 +312,7 @@ def table(page: str, title: str) -> list[str]:
 def test_runs_stand_beside_each_other_with_what_differs() -> None:
     one = one_set([evaluation(system=system) for system in ("sft", "ppo")])
     two = one_set([evaluation(system=system, gain=3.0) for system in ("sft", "ppo", "hard")])
-    configs = {"ppo.kl_coef": "0.15", "seeds": "[0]"}, {"ppo.kl_coef": "0.5", "seeds": "[0]", "lora.rank": "8"}
+    configs = {"ppo.kl_coef": 0.15, "seeds": [0]}, {"ppo.kl_coef": 0.5, "seeds": [0], "lora.rank": "8"}
     page = comparison({"one": (configs[0], [one]), "two": (configs[1], [two])})
     differs, solved, said = (table(page, title) for title in ("What differs", "Solved", "Claims"))
     assert differs[0] == solved[0] == said[0] == "|  | one | two |"
@@ -346,14 +346,14 @@ def test_the_command_compares_finished_runs_and_names_what_is_missing(tmp_path, 
     program = Path(__file__).parents[1] / "experiments" / "compare.py"
     for name, coefficient in (("one", 0.15), ("two", 0.5)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps({"ppo": {"kl_coef": coefficient}}))
+        (tmp_path / name / "config.json").write_text(json.dumps({"ppo.kl_coef": coefficient}))
         results.save(summarise([evaluation()], ""), tmp_path / name / "results.json")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["compare", "one", "two"])
     runpy.run_path(str(program), run_name="__main__")
     assert table(capsys.readouterr().out, "What differs")[2:] == ["| ppo.kl_coef | 0.15 | 0.5 |"]
     (tmp_path / "two" / "results.json").write_text('{"version": 2}')
-    with pytest.raises(SystemExit, match="compare: two/results.json is not a results file: version is 2, this code"):
+    with pytest.raises(SystemExit, match=r"compare: two/results\.json is not a results file: version is 2, this code"):
         runpy.run_path(str(program), run_name="__main__")
     (tmp_path / "two" / "results.json").unlink()
     with pytest.raises(SystemExit, match=r"compare: two has no results\.json: give the --workdir of a finished run"):

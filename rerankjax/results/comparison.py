@@ -1,5 +1,6 @@
 """Several runs beside each other: what their configs differ in, what each solves, and what each says of the claims."""
 
+import json
 from collections.abc import Mapping, Sequence
 
 from rerankjax.results.claims import judge
@@ -9,13 +10,13 @@ from rerankjax.results.selection import RULE_HEADS
 from rerankjax.results.statistics import Estimate
 
 
-def comparison(runs: Mapping[str, tuple[Mapping[str, str], Sequence[Results]]]) -> str:
+def comparison(runs: Mapping[str, tuple[Mapping[str, object], Sequence[Results]]]) -> str:
     """Tables in Markdown, a column for each run: the configs' differences, then each evaluation set's figures.
 
     Args:
-      runs: by the run's name, its config's fields as text, and its results.
+      runs: by the run's name, its config by dotted field, and its results.
     """
-    configs = [config for config, _ in runs.values()]
+    configs = [{field: _shown(value) for field, value in config.items()} for config, _ in runs.values()]
     fields = {field: [config.get(field, "") for config in configs] for field in sorted({f for c in configs for f in c})}
     tables = {"What differs": {field: values for field, values in fields.items() if len(set(values)) > 1}}
     of_runs = [{of_set.evaluation_set: of_set for of_set in results} for _, results in runs.values()]
@@ -29,6 +30,10 @@ def comparison(runs: Mapping[str, tuple[Mapping[str, str], Sequence[Results]]]) 
         f"## {title}\n\n" + pipes(["", *runs], ([first, *rest] for first, rest in rows.items()))
         for title, rows in tables.items()
     )
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _beside(of_runs: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
