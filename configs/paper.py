@@ -116,6 +116,7 @@ def get_config(arg: str = "6.7b") -> ConfigDict:
             "sandbox": {"engine": "local", "workers": 16, "cpu_seconds": 15.0, "wall_seconds": 60.0},
             "mesh": {"data": 0, "fsdp": 1, "sequence": 1, "tensor": 1},
             "checkpoints": {"steps": 100, "iterations": 5, "keep": 2},
+            "assumptions": tuple(ASSUMPTIONS.items()),
         },
         convert_dict=True,
     )

@@ -10,19 +10,19 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-
-from rerankjax.candidates.candidate import Candidate, read_candidates
-from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.loop.experiment import ConfigError
 from rerankjax.loop.paper import cell_of, run_row
 from rerankjax.loop.paper_config import resolve_row, shared
 from rerankjax.loop.paper_problems import common_name
+from rerankjax.results.cells import load_all
+
+from rerankjax.candidates.candidate import Candidate, read_candidates
+from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.sharding import make_mesh
 from rerankjax.policy.ppo import PPOConfig, Reward, collect
 from rerankjax.reranker.bradley_terry import init_reranker
 from rerankjax.reranker.rerank import score_behind
-from rerankjax.results.cells import load_all
 from rerankjax.results.paper import LANGUAGES, ROWS, RUNS
 from rerankjax.run.rundir import RunDirectoryError
 

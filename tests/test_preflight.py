@@ -8,13 +8,13 @@ from pathlib import Path
 
 import jax
 import pytest
+from rerankjax.loop.experiment import resolve
 
 from rerankjax.capacity import topology
 from rerankjax.capacity.device_steps import Step, device_steps
 from rerankjax.capacity.preflight import Compiler, need_of, table
 from rerankjax.capacity.preflight_search import flags, suggest
 from rerankjax.capacity.roofline import Cost, parameter_count
-from rerankjax.loop.experiment import resolve
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.sharding import make_mesh
 from rerankjax.model.training import start_state

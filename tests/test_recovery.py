@@ -9,10 +9,10 @@ import signal
 import jax
 import numpy as np
 import pytest
+from rerankjax.loop.experiment import resolve
 
 from configs.mini import get_config
 from rerankjax.loop import trainers
-from rerankjax.loop.experiment import resolve
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.sharding import MeshConfig, make_mesh
 from rerankjax.pairs.mining import Pair

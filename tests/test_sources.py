@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rerankjax.loop.experiment import SandboxConfig, resolve
 
 from rerankjax.candidates.candidate import Candidate
-from rerankjax.loop.experiment import SandboxConfig, resolve
 from rerankjax.loop.seed_run import open_seed
 from rerankjax.model.sharding import make_mesh
 from rerankjax.problems.benchmarks import PYTHON_STOP_TOKENS
@@ -30,7 +30,7 @@ from rerankjax.problems.problem import (
 from rerankjax.problems.sources import load_problems
 from rerankjax.run.rundir import write_stage
 from rerankjax.sandbox import Verdict
-from rerankjax.verdicts.execution import verdict_cache, execute
+from rerankjax.verdicts.execution import execute, verdict_cache
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not beside the repository")

@@ -19,10 +19,10 @@ import sys
 
 from absl import app, flags
 from ml_collections import config_flags
+from rerankjax.loop.experiment import Experiment, resolve
 
 from rerankjax.capacity import preflight, preflight_search, topology
 from rerankjax.capacity.roofline import adapter_count, parameter_count
-from rerankjax.loop.experiment import Experiment, resolve
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/.", lock_config=True)
 TOPOLOGY = flags.DEFINE_string("topology", None, "v5e:4x4, v5p:2x2x1, h100:8, cpu:8 ...", required=True)

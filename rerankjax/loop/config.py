@@ -257,6 +257,7 @@ class ExperimentConfig:
     mesh: MeshConfig = ALL_DATA  # of the devices
     checkpoints: CheckpointsConfig = CHECKPOINTS
     lora: LoraConfig = FULL  # rerankers and policies as adapters over the SFT model, or trained whole
+    assumptions: tuple[tuple[str, str], ...] = ()  # (field, why it has its value), for the report
 
     def later_iterations(self) -> list[tuple[str, IterationConfig]]:
         """The iterations behind the first that run, each behind the one it mines, else in `PAIR_SOURCES`' order."""

@@ -40,13 +40,14 @@ def write_report(root: Path, config: ExperimentConfig, evaluations: Sequence[Eva
     seeds = [(seed, root / f"seed{seed}") for seed in config.seeds]
     run = Run(
         command=shlex.join(["rerankjax", *sys.argv[1:]]),
-        config=json.dumps(fields, indent=2),
+        config=json.dumps({name: v for name, v in fields.items() if name != "assumptions"}, indent=2),
         durations={
             str(path.parent.relative_to(root)): stage_seconds(path.parent)
             for path in sorted(root.glob("seed*/**/stage.json"), key=lambda p: p.stat().st_mtime)
         },
         versions={"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
         host=_processor(),
+        assumptions=dict(config.assumptions),
     )
     ppo = [curve for seed, path in seeds for curve in _curves(seed, path, "policies/ppo*")]
     trained = [(seed, path, pattern) for seed, path in seeds for pattern in ("policies/sft", "rerankers/*")]

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 T = TypeVar("T")
 
 # They decide how a run is computed, not what: no stage depends on them, and they may change from start to start.
-NON_SEMANTIC_FIELDS = ("mesh.", "checkpoints.", "sandbox.workers", "sandbox.engine")
+NON_SEMANTIC_FIELDS = ("mesh.", "checkpoints.", "sandbox.workers", "sandbox.engine", "assumptions")
 
 
 def flatten(value: Any, name: str = "") -> dict[str, Any]:
