@@ -30,7 +30,7 @@ LARGE_FILE_BYTES = 2**20  # of a larger file the digest has the size alone
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model as its source gives it. `folder` is its checkpoint's, or a GGUF file; None: it is trained from scratch."""
+    """A model as its source gives it. `folder` is its checkpoint's, or a GGUF file; None: trained from scratch."""
 
     name: str  # `GENERATOR`, or `RERANKER` where that is a model of its own
     shape: ModelConfig
