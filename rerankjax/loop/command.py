@@ -38,6 +38,10 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command with the arguments behind its name. Ends the process with its exit status."""
+    if not argv or {"-h", "--help"} & set(argv):
+        print(f"{__doc__}\nFlags, and each field of the config as --config.section.field=value:\n")
+        print(flags.FLAGS.module_help(__name__))
+        return
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(_train, ["rerankjax train", *argv], flags_parser=_parse)
 
@@ -45,10 +49,16 @@ def main(argv: Sequence[str]) -> None:
 def _parse(argv: list[str]) -> list[str]:
     """The arguments that are no flags. A config that does not exist, or lacks a field, ends in one line."""
     try:
-        return list(flags.FLAGS(argv))
+        rest = list(flags.FLAGS(argv))
+        _ = CONFIG.value.keys()  # where the file cannot be read, this says so
     except (AttributeError, KeyError, OSError, TypeError, ValueError, flags.Error) as error:
-        said = str(error.args[0]) if error.args and not isinstance(error, OSError) else str(error)
-        sys.exit(f"rerankjax train: {said.strip()}\nrerankjax train --help lists the flags.")
+        lines = str(error.args[0] if error.args else error).strip().splitlines()
+        # Of an error in a config file, ml_collections gives the whole traceback.
+        said = lines[-1] if "Traceback" in "".join(lines) or isinstance(error, OSError) else " ".join(lines)
+        if isinstance(error, KeyError):  # a field that is unknown, as the repr of a text
+            said = "config has no field " + said.replace("\\n", ". ").replace("\\'", "'").strip("'")
+        sys.exit(f"rerankjax train: {said.strip()} (rerankjax train --help lists the flags)")
+    return rest
 
 
 def _train(argv: list[str]) -> None:
