@@ -55,8 +55,7 @@ def _parse(argv: list[str]) -> list[str]:
         lines = str(error.args[0] if error.args else error).strip().splitlines()
         # Of an error in a config file, ml_collections gives the whole traceback.
         said = lines[-1] if "Traceback" in "".join(lines) or isinstance(error, OSError) else " ".join(lines)
-        if isinstance(error, KeyError):  # a field that is unknown, as the repr of a text
-            said = "config has no field " + said.replace("\\n", ". ").replace("\\'", "'").strip("'")
+        said = said.replace("\\n", ". ").replace("\\'", "'").strip("'")  # an unknown field is in a repr of a text
         sys.exit(f"rerankjax train: {said.strip()} (rerankjax train --help lists the flags)")
     return rest
 
