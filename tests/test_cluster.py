@@ -34,8 +34,11 @@ def nodes() -> Iterator[Cluster]:
     """A head without CPUs, which this process is connected to, and two nodes. Nothing of them is left in the end."""
     directory = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # not tmp_path: the path of a socket is short
     soon = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 10}
-    head = {**NODE, "num_cpus": 0, "include_dashboard": False, "temp_dir": directory, "_system_config": soon}
-    nodes = Cluster(initialize_head=True, head_node_args=head)
+    head = {**NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": soon}
+    with pytest.MonkeyPatch.context() as patch:
+        # Not `temp_dir`: a Cluster writes its address to the default place all the same, over that of another cluster.
+        patch.setenv("RAY_TMPDIR", directory)
+        nodes = Cluster(initialize_head=True, head_node_args=head)
     nodes.add_node(**NODE)
     nodes.add_node(**NODE)
     ray.init(address=nodes.address, log_to_driver=False)
