@@ -80,7 +80,11 @@ def test_sources_differ_in_what_the_paper_says():
     assert len(rejected["random"]) == 4
     assert chosen["self_training"] == {"good", "fine", "newgood"}
     assert chosen["hard"] == chosen["random"] == chosen["same_data"] == {"good", "fine"}
-    assert all(sum(p.rejected.startswith("new") for p in grown(source)) == 10 for source in PAIR_SOURCES if source != "same_data")
+    assert all(
+        sum(p.rejected.startswith("new") for p in grown(source)) == 10
+        for source in PAIR_SOURCES
+        if source != "same_data"
+    )
 
 
 def test_files_give_back_what_was_written(tmp_path):
