@@ -17,11 +17,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
 from rerankjax.run import bucket, checkpoint
+from rerankjax.run.reuse import reuse
 from rerankjax.run.rundir import RunDirectoryError, complete, durable, open_run, stage_seconds, write_stage
 
 ROOT = Path(__file__).parents[1]
 URL = "gs://my-bucket/runs/mini"
-CONFIG = {"seeds": [0], "ppo": {"kl_coef": 0.15}}
+CONFIG = {"seeds": [0], "ppo": {"kl_coef": 0.15, "epochs": 2}}
 
 
 class Killed(BaseException):
@@ -90,17 +91,23 @@ def objects(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []  # no mirror is left, and nobody took the URL for a path
 
 
-def fill(directory):
+def fill(directory, config):
     (directory / "a.txt").write_text("A")
     (directory / "deep" / "er").mkdir(parents=True)
     (directory / "deep" / "er" / "b.bin").write_bytes(b"\x00B")
 
 
-def loop(made):
-    """A run of two stages with a result, as selftrain goes; `made` gets the names of the stages it had to make."""
-    with open_run(URL, CONFIG) as root:
-        for name in ("seed0/sft", "seed0/policies/ppo"):
-            path = write_stage(root / name, lambda d, name=name: (made.append(name), fill(d)))
+def loop(made, config=CONFIG):
+    """A run of two stages with a result, as `train` goes; `made` gets the names of the stages it had to make."""
+    with open_run(URL, config) as root:
+        for name, inputs in (("seed0/sft", []), ("seed0/policies/ppo", ["seed0/sft"])):
+
+            def recorded(directory, view, name=name):
+                made.append(name)
+                assert view.ppo.kl_coef == config["ppo"]["kl_coef"]
+                fill(directory, view)
+
+            path = write_stage(root, name, config, inputs, recorded)
             assert (path / "deep/er/b.bin").read_bytes() == b"\x00B"
             assert (path / "a.txt").read_text() == "A"
             assert complete(path)
@@ -161,11 +168,11 @@ def test_killed_at_any_write_a_run_ends_the_same(objects, monkeypatch):
 
 def test_what_a_killed_attempt_left_is_not_in_the_stage_that_follows(objects):
     with pytest.raises(ZeroDivisionError), open_run(URL, CONFIG) as root:
-        write_stage(root / "sft", lambda d: 1 / 0)
+        write_stage(root, "sft", CONFIG, [], lambda d, c: 1 / 0)
     objects().pipe_file(f"{URL}/sft/checkpoint/half", b"half")  # as Orbax leaves it: written there directly
     with open_run(URL, CONFIG) as root:
         assert not complete(root / "sft")
-        write_stage(root / "sft", fill)
+        write_stage(root, "sft", CONFIG, [], fill)
     assert {name for name in objects.objects() if name.startswith("sft/")} == {
         "sft/a.txt",
         "sft/deep/er/b.bin",
@@ -186,14 +193,65 @@ def test_results_of_a_run_that_fails_are_not_uploaded(objects):
 
 def test_another_config_is_refused_by_the_bucket_s_name(objects):
     loop([])
-    before = objects.objects()
-    with pytest.raises(RunDirectoryError) as error, open_run(URL, {"seeds": [1], "ppo": {"kl_coef": 0.15}}):
-        pass
+    before, made = objects.objects(), []
+    with pytest.raises(RunDirectoryError) as error:
+        loop(made, {"seeds": [1], "ppo": {"kl_coef": 0.3, "epochs": 2}})
     assert str(error.value) == (
-        f"{URL} was started with another config (field: saved -> given):\n  seeds: [0] -> [1]\n"
-        f"Give another --workdir, or remove {URL} to start it anew."
+        f"{URL} has stages that were made with another config (field: theirs -> given):\n  ppo.kl_coef: 0.15 -> 0.3\n"
+        f"Give another --workdir, with --reuse={URL} for the stages that stay the same; or remove {URL}."
     )
     assert objects.objects() == before
+    loop(made, {"seeds": [1], "ppo": {"kl_coef": 0.15, "epochs": 9}})  # no stage read those
+    assert made == []
+    assert json.loads(objects.objects()["config.json"])["ppo.epochs"] == 9
+
+
+def test_a_stage_of_another_input_or_fact_is_refused(objects):
+    with open_run(URL, CONFIG) as root:
+        write_stage(root, "sft", CONFIG, [], fill, facts={"p.jsonl": "abc"})
+        write_stage(root, "ppo", CONFIG, ["sft"], fill)
+    before = digest_of_object("sft")
+    with open_run(URL, CONFIG) as root:
+        with pytest.raises(RunDirectoryError, match=r'content of p\.jsonl: "abc" -> "abd"'):
+            write_stage(root, "sft", CONFIG, [], fill, facts={"p.jsonl": "abd"})
+        objects().rm(f"{URL}/sft", recursive=True)
+        shutil.rmtree(root / "sft")
+        write_stage(root, "sft", CONFIG, [], fill)
+        with pytest.raises(RunDirectoryError, match=rf'stage sft: "{before}" -> "{digest_of_object("sft")}"'):
+            write_stage(root, "ppo", CONFIG, ["sft"], fill)
+
+
+def digest_of_object(stage):
+    return json.loads(Objects.objects()[f"{stage}/stage.json"])["digest"]
+
+
+def test_a_run_of_the_old_layout_is_refused_in_one_line(objects):
+    objects().pipe_file(f"{URL}/seed0/tokenizer/stage.json", b'{"seconds": 0.4, "files": []}')
+    before = objects.objects()
+    with pytest.raises(RunDirectoryError) as error:
+        loop([])
+    assert str(error.value) == (
+        f"{URL}/seed0/tokenizer was made by an older version of rerankjax, which did not record what a stage is made "
+        "from: give another --workdir."
+    )
+    assert objects.objects() == before
+
+
+def test_stages_are_taken_from_another_run_into_a_bucket(objects, tmp_path_factory):
+    """Also where the bucket has the first of them, and this machine has none."""
+    other = tmp_path_factory.mktemp("other")
+    with open_run(other, CONFIG) as run:
+        write_stage(run, "seed0/sft", CONFIG, [], fill)
+        write_stage(run, "seed0/ppo", CONFIG, ["seed0/sft"], fill)
+    with open_run(URL, CONFIG) as root:
+        write_stage(root, "seed0/sft", CONFIG, [], fill)
+    for taken in (["seed0/ppo"], []):
+        with open_run(URL, CONFIG) as root:
+            assert reuse(root, [other], CONFIG, [0]) == taken
+            for name, inputs in (("seed0/sft", []), ("seed0/ppo", ["seed0/sft"])):
+                path = write_stage(root, name, CONFIG, inputs, lambda d, c: pytest.fail("it is there"))
+                assert (path / "deep/er/b.bin").read_bytes() == b"\x00B"
+        assert "seed0/ppo/deep/er/b.bin" in objects.objects()
 
 
 def test_a_stage_that_lost_a_file_is_named(objects):
@@ -219,10 +277,10 @@ def test_a_dead_process_s_run_is_taken_over_and_a_revived_one_stops(objects, cap
         with open_run(URL, CONFIG) as old:
             # Suspended, so that it shows no life: a beat is 10 s, stale 0.05 s here. Another start goes on.
             with open_run(URL, CONFIG) as new:
-                write_stage(new / "sft", fill)
+                write_stage(new, "sft", CONFIG, [], fill)
             before.update(objects.objects())
-            write_stage(old / "sft", lambda d: pytest.fail("the other process made it"))
-            write_stage(old / "ppo", fill)
+            write_stage(old, "sft", CONFIG, [], lambda d, c: pytest.fail("the other process made it"))
+            write_stage(old, "ppo", CONFIG, ["sft"], fill)
 
     before = {}
     with pytest.raises(RunDirectoryError, match="another process has taken this run over"):
@@ -237,10 +295,10 @@ def test_other_hosts_of_the_run_read_and_write_nothing(objects):
         assert first != second
         assert (second / "config.json").exists()
         before = objects.objects()
-        write_stage(second / "ppo", fill)
+        write_stage(second, "ppo", CONFIG, [], fill)
         assert objects.objects() == before
-        write_stage(first / "sft", fill)
-        write_stage(second / "sft", lambda d: pytest.fail("the first host made it"))
+        write_stage(first, "sft", CONFIG, [], fill)
+        write_stage(second, "sft", CONFIG, [], lambda d, c: pytest.fail("the first host made it"))
         assert (second / "sft" / "a.txt").read_text() == "A"
 
 
@@ -249,7 +307,7 @@ def test_what_must_outlive_the_machine_lies_in_the_bucket(objects, tmp_path):
     with open_run(URL, CONFIG) as root:
         assert os.fspath(durable(root / "seed0" / "sft" / "checkpoint")) == f"{URL}/seed0/sft/checkpoint"
         found = []
-        write_stage(root / "sft", lambda d: found.append(durable(d / "checkpoint")))
+        write_stage(root, "sft", CONFIG, [], lambda d, c: found.append(durable(d / "checkpoint")))
         assert os.fspath(found[0]) == f"{URL}/sft/checkpoint"  # where it will be, not where it is filled
         assert str(durable(root / "report.html")) == f"{URL}/report.html"
 
@@ -290,11 +348,11 @@ def test_sigkill_mid_stage_keeps_what_was_complete_and_the_next_process_goes_on(
     url = f"file://{tmp_path}/store"
     process = start(
         "with open_run(sys.argv[1], {}) as run:\n"
-        "    write_stage(run / 'sft', lambda d: (d / 'w').write_text('weights'))\n"
-        "    def half(d):\n"
+        "    write_stage(run, 'sft', {}, [], lambda d, c: (d / 'w').write_text('weights'))\n"
+        "    def half(d, c):\n"
         "        (d / 'stale').write_text('half')\n"
         "        print(run, flush=True); time.sleep(60)\n"
-        "    write_stage(run / 'ppo', half)\n",
+        "    write_stage(run, 'ppo', {}, ['sft'], half)\n",
         url,
     )
     mirror = Path(process.stdout.readline().strip())
@@ -304,12 +362,12 @@ def test_sigkill_mid_stage_keeps_what_was_complete_and_the_next_process_goes_on(
     assert (tmp_path / "store" / "lock").exists()
     process = start(
         "with open_run(sys.argv[1], {}) as run:\n"
-        "    path = write_stage(run / 'sft', None)\n"
+        "    path = write_stage(run, 'sft', {}, [], None)\n"
         "    print((path / 'w').read_text())\n"
-        "    write_stage(run / 'ppo', lambda d: (d / 'w').write_text('new'))\n",
+        "    write_stage(run, 'ppo', {}, ['sft'], lambda d, c: (d / 'w').write_text('new'))\n",
         url,
     )
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     assert output.splitlines()[1:] == ["weights"]
     assert sorted(p.name for p in (tmp_path / "store").iterdir()) == ["config.json", "ppo", "sft"]
@@ -320,11 +378,11 @@ def test_sigkill_mid_stage_keeps_what_was_complete_and_the_next_process_goes_on(
 def test_orbax_writes_checkpoints_into_the_bucket_itself(tmp_path):
     url, tree = f"file://{tmp_path}/store", {"w": jnp.arange(6.0).reshape(2, 3)}
     with open_run(url, CONFIG) as root:
-        write_stage(root / "sft", lambda d: (checkpoint.save(d / "checkpoint", tree), fill(d)))
+        write_stage(root, "sft", CONFIG, [], lambda d, c: (checkpoint.save(d / "checkpoint", tree), fill(d, c)))
         assert not (root / "sft" / "checkpoint").exists()
     assert (tmp_path / "store" / "sft" / "checkpoint").is_dir()
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
     with open_run(url, CONFIG) as root:
-        path = write_stage(root / "sft", lambda d: pytest.fail("it is complete"))
+        path = write_stage(root, "sft", CONFIG, [], lambda d, c: pytest.fail("it is complete"))
         assert sorted(p.name for p in path.iterdir()) == ["a.txt", "deep", "stage.json"]
         np.testing.assert_array_equal(checkpoint.restore(path / "checkpoint", like)["w"], tree["w"])

@@ -15,6 +15,7 @@ from rerankjax.problems.corpus import make_corpus, slips
 from rerankjax.problems.family import Call, Family, completion, composition, make_family, run, with_faults
 from rerankjax.problems.kinds import FINALS, STEPS
 from rerankjax.problems.problem import (
+    Case,
     Problem,
     Solution,
     program,
@@ -196,6 +197,7 @@ def test_problems_and_solutions_survive_their_files(tmp_path: Path, family: Fami
     assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus.jsonl", "problems.jsonl"]
 
 
+CASE = {"stdin": "3\n", "expected_output": "6\n"}
 ROW = {"name": "a", "language": "py", "prompt": "def f():\n", "tests": "check(f)", "stop_tokens": ["\ndef"]}
 
 
@@ -205,12 +207,33 @@ def test_multipl_e_extras_are_passed_over(tmp_path: Path) -> None:
     assert read_problems(tmp_path / "p.jsonl") == (Problem("a", "py", "def f():\n", "check(f)", ("\ndef",)),)
 
 
+def test_a_users_row_needs_no_more_than_what_decides(tmp_path: Path) -> None:
+    """Stop tokens may be left out, and tests where there are cases: those are of whole programs."""
+    function = {name: ROW[name] for name in ("name", "language", "prompt", "tests")}
+    program_of = {"name": "b", "language": "python", "prompt": "Print 2x.", "cases": [CASE], "solution": "print(6)"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(function) + "\n" + json.dumps(program_of) + "\n")
+    assert read_problems(tmp_path / "p.jsonl") == (
+        Problem("a", "py", "def f():\n", "check(f)", ()),
+        Problem("b", "py", "Print 2x.", "", (), standalone=True, cases=(Case("3\n", "6\n"),), solution="print(6)"),
+    )
+
+
 @pytest.mark.parametrize(
     ("second_row", "message"),
     [
         (json.dumps(ROW)[:40], "row 2: not JSON"),
         ("[1]", "row 2: expected a JSON object with named fields, got list"),
         (json.dumps({k: v for k, v in ROW.items() if k != "tests"}), "row 2: field 'tests' is missing; the row has"),
+        (json.dumps(ROW | {"tests": " \n"}), "row 2: fields 'tests' and 'cases' are empty; give one of them"),
+        (json.dumps(ROW | {"tests": "", "cases": []}), "row 2: fields 'tests' and 'cases' are empty; give one of them"),
+        (json.dumps(ROW | {"cases": [CASE]}), "row 2: fields 'tests' and 'cases' are both given; give one of them"),
+        (json.dumps(ROW | {"tests": "", "cases": [CASE, 3]}), "row 2, case 2: field 'cases' must hold objects, got 3"),
+        (
+            json.dumps(ROW | {"tests": "", "cases": [{"stdin": ""}]}),
+            "row 2, case 1: field 'expected_output' is missing",
+        ),
+        (json.dumps(ROW | {"standalone": "yes"}), "row 2: field 'standalone' must be bool, got 'yes'"),
+        (json.dumps(ROW | {"solution": None}), "row 2: field 'solution' must be str, got None"),
         (json.dumps(ROW | {"prompt": 3}), "row 2: field 'prompt' must be str, got 3"),
         (json.dumps(ROW | {"stop_tokens": "\ndef"}), "row 2: field 'stop_tokens' must be list"),
         (json.dumps(ROW | {"stop_tokens": [1]}), "row 2: field 'stop_tokens' must hold non-empty strings"),

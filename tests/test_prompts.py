@@ -1,13 +1,15 @@
-"""Prompts are DeepSeek-Coder's, and programs come whole out of completions and answers."""
+"""Prompts are MultiPL-E's and DeepSeek-Coder's, and programs come whole out of completions and answers."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rerankjax import sandbox
 from rerankjax.problems.problem import LANGUAGES, Case, Problem
-from rerankjax.prompts import base, instruct
+from rerankjax.prompts import chat, completion
+from rerankjax.prompts.ask import STYLES, PromptConfig, ask
 from rerankjax.prompts.tokenizer import train_tokenizer
 from rerankjax.verdicts.execution import programs_of
 
@@ -75,10 +77,25 @@ PROBLEMS = {
     language: Problem(language, language, prompt, tests, ("\n}",)) for language, (prompt, _, _, tests) in PARTS.items()
 }
 MBPP = Problem("MBPP/11", "py", "Write a function to double x.", "assert f(1) == 2", (), standalone=True)
+MBPP_SOLUTION = "def f(x):\r\n\treturn 2 * x"
+PHP_TASK = Problem("t", "php", "Double x.", "if (f(1) !== 2) { exit(1); }", (), standalone=True)
 SHOT = Problem(
     "MBPP/2", "py", "Halve x.", "assert g(2) == 1", (), standalone=True, solution="def g(x):\r\n\treturn x // 2"
 )
 CONTEST = Problem("c", "cpp", "Read x.\n\nPrint 2x.\n", "", (), standalone=True, cases=(Case("3\n", "6\n"),))
+
+WHOLE = {
+    "py": "print(2 * int(input()))",
+    "sh": 'read n\necho "$(( 2 * n ))"',
+    "php": '<?php\necho 2 * (int) fgets(STDIN), "\\n";',
+    "cpp": "#include <iostream>\nint main() {\n    long n;\n    std::cin >> n;\n    std::cout << 2 * n;\n}\n",
+    "js": "console.log(2 * require('fs').readFileSync(0, 'utf8'));",
+    "ts": "declare var require: any;\nconsole.log(2 * +require('fs').readFileSync(0, 'utf8'));",
+    "java": "import java.util.*;\npublic class Main {\n    public static void main(String[] args) {\n"
+    "        System.out.println(2 * new Scanner(System.in).nextInt());\n    }\n}\n",
+    "cs": "using System;\npublic class Any {\n    public static void Main() {\n"
+    "        Console.WriteLine(2 * int.Parse(Console.ReadLine()));\n    }\n}\n",
+}
 
 
 @pytest.fixture(scope="module")
@@ -98,52 +115,72 @@ def answer(language: str, wrong: bool = False) -> str:
     body = body.replace("2", "5") if wrong else body
     end = closing.removesuffix("\n}") + MAINS[language] if language in ("java", "cs") else closing
     code = prompt + body + end + (MAINS["cpp"] if language == "cpp" else "")
-    name = instruct.FENCES[language][0]
+    name = chat.FENCES[language][0]
     return f"Here it is:\n```{name}\n{code}\n```\nIt is used so:\n```{name}\ntwice(2)\n```\n"
 
 
-def verdicts(sources: dict[str, str]) -> dict[str, str]:
-    programs = [sandbox.Program(language, text, "\n" + PARTS[language][3]) for language, text in sources.items()]
-    results = {r.index: str(r.verdict) for r in sandbox.run(programs, workers=2)}
-    return {language: results[i] for i, language in enumerate(sources)}
+def verdicts(programs: dict[Any, tuple[Problem, str]]) -> dict[Any, str]:
+    """What the sandbox says of programs without their tests, each of a problem."""
+    whole = [program for problem, text in programs.values() for program in programs_of(problem, text)]
+    results = {r.index: str(r.verdict) for r in sandbox.run(whole, workers=2)}
+    return {key: results[i] for i, key in enumerate(programs)}
 
 
 def test_answers_become_programs_that_pass_if_right() -> None:
-    assert verdicts({g: instruct.source(PROBLEMS[g], answer(g)) for g in LANGUAGES}) == dict.fromkeys(
-        LANGUAGES, "passed"
-    )
+    right = {g: (PROBLEMS[g], chat.source(PROBLEMS[g], answer(g))) for g in LANGUAGES}
+    assert verdicts(right) == dict.fromkeys(LANGUAGES, "passed")
     quick = ("py", "sh", "php", "js")
-    wrong = verdicts({g: instruct.source(PROBLEMS[g], answer(g, wrong=True)) for g in quick})
+    wrong = verdicts({g: (PROBLEMS[g], chat.source(PROBLEMS[g], answer(g, wrong=True))) for g in quick})
     assert "passed" not in wrong.values()
 
 
-def test_completions_become_programs_that_pass_if_right() -> None:
+def solution(language: str) -> str:
+    """A completion of the prompt, as MultiPL-E's stop tokens leave it."""
+    _, body, closing, _ = PARTS[language]
+    return body + (closing if language in chat.CLOSED_BY_ANSWER else "")
+
+
+def test_a_solution_passes_in_what_a_model_would_write() -> None:
+    """In either style, for functions of all languages, programs that read and print, and MBPP's kind."""
+    given = {language: (PROBLEMS[language], solution(language)) for language in LANGUAGES}
+    given |= {f"{g}-whole": (dataclasses.replace(CONTEST, language=g), WHOLE[g]) for g in LANGUAGES}
+    given |= {"mbpp": (MBPP, MBPP_SOLUTION), "php-mbpp": (PHP_TASK, "<?php\nfunction f($x) { return 2 * $x; }")}
+    programs = {
+        (style, name): (problem, way.source(problem, way.answer(problem, text)))
+        for style, way in STYLES.items()
+        for name, (problem, text) in given.items()
+    }
+    # What is the same need not run twice.
+    distinct = {(problem, text): key for key, (problem, text) in programs.items()}
+    found = verdicts({key: programs[key] for key in distinct.values()})
+    assert found == dict.fromkeys(distinct.values(), "passed")
+
+
+def test_completions_continue_the_prompt_as_it_is() -> None:
     for language in LANGUAGES:
-        prompt, body, closing, _ = PARTS[language]
-        text = base.source(PROBLEMS[language], body + (closing if language in instruct.CLOSED_BY_ANSWER else ""))
-        imports = base.PYTHON_IMPORTS if language == "py" else ""
-        assert text.split("\n", text.count("\n"))[0] == (imports + prompt).split("\n")[0]
-        assert instruct.source(PROBLEMS[language], answer(language)).split() == text.split(), language
+        problem, text = PROBLEMS[language], solution(language)
+        assert completion.source(problem, text) == problem.prompt + text
+        assert completion.answer(problem, text) == text
+        imports = chat.PYTHON_IMPORTS if language == "py" else ""
+        assert chat.source(problem, answer(language)).split() == (imports + problem.prompt + text).split(), language
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_functions_are_cut_from_answers_of_any_form(language: str) -> None:
     problem, right = PROBLEMS[language], answer(language)
-    expected = instruct.source(problem, right)
-    for name in instruct.FENCES[language]:
-        assert instruct.source(problem, right.replace(f"```{instruct.FENCES[language][0]}", f"```{name}")) == expected
-        assert instruct.source(problem, right.replace(f"```{instruct.FENCES[language][0]}", f"```{name.upper()}")) == (
-            expected
-        )
+    expected = chat.source(problem, right)
+    for name in chat.FENCES[language]:
+        assert chat.source(problem, right.replace(f"```{chat.FENCES[language][0]}", f"```{name}")) == expected
+        assert chat.source(problem, right.replace(f"```{chat.FENCES[language][0]}", f"```{name.upper()}")) == (expected)
     # The prompt's comments need not be there again, nor what is above the function.
     prompt, body, closing, _ = PARTS[language]
     lines = prompt.splitlines()
     definition = next(i for i, line in enumerate(lines) if "twice" in line.lower() and line.strip()[0] not in "/#")
     short = "\n".join(lines[definition:]) + "\n" + body + closing
-    assert instruct.source(problem, f"```{instruct.FENCES[language][0]}\n{short}\n```").split() == expected.split()
+    assert chat.source(problem, f"```{chat.FENCES[language][0]}\n{short}\n```").split() == expected.split()
     # Without a block of the language the answer is what follows the prompt.
     for text in (body, f"```ruby\n{body}\n```", right[: right.rindex("```", 0, right.index("It is"))]):
-        plain = instruct.source(problem, text)
+        plain = chat.source(problem, text)
         assert plain.endswith(f"{problem.prompt}\n{text}")
 
 
@@ -151,14 +188,14 @@ def test_prompts_of_functions(tokenizer: PreTrainedTokenizerFast) -> None:
     names = ("python", "cpp", "java", "php", "typescript", "csharp", "bash", "javascript")
     for language, name in zip(LANGUAGES, names, strict=True):
         problem = PROBLEMS[language]
-        assert base.prompt(problem, tokenizer) == f"<bos>{problem.prompt.strip()}"
-        text = instruct.prompt(problem, tokenizer)
+        assert completion.prompt(problem, tokenizer) == f"<bos>{problem.prompt}"
+        text = chat.prompt(problem, tokenizer)
         assert text.startswith("<bos>[user]Please continue to complete the function. You are not allowed to modify")
         assert text.endswith(f"do completion:\n```{name}\n{problem.prompt.strip()}\n```<end>[model]")
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert ids.count(tokenizer.bos_token_id) == 1
-    assert base.stop_tokens(PROBLEMS["cpp"]) == ("\n}",)
-    assert base.stop_tokens(PROBLEMS["ts"]) == ("\n}", "\nexport", "\nimport", "\nconsole.log")
+        assert completion.stop_tokens(problem) == problem.stop_tokens == ("\n}",)
+        assert chat.stop_tokens(problem) == ()
 
 
 def test_prompts_of_mbpp(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -168,49 +205,84 @@ def test_prompts_of_mbpp(tokenizer: PreTrainedTokenizerFast) -> None:
         f"{task}Halve x. Your code should pass these tests:\n\nassert g(2) == 1\n[BEGIN]\n"
         "def g(x):\n    return x // 2\n[DONE]\n"
     )
-    assert base.prompt(MBPP, tokenizer) == f"<bos>{asked}"
-    assert base.prompt(MBPP, tokenizer, [SHOT, SHOT]) == f"<bos>{shown}{shown}{asked}"
-    assert base.stop_tokens(MBPP) == ("[DONE]",)
-    assert instruct.prompt(MBPP, tokenizer, [SHOT]) == (
+    assert completion.prompt(MBPP, tokenizer) == f"<bos>{asked}"
+    assert completion.prompt(MBPP, tokenizer, [SHOT, SHOT]) == f"<bos>{shown}{shown}{asked}"
+    assert completion.stop_tokens(MBPP) == ("[DONE]",)
+    assert chat.prompt(MBPP, tokenizer) == (
+        "<bos>[user]Please generate a python function for my problem.\n>>> Problem:\nWrite a function to double x.\n>>>"
+        " Test Cases:\nassert f(1) == 2\n<end>[model]"
+    )
+    assert chat.prompt(MBPP, tokenizer, [SHOT]) == (
         "<bos>[user]Please refer the given examples and generate a python function for my problem.\nExamples are listed"
         " as follows:\n- Example 1:\n>>> Problem:\nHalve x.\n>>> Test Cases:\nassert g(2) == 1\n\n>>> Code:\n```python\n"
         "def g(x):\n    return x // 2\n```\n\nHere is my problem:\n>>> Problem:\nWrite a function to double x.\n>>> Test"
         " Cases:\nassert f(1) == 2\n<end>[model]"
     )
     program = "def f(x):\n    return 2 * x\n"
-    assert instruct.source(MBPP, f"So:\n```python\n{program}```\n") == program
-    assert base.source(MBPP, f"\n{program}") == program.strip()
-    for source in (program, base.source(MBPP, program)):
+    assert chat.source(MBPP, f"So:\n```python\n{program}```\n") == program
+    assert completion.source(MBPP, f"\n{program}") == program.strip()
+    for source in (program, completion.source(MBPP, program)):
         (whole,) = programs_of(MBPP, source)
         exec(whole.source + whole.tests, {})
 
 
+def test_a_task_in_words_names_its_language(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert "an expert PHP programmer," in completion.prompt(PHP_TASK, tokenizer)
+    assert "generate a php function" in chat.prompt(PHP_TASK, tokenizer)
+    assert completion.source(PHP_TASK, "\nreturn;\n") == "<?php\nreturn;"
+
+
 def test_prompts_of_contests(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert base.prompt(CONTEST, tokenizer) == "<bos>// Read x.\n//\n// Print 2x.\n"
-    assert base.stop_tokens(CONTEST) == ()
-    text = instruct.prompt(CONTEST, tokenizer)
+    assert completion.prompt(CONTEST, tokenizer) == "<bos>// Read x.\n//\n// Print 2x.\n"
+    assert completion.stop_tokens(CONTEST) == ()
+    text = chat.prompt(CONTEST, tokenizer)
     assert text.startswith("<bos>[user]Read x.\n\nPrint 2x.\n\nPlease write a program in cpp")
     program = "#include <iostream>\nint main() {\n}\n"
-    assert instruct.source(CONTEST, f"```cpp\n{program}```") == base.source(CONTEST, program) == program
+    assert chat.source(CONTEST, f"```cpp\n{program}```") == completion.source(CONTEST, program) == program
 
 
 def test_wrong_requests_say_what_to_change(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ValueError, match="problem 'MBPP/11': shots are missing; show MBPP/2"):
-        instruct.prompt(MBPP, tokenizer)
-    for prompt in (base.prompt, instruct.prompt):
+    for prompt in (completion.prompt, chat.prompt):
         for problem in (PROBLEMS["py"], CONTEST):
             with pytest.raises(ValueError, match="shots are for MBPP's kind of problem"):
                 prompt(problem, tokenizer, [SHOT])
         with pytest.raises(ValueError, match="shot 'MBPP/11' has no solution"):
             prompt(MBPP, tokenizer, [MBPP])
     plain = train_tokenizer(["a"], 260)
-    assert base.prompt(PROBLEMS["js"], plain) == PROBLEMS["js"].prompt.strip()
-    with pytest.raises(ValueError, match="the tokenizer has no chat template"):
-        instruct.prompt(MBPP, plain, [SHOT])
+    assert completion.prompt(PROBLEMS["js"], plain) == PROBLEMS["js"].prompt
+    with pytest.raises(ValueError, match=r'the tokenizer has no chat template: .* or the style "completion"'):
+        ask([MBPP], "chat", plain)
+    with pytest.raises(ValueError, match='style = "instruct" is unknown: use one of completion, chat'):
+        PromptConfig("instruct")
 
 
-@pytest.mark.parametrize("language", instruct.FENCES)
+@pytest.mark.parametrize("language", chat.FENCES)
 def test_a_solution_in_an_answer_is_found_again(language: str) -> None:
     whole = dataclasses.replace(CONTEST, language=language)
     text = "<?php\nread();" if language == "php" else "read();\n    then();"
-    assert instruct.source(whole, instruct.answer(whole, f"\n{text}\n")) == f"{text}\n"
+    assert chat.source(whole, chat.answer(whole, f"\n{text}\n")) == f"{text}\n"
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_problems_are_asked_and_answered_by_name(tokenizer: PreTrainedTokenizerFast, style: str) -> None:
+    way = STYLES[style]
+    originals = (PROBLEMS["cpp"], MBPP, CONTEST)
+    asked = ask(originals, style, tokenizer, [SHOT])
+    assert asked.originals == originals
+    for original, problem in zip(originals, asked.asked, strict=True):
+        shots = [SHOT] if original is MBPP else []  # of its kind alone
+        assert problem.prompt == way.prompt(original, tokenizer, shots)
+        assert problem.stop_tokens == way.stop_tokens(original)
+        assert dataclasses.replace(problem, prompt=original.prompt, stop_tokens=original.stop_tokens) == original
+        assert asked.original(original.name) is original
+        assert original.name in asked
+        written = asked.answer(original.name, "solve();")
+        assert written == way.answer(original, "solve();")
+        assert asked.source(original.name, written) == way.source(original, written)
+    assert "nobody" not in asked
+    assert [asked.first(count).originals for count in (0, 1, 2)] == [originals, originals[:1], originals[:2]]
+    assert asked.first(2).asked == asked.asked[:2]
+    kept = asked.where([False, True, True])
+    assert (kept.originals, kept.asked) == (originals[1:], asked.asked[1:])
+    assert "cpp" not in kept
+    assert kept.source("MBPP/11", written) == asked.source("MBPP/11", written)

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from rerankjax.candidates.sampling import SamplingConfig
-from rerankjax.model.config import ModelConfig
+from rerankjax.model.config import ATTENTIONS, COMPUTE_DTYPES, REMATS, ModelConfig
 from rerankjax.model.lora import FULL, LoraConfig
 from rerankjax.model.sharding import ALL_DATA, MeshConfig
 from rerankjax.model.training import OptimizerConfig
@@ -58,6 +58,13 @@ class ModelSource:
         for name in COMPUTATION if self.shape is not None else ():
             if getattr(self.shape, name) != getattr(ModelConfig, name):
                 raise ValueError(f"shape.{name} = {getattr(self.shape, name)!r}: give it beside shape, not in it")
+        for name, known in (("compute_dtype", COMPUTE_DTYPES), ("remat", REMATS), ("attention", ATTENTIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r} is unknown: use one of {', '.join(map(repr, known))}"
+                )
+        if self.shape is not None:
+            self.computed(self.shape)
         try:
             jnp.dtype(self.dtype)
         except TypeError as error:
@@ -172,6 +179,9 @@ class MiningConfig:
     hard_fraction: float
 
 
+# Names of policies, of a stage beside iterations' rerankers, and of files beside evaluation sets' problems.
+TAKEN_ITERATIONS = ("base", "sft", "ppo")
+TAKEN_SETS = ("train", "dev", "corpus", "removed")
 SAMPLED = "sampled"  # the first iteration's: the SFT model's samples and given solutions
 
 
@@ -428,6 +438,7 @@ def _check_batches(config: ExperimentConfig, devices: int) -> None:
 
 def _check_numbers(config: ExperimentConfig) -> None:
     least = {
+        "max_prompt_length": (config.max_prompt_length, 1),
         "candidates.train": (config.candidates.train, 1),
         "candidates.dev": (config.candidates.dev, 1),
         "candidates.train_problems": (config.candidates.train_problems, 0),
@@ -462,6 +473,7 @@ def _check_iterations(config: ExperimentConfig) -> None:
     for name, iteration in config.iterations.items():
         field = f"iterations.{name}"
         require(name.isidentifier(), field, "...", "its name becomes a directory's: use letters, digits and _")
+        require(name not in TAKEN_ITERATIONS, field, "...", "it is a policy's or a stage's name; rename it")
         known = PAIR_SOURCES if iteration.after else (SAMPLED,)
         require(iteration.pairs in known, f"{field}.pairs", repr(iteration.pairs), f"use one of {', '.join(known)}")
         if not iteration.after:
@@ -479,11 +491,15 @@ def _check_iterations(config: ExperimentConfig) -> None:
 
 def _check_problems(config: ExperimentConfig) -> None:
     problems, synthetic = config.problems, config.problems.synthetic
-    sets = {"problems.train": problems.train, "problems.dev": problems.dev, "prompts.shots": config.prompts.shots}
+    sets = {"problems.train": problems.train, "problems.dev": problems.dev}
+    shots = {"prompts.shots": config.prompts.shots}
     for name, evaluation in config.evaluation.items():
         sets[f"evaluation.{name}.sources"] = evaluation.sources
+        if evaluation.prompts:
+            shots[f"evaluation.{name}.prompts.shots"] = evaluation.prompts.shots
         require(name.isidentifier(), f"evaluation.{name}", "...", "its name becomes a directory's: use letters, digits")
-        require(name not in ("train", "dev"), f"evaluation.{name}", "...", "it is a training split's name; rename it")
+        taken = "it is a training split's or another file's name; rename it"
+        require(name not in TAKEN_SETS, f"evaluation.{name}", "...", taken)
         require(bool(evaluation.sources), f"evaluation.{name}.sources", "()", "give at least one")
         value = evaluation.csharp_lists
         require(value in CSHARP_LISTS, f"evaluation.{name}.csharp_lists", value, f"use {' or '.join(CSHARP_LISTS)}")
@@ -491,6 +507,10 @@ def _check_problems(config: ExperimentConfig) -> None:
     for field, sources in sets.items():
         wanted = any(source.source == SYNTHETIC for source in sources)
         require(synthetic is not None or not wanted, field, SYNTHETIC, "give problems.synthetic its sizes")
+    for field, sources in shots.items():
+        for source in sources:
+            named = source.source not in (SYNTHETIC, HELD_OUT)
+            require(named, field, source.source, "shots are of a file or a dataset; name it")
     for field, sources in sets.items():
         wanted = any(source.source == HELD_OUT for source in sources)
         given = field.startswith("evaluation.") and problems.test_problems > 0

@@ -75,6 +75,10 @@ def open_model(config: ExperimentConfig, name: str, root: Path, seed: int, texts
     else:
         assert source.shape is not None
         shape = source.shape
+    try:
+        source.computed(shape)
+    except ValueError as error:
+        raise ConfigError(f"config.{name}.{error}") from error
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
         of = whole(config.generator if name == GENERATOR else config.reranker)

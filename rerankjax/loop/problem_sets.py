@@ -68,15 +68,19 @@ def _write(directory: Path, config: ExperimentConfig, seed: int) -> None:
     sets = {name: whole(config.evaluation[name]) for name in config.evaluation}
     training = _load("problems.train", wanted.train, family.train if family else ())
     dev = _load("problems.dev", wanted.dev, family.dev if family else ())
+    named = _with_own_names([*training, *dev])
+    training, dev = named[: len(training)], named[len(training) :]
     try:
-        require_trainable([*training, *dev], train_on_benchmarks=wanted.train_on_benchmarks)
-        unique(("train and dev", problem) for problem in [*training, *dev])
+        require_trainable(named, train_on_benchmarks=wanted.train_on_benchmarks)
+        unique(("train and dev", problem) for problem in named)
     except ValueError as error:
         raise ConfigError(f"config.problems.train, config.problems.dev: {error}") from error
     synthetic_ids = {id(problem) for problem in (*family.train, *family.dev, *family.test)} if family else set()
     if any(id(problem) not in synthetic_ids for problem in training):
         training = random.Random(seed).sample(training, len(training))
-    held_out, training = training[: wanted.test_problems], training[wanted.test_problems :]
+    held_out: list[Problem] = []
+    if any(source.source == HELD_OUT for of in sets.values() for source in of.sources):
+        held_out, training = training[: wanted.test_problems], training[wanted.test_problems :]
     evaluation = {name: _evaluation_set(name, of, family, held_out) for name, of in sets.items()}
     tested = list(itertools.chain(*evaluation.values()))
     kept, removed = _decontaminated(training, tested, synthetic_ids, wanted.decontamination_ngram)
@@ -143,9 +147,7 @@ def _evaluation_set(
         for language in languages if config.max_problems else ():
             found += [problem for problem in of_source if problem.language == language][: config.max_problems]
         found += of_source if not config.max_problems else ()
-    names = [problem.name for problem in found]
-    if len(set(names)) < len(names):  # MultiPL-E's translations of a problem share its name
-        found = [dataclasses.replace(p, name=f"{p.name}-{p.language}") for p in found]
+    found = _with_own_names(found)
     try:
         unique((f"config.evaluation.{name}.sources", problem) for problem in found)
     except ValueError as error:
@@ -158,6 +160,15 @@ def _evaluation_set(
     return found
 
 
+def _with_own_names(problems: Sequence[Problem]) -> list[Problem]:
+    """The problems; where several languages share a name, as MultiPL-E's translations do, the language is added."""
+    languages_of: dict[str, set[str]] = {}
+    for p in problems:
+        languages_of.setdefault(p.name, set()).add(p.language)
+    shared = {name for name, languages in languages_of.items() if len(languages) > 1}
+    return [dataclasses.replace(p, name=f"{p.name}-{p.language}") if p.name in shared else p for p in problems]
+
+
 def _decontaminated(
     training: Sequence[Problem], evaluation: Sequence[Problem], synthetic: set[int], n: int
 ) -> tuple[list[Problem], list[object]]:
@@ -167,14 +178,12 @@ def _decontaminated(
     """
     if not n:
         return list(training), []
-    kept: list[Problem] = []
-    removed: list[object] = []
     others = [problem for problem in evaluation if id(problem) not in synthetic]
-    for is_synthetic, group in itertools.groupby(training, key=lambda problem: id(problem) in synthetic):
-        of_group, of_removed = decontaminate(list(group), others if is_synthetic else evaluation, n=n)
-        kept += of_group
-        removed += of_removed
-    return kept, removed
+    made, given = ([p for p in training if (id(p) in synthetic) is of_family] for of_family in (True, False))
+    kept_made, removed_made = decontaminate(made, others, n=n)
+    kept_given, removed_given = decontaminate(given, evaluation, n=n)
+    left = {id(problem) for problem in (*kept_made, *kept_given)}
+    return [problem for problem in training if id(problem) in left], [*removed_made, *removed_given]
 
 
 def _with_cases(problems: Iterable[Problem], most: int | None) -> list[Problem]:
@@ -194,7 +203,7 @@ def _files(config: ExperimentConfig) -> set[Path]:
     sources = [*config.problems.train, *config.problems.dev, *config.prompts.shots]
     for evaluation in config.evaluation.values():
         sources += [*evaluation.sources, *(evaluation.prompts.shots if evaluation.prompts else ())]
-    paths = {Path(s.source.format(language=language)) for s in sources for language in s.languages}
+    paths = {Path(s.source.replace("{language}", language)) for s in sources for language in s.languages}
     return {path for path in paths if path.is_file()}
 
 

@@ -28,7 +28,7 @@ class Problem:
     name: unique in its file. language: MultiPL-E's short name, "py". prompt: the text to complete.
     tests: code after the completion that fails unless it is right. stop_tokens: a completion ends before the first.
     standalone: a completion is the whole program; the prompt is a description in words and no part of it.
-    cases: where there are any, a program is right if it passes all of them, and `tests` is "".
+    cases: where there are any, a program is right if it passes all of them; `tests` is "", and `standalone` true.
     solution: a right completion, where one is known. benchmark: the one whose evaluation problem it is, and which must
     not be trained on (see `require_trainable`); None elsewhere.
     """
@@ -119,15 +119,26 @@ def read_problems(path: Path | str) -> tuple[Problem, ...]:
 
 
 def read_problem(where: str, record: dict[str, Any]) -> Problem:
-    """The problem in a row that `write_problems` wrote, or a user in that shape. Errors as in `read_problems`."""
+    """The problem in a row that `write_problems` wrote, or a user in that shape. Errors as in `read_problems`.
+
+    `stop_tokens` may be left out, and `tests` where there are `cases`. One of those decides: a row with neither, or
+    with both, is an error.
+    """
     extra: dict[str, Any] = {
         name: jsonl.field(record, where, name, kind)
         for name, kind in (("standalone", bool), ("solution", str), ("benchmark", str))
         if name in record
     }
     cases = jsonl.field(record, where, "cases", list) if "cases" in record else []
+    if cases:
+        extra["standalone"] = True
     extra["cases"] = tuple(_case(f"{where}, case {number}", case) for number, case in enumerate(cases, start=1))
-    return dataclasses.replace(core_fields(where, record), **extra)
+    defaults = {"stop_tokens": []} | ({"tests": ""} if cases else {})
+    problem = dataclasses.replace(core_fields(where, defaults | record), **extra)
+    if bool(problem.tests.strip()) == bool(cases):
+        both = "both given" if cases else "empty"
+        raise ValueError(f"{where}: fields 'tests' and 'cases' are {both}; give one of them, which judges programs.")
+    return problem
 
 
 def _case(where: str, case: Any) -> Case:

@@ -46,9 +46,9 @@ class SourceConfig:
         found: list[Problem] = []
         for turn, language in enumerate(turns):
             problems = load_problems(
-                self.source.format(language=language),
+                self.source.replace("{language}", language),
                 self.benchmark,
-                config=self.config.format(language=language) or None,
+                config=self.config.replace("{language}", language) or None,
                 split=self.split or None,
                 revision=self.revision or None,
                 language=language,

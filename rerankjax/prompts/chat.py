@@ -40,9 +40,9 @@ COMPLETE = (
     "only. Please return all completed function in a codeblock. Here is the given code to do completion:\n"
     "```{language}\n{code}\n```"
 )
-MBPP_ALONE = "Please generate a python function for my problem.\n{problem}"
+MBPP_ALONE = "Please generate a {language} function for my problem.\n{problem}"
 MBPP = (
-    "Please refer the given examples and generate a python function for my problem.\n"
+    "Please refer the given examples and generate a {language} function for my problem.\n"
     "Examples are listed as follows:\n{examples}\n\nHere is my problem:\n{problem}"
 )
 WHOLE_PROGRAM = (
@@ -91,12 +91,12 @@ def _request(problem: Problem, shots: Sequence[Problem]) -> str:
     if not problem.standalone:
         return COMPLETE.format(language=language, code=problem.prompt.strip())
     if not shots:
-        return MBPP_ALONE.format(problem=_mbpp(problem))
+        return MBPP_ALONE.format(language=language, problem=_mbpp(problem))
     examples = [
-        f"- Example {i}:\n{_mbpp(shot)}\n>>> Code:\n```python\n{clean(shot.solution)}\n```"
+        f"- Example {i}:\n{_mbpp(shot)}\n>>> Code:\n```{FENCES[shot.language][0]}\n{clean(shot.solution)}\n```"
         for i, shot in enumerate(shots, start=1)
     ]
-    return MBPP.format(examples="\n\n".join(examples), problem=_mbpp(problem))
+    return MBPP.format(language=language, examples="\n\n".join(examples), problem=_mbpp(problem))
 
 
 def _mbpp(problem: Problem) -> str:

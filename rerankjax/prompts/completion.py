@@ -14,6 +14,16 @@ from rerankjax.problems.problem import source as whole_program
 
 MBPP_STOP_TOKENS = ("[DONE]",)
 COMMENTS = {"py": "#", "sh": "#"}  # "//" elsewhere
+NAMES = {
+    "py": "Python",
+    "cpp": "C++",
+    "java": "Java",
+    "php": "PHP",
+    "ts": "TypeScript",
+    "cs": "C#",
+    "sh": "Bash",
+    "js": "JavaScript",
+}
 
 
 def prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, shots: Sequence[Problem] = ()) -> str:
@@ -41,7 +51,8 @@ def _text(problem: Problem, shots: Sequence[Problem]) -> str:
 
 
 def _mbpp(problem: Problem) -> str:
-    task = f"You are an expert Python programmer, and here is your task: {problem.prompt}"
+    programmer = f"an expert {NAMES[problem.language]} programmer"
+    task = f"You are {programmer}, and here is your task: {problem.prompt}"
     return f"{task} Your code should pass these tests:\n\n{problem.tests}\n[BEGIN]"
 
 
@@ -68,11 +79,10 @@ def stop_tokens(problem: Problem) -> tuple[str, ...]:
 
 def source(problem: Problem, completion: str) -> str:
     """The program without its tests, from a completion that ends before the first of `stop_tokens(problem)`."""
-    if problem.cases:
-        return f"<?php\n{completion}" if problem.language == "php" else completion
-    if problem.standalone:
-        return completion.strip()
-    return whole_program(problem, completion)
+    if not problem.standalone:
+        return whole_program(problem, completion)
+    text = completion if problem.cases else completion.strip()
+    return f"<?php\n{text}" if problem.language == "php" and not text.startswith("<?php") else text
 
 
 def answer(problem: Problem, solution: str) -> str:

@@ -130,14 +130,14 @@ def manifests(bucket: Bucket) -> Iterator[tuple[str, dict[str, Any]]]:
     base = str(bucket.files._strip_protocol(bucket.url)).rstrip("/")
     for found in sorted(bucket.files.glob(f"{base}/*/**/stage.json")):
         stage = str(found).removeprefix(f"{base}/").removesuffix("/stage.json")
-        manifest = _manifest(bucket, Path(bucket.mirror, stage))
+        manifest = read_manifest(bucket, Path(bucket.mirror, stage))
         if manifest is not None:
             yield stage, manifest
 
 
 def has_stage(bucket: Bucket, path: Path) -> bool:
     """Whether the stage that belongs at `path` of the mirror is complete in the bucket."""
-    return _manifest(bucket, path) is not None
+    return read_manifest(bucket, path) is not None
 
 
 def get_stage(bucket: Bucket, path: Path, directory: Path) -> None:
@@ -145,7 +145,7 @@ def get_stage(bucket: Bucket, path: Path, directory: Path) -> None:
 
     Raises RunDirectoryError if one of its files is missing.
     """
-    manifest = _manifest(bucket, path) or {}
+    manifest = read_manifest(bucket, path) or {}
     for name in manifest["files"]:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -180,7 +180,8 @@ def put_stage(bucket: Bucket, path: Path, directory: Path) -> None:
     bucket.files.pipe_file(f"{bucket.place(path)}/stage.json", json.dumps(manifest).encode())
 
 
-def _manifest(bucket: Bucket, path: Path) -> dict[str, Any] | None:
+def read_manifest(bucket: Bucket, path: Path) -> dict[str, Any] | None:
+    """What the stage.json of the stage that belongs at `path` says, None where the stage is not complete."""
     try:
         manifest = json.loads(bucket.files.cat_file(f"{bucket.place(path)}/stage.json"))
     except (FileNotFoundError, json.JSONDecodeError):  # half a file: not of a store, but of file:/// cut off

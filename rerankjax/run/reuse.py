@@ -1,5 +1,6 @@
 """Stages taken from other runs: a sweep over PPO's settings needs no second SFT model, samples or first reranker."""
 
+import graphlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,22 +25,39 @@ def reuse(root: Path, others: Sequence[Path], config: Any, seeds: Sequence[int])
             raise RunDirectoryError(f"--reuse={other}: no run is there (no config.json); give a run's --workdir")
         refused: dict[str, tuple[str, str]] = {}
         same = 0
-        found = (path for seed in seeds for path in other.glob(f"seed{seed}/**/stage.json"))
-        for path in sorted(found, key=lambda path: path.stat().st_mtime):
-            stage = path.parent.relative_to(other)
-            manifest = read_manifest(path.parent)
-            if any(part.startswith(".") for part in stage.parts) or "digest" not in manifest:
+        made = _complete_stages(other, seeds)
+        for stage in graphlib.TopologicalSorter({s: m["inputs"] for s, m in made.items()}).static_order():
+            if stage not in made:
                 continue
-            here = {name: value for name, value in now.items() if name in manifest["reads"]}
-            refused |= (changes := differing(manifest["reads"], here))
-            inputs = manifest["inputs"].items()
-            if changes or not all(complete(root / i) and digest_of(root / i) == digest for i, digest in inputs):
+            reads, digest = made[stage]["reads"], made[stage]["digest"]
+            refused |= (changes := differing(reads, {name: value for name, value in now.items() if name in reads}))
+            if changes or not all(_has(root / name, of) for name, of in made[stage]["inputs"].items()):
                 continue
-            same += 1
             if not complete(root / stage):
-                adopt_stage(root / stage, path.parent)
-                taken.append(str(stage))
+                adopt_stage(root / stage, other / stage)
+                taken.append(stage)
+            same += _has(root / stage, digest)
         if not same:
-            fields = ", ".join(sorted(refused)) or "the layout of an older version"
-            raise RunDirectoryError(f"--reuse={other}: no stage is the same, as the configs differ in {fields}")
+            if not made:
+                reason = "it has none, or an older version made it"
+            elif refused:
+                reason = f"as the configs differ in {', '.join(sorted(refused))}"
+            else:
+                reason = "as what is here was made from other stages or files"
+            raise RunDirectoryError(f"--reuse={other}: no stage is the same, {reason}")
     return taken
+
+
+def _complete_stages(root: Path, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """What the complete stages of these seeds say, by their paths from `root`; none of older versions."""
+    paths = (path.parent for seed in seeds for path in root.glob(f"seed{seed}/**/stage.json"))
+    stages = {str(path.relative_to(root)): read_manifest(path) for path in paths}
+    return {
+        stage: manifest
+        for stage, manifest in stages.items()
+        if "digest" in manifest and not any(part.startswith(".") for part in Path(stage).parts)
+    }
+
+
+def _has(path: Path, digest: str) -> bool:
+    return complete(path) and digest_of(path) == digest

@@ -109,7 +109,10 @@ def _manifests(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What the stage.json of the complete stage at `path` says."""
+    """What the stage.json of the complete stage at `path` says. One that only the bucket has is not downloaded."""
+    store = bucket_of(path)
+    if store is not None and not (path / "stage.json").is_file():
+        return bucket.read_manifest(store, path) or {}
     manifest: dict[str, Any] = json.loads((path / "stage.json").read_text(encoding="utf-8"))
     return manifest
 

@@ -1,0 +1,240 @@
+"""Configs: a run that cannot work is refused before it starts, with the field, its value and the remedy."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from rerankjax.loop.config import RENAMED, ConfigError, ExperimentConfig, resolve
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+VARIANTS = {
+    "mini": ("demo", "full", "smoke", "languages"),
+    "own": ("completion", "chat", "trial", "chat,trial"),
+    "paper": ("1.3b", "6.7b", "33b"),
+}
+DROP = object()
+
+
+def get_config(arg="demo", file="mini"):
+    return runpy.run_path(str(CONFIGS / f"{file}.py"))["get_config"](arg)
+
+
+def changed(fields, arg="demo", file="mini"):
+    """A config's tree with some fields set, by their dotted names, or dropped."""
+    tree = json.loads(get_config(arg, file).to_json())
+    for field, value in fields.items():
+        *path, last = field.split(".")
+        section = tree
+        for name in path:
+            section = section[name]
+        if value is DROP:
+            del section[last]
+        else:
+            section[last] = value
+    return tree
+
+
+@pytest.mark.parametrize(("file", "arg"), [(file, arg) for file, args in VARIANTS.items() for arg in args])
+def test_every_variant_resolves(file, arg):
+    own = {"generator.checkpoint": "somewhere"} if file == "own" else {}
+    assert isinstance(resolve(changed(own, arg, file), devices=1), ExperimentConfig)
+
+
+@pytest.mark.parametrize("file", VARIANTS)
+def test_an_unknown_variant_is_refused_by_name(file):
+    with pytest.raises(ValueError, match=rf"{file}.py:fulll is unknown: use (one|some) of {VARIANTS[file][0]}, "):
+        get_config("fulll", file)
+
+
+def test_own_config_asks_for_a_checkpoint():
+    with pytest.raises(ConfigError, match=r"config.generator.checkpoint = '': give a checkpoint, or a shape"):
+        resolve(get_config("trial", "own"), devices=1)
+
+
+def test_a_locked_config_refuses_fields_it_does_not_have():
+    config = get_config().lock()
+    with pytest.raises((AttributeError, KeyError), match="kl_coeff"):
+        config.ppo.kl_coeff = 0.1
+
+
+FIRST = {"pairs": "sampled", "ppo": True}
+TEST = {"sources": ["synthetic"], "samples": 4}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        # What a value may be.
+        ("ppo.kl_coef", "high", "config.ppo.kl_coef = 'high' is str: give a float"),
+        ("sft.optimizer.steps", 2.5, "config.sft.optimizer.steps = 2.5 is float: give a int"),
+        ("sft.enabled", 1, "config.sft.enabled = 1 is int: give a bool"),
+        ("problems", 5, "config.problems = 5 is no section: it holds the fields of ProblemsConfig"),
+        ("iterations", 5, "config.iterations = 5 is no section: it holds a section for each name"),
+        ("iterations.hard", "hard", "config.iterations.hard = 'hard' is no section"),
+        ("problems.train", 3000, r"config.problems.train = 3000 is no tuple: write it as \(a, b\)"),
+        ("problems.train", "p.jsonl", r"config.problems.train = 'p.jsonl' is no tuple"),
+        ("seeds", [0, "b"], r"config.seeds\[1\] = 'b' is str: give a int"),
+        ("seeds", [0, 0], r"config.seeds = \(0, 0\): give different seeds"),
+        ("seeds", [], r"config.seeds = \(\): give different seeds, at least one"),
+        ("log_prob_weights", [], r"config.log_prob_weights = \(\): give at least one"),
+        ("ppo.kl_coef", -0.1, "config.ppo.kl_coef = -0.1 is negative"),
+        ("max_prompt_length", 0, "config.max_prompt_length = 0: use 1 or more"),
+        ("candidates.train", 0, "config.candidates.train = 0: use 1 or more"),
+        ("candidates.train_problems", -1, "config.candidates.train_problems = -1: use 0 or more"),
+        ("mining.later_pairs", 0, "config.mining.later_pairs = 0: use 1 or more"),
+        ("mining.hard_fraction", 1.5, r"config.mining.hard_fraction = 1.5: a fraction lies in \(0, 1\]"),
+        ("mining.new_fraction", 0, "config.mining.new_fraction = 0.0: a fraction"),
+        ("early_stopping.every", 0, "config.early_stopping.every = 0: use 1 or more"),
+        ("checkpoints.keep", 0, "config.checkpoints.keep = 0: use 1 or more"),
+        ("lora.rank", -1, "config.lora.rank = -1 is negative"),
+        ("lora.targets", ["lm_head"], "config.lora.targets = .*: lm_head is no projection"),
+        ("sandbox.engine", "cloud", 'config.sandbox.engine = "cloud" is unknown: use one of local, ray'),
+        ("sandbox.workers", 0, "config.sandbox.workers = 0: use 1 or more"),
+        ("sampling.top_p", 0.9, "config.sampling.top_p = 0.9: PPO learns from whole distributions; use 1.0"),
+        ("sampling.top_k", 5, "config.sampling.top_k = 5: PPO learns from whole distributions; use 0"),
+        ("sampling.temperature", 0.0, "config.sampling.temperature = 0.0: greedy never explores"),
+        # The mesh and what its devices share: two devices here.
+        ("mesh.data", 3, "config.mesh.data = 3, .* do not fill 2 devices"),
+        ("sft.batch_size", 127, "config.sft.batch_size = 127: not a positive multiple of the 2 devices.* use 128"),
+        ("candidates.prompts_in_flight", 0, "config.candidates.prompts_in_flight = 0: .* use 2"),
+        ("ppo.minibatches", 256, r"config.ppo.batch_size / minibatches = 1: .* use 2"),
+        # Models.
+        ("generator.shape.num_key_value_heads", 3, "config.generator.shape.num_key_value_heads = 3 does not divide"),
+        (
+            "generator.shape.max_position_embeddings",
+            52,
+            "config.generator.shape.max_position_embeddings = 52: .* raise it to 53",
+        ),
+        ("generator.shape.remat", "full", "config.generator.shape.remat = 'full': give it beside shape, not in it"),
+        ("generator.shape", None, "config.generator.checkpoint = '': give a checkpoint, or a shape to train"),
+        ("generator.checkpoint", "here", "config.generator.checkpoint = 'here': there is a shape too; give one of"),
+        ("generator.dtype", "float99", "config.generator.dtype = 'float99': "),
+        ("generator.remat", "some", "config.generator.remat = 'some' is unknown: use one of 'none', 'full', 'dots'"),
+        ("generator.attention", "flash", "config.generator.attention = 'flash' is unknown: use one of 'auto', "),
+        ("generator.compute_dtype", "int8", "config.generator.compute_dtype = 'int8' is unknown: use one of '', "),
+        ("generator.unroll", 4, "config.generator.unroll = 4: use 1 to num_hidden_layers = 3"),
+        ("reranker.pooling", "first", 'config.reranker.pooling = "first" is unknown: use one of last, mean'),
+        ("reranker.lm_coef", -1.0, "config.reranker.lm_coef = -1.0"),
+        ("reranker.remat", "full", "config.reranker.remat = 'full': .* set generator.remat"),
+        ("sft.enabled", False, "config.sft.enabled = False: a generator from scratch knows nothing before SFT"),
+        # Problems.
+        (
+            "problems.synthetic.languages",
+            ["py", "rs"],
+            r"config.problems.synthetic.languages = \('py', 'rs'\): give one",
+        ),
+        ("problems.synthetic.test", 0, "config.problems.synthetic.test = 0: use 1 or more"),
+        ("problems.synthetic", None, "config.problems.train = synthetic: give problems.synthetic its sizes"),
+        ("problems.train", [], r"config.problems.train = \(\): give at least one source"),
+        ("problems.train", ["held_out"], "config.problems.train = held_out: it is for an evaluation set"),
+        (
+            "problems.train",
+            [{"source": "p", "languages": ["py", "py"]}],
+            r"config.problems.train\[0\].languages = .*once",
+        ),
+        (
+            "problems.train",
+            [{"source": "p.jsonl", "benchmark": "APPS"}],
+            r"config.problems.train\[0\].benchmark = 'APPS': use one of MultiPL-E, .*, or '' for our own",
+        ),
+        ("problems.train", [{"path": "p"}], r"config.problems.train\[0\].path is unknown: .* has benchmark, config"),
+        ("problems.dev", [], "config.problems.dev_problems = 0: PPO's early stopping needs dev problems"),
+        ("problems.max_train", -1, "config.problems.max_train = -1: use 0 or more"),
+        ("problems.decontamination_ngram", 2, "config.problems.decontamination_ngram = 2: use 3 or more, or 0"),
+        # Prompts.
+        ("prompts.style", "ask", 'config.prompts.style = "ask" is unknown: use one of completion, chat'),
+        ("prompts.shots", ["synthetic"], "config.prompts.shots = synthetic: shots are of a file or a dataset"),
+        (
+            "evaluation.test.prompts",
+            {"style": "chat", "shots": ["held_out"]},
+            "config.evaluation.test.prompts.shots = held_out: shots are of a file",
+        ),
+        # Evaluation sets.
+        ("evaluation", {}, "config.evaluation = {}: give at least one set of problems"),
+        ("evaluation.test.sources", [], r"config.evaluation.test.sources = \(\): give at least one"),
+        (
+            "evaluation.test.sources",
+            ["held_out"],
+            "config.evaluation.test.sources = held_out: .*, of problems.test_problems problems",
+        ),
+        ("evaluation.test.samples", 0, "config.evaluation.test.samples = 0: use 1 or more"),
+        ("evaluation.test.max_problems", -1, "config.evaluation.test.max_problems = -1: use 0 or more"),
+        ("evaluation.test.max_prompt_length", 41, "max_position_embeddings = 64: .* = 65 .* raise it to 66"),
+        ("evaluation.test.csharp_lists", "fixed", "csharp_lists = fixed: use as-shipped or repaired"),
+        ("evaluation.dev", TEST, r"config.evaluation.dev = \.\.\.: it is a training split's .* rename it"),
+        ("evaluation.corpus", TEST, r"config.evaluation.corpus = \.\.\.: .* another file's name; rename it"),
+        ("evaluation.a/b", TEST, r"config.evaluation.a/b = \.\.\.: its name becomes a directory's"),
+        # Iterations.
+        ("iterations.other", FIRST, r"config.iterations = \['first', 'other'\]: just one has no `after`"),
+        ("iterations.first.after", "hard", r"config.iterations = \[\]: just one has no `after`"),
+        ("iterations.first.pairs", "hard", "config.iterations.first.pairs = 'hard': use one of sampled"),
+        (
+            "iterations.hard.pairs",
+            "sampled",
+            "config.iterations.hard.pairs = 'sampled': use one of same_data, random, ",
+        ),
+        ("iterations.hard.after", "frist", "config.iterations.hard.after = 'frist': there is no such iteration"),
+        ("iterations.hard.after", "hard", "config.iterations.hard.after = 'hard': they follow each other in a circle"),
+        ("iterations.first.ppo", False, "config.iterations.same_data.after = 'first': that one trains no policy"),
+        ("iterations.first.run", False, "config.iterations.same_data.after = 'first': .* set its ppo and run to True"),
+        ("iterations.hard.after", "random", "config.iterations.hard.after = 'random': that one trains no policy"),
+        (
+            "iterations.sft",
+            FIRST | {"pairs": "hard", "after": "first"},
+            r"config.iterations.sft = \.\.\.: .* rename it",
+        ),
+        (
+            "iterations.a-b",
+            FIRST | {"after": "first"},
+            r"config.iterations.a-b = \.\.\.: its name becomes a directory's",
+        ),
+    ],
+)
+def test_what_cannot_run_is_named_with_its_remedy(field, value, said):
+    with pytest.raises(ConfigError, match=said) as error:
+        resolve(changed({field: value}), devices=2)
+    assert "\n" not in str(error.value)
+
+
+def test_a_circle_of_iterations_is_refused():
+    circle = {"iterations.random.after": "hard", "iterations.hard.after": "random"}
+    with pytest.raises(ConfigError, match="they follow each other in a circle"):
+        resolve(changed(circle), devices=1)
+
+
+def test_missing_and_unknown_fields_are_named():
+    with pytest.raises(ConfigError, match=re.escape("config.ppo.kl_coef is missing: give it a value")):
+        resolve(changed({"ppo.kl_coef": DROP}), devices=1)
+    with pytest.raises(ConfigError, match=re.escape("config.ppo.kl_cof is unknown: config.ppo has batch_size")):
+        resolve(changed({"ppo.kl_cof": 0.1}), devices=1)
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_renamed_field_is_refused_with_a_name_that_there_is(old, new):
+    with pytest.raises(ConfigError, match=re.escape(f"config.{old} is called {new} now")):
+        resolve(changed({old: 1}), devices=1)
+    section = get_config()
+    for name in new.replace("iterations.NAME", "iterations.first").replace("NAME", "test").split("."):
+        section = section[name]
+
+
+def test_iterations_run_behind_the_one_that_they_mine():
+    third = {"pairs": "self_training", "ppo": True, "after": "hard"}
+    left_out = {"pairs": "random", "ppo": True, "after": "hard", "run": False}
+    tree = changed({"iterations.hard.ppo": True, "iterations.again": third, "iterations.never": left_out})
+    config = resolve(tree, devices=1)
+    assert config.first_iteration == "first"
+    assert [name for name, _ in config.later_iterations()] == ["same_data", "random", "hard", "self_training", "again"]
+    assert [config.depth_of(name) for name in ("first", "hard", "again")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("file", ["paper", "own"])
+def test_a_run_may_only_evaluate(file):
+    fields = {"iterations": {}, "sft.enabled": False, "problems.train": [], "problems.dev_problems": 0}
+    fields |= {"generator.checkpoint": "somewhere", "evaluation.test": TEST | {"sources": ["test.jsonl"]}}
+    config = resolve(changed(fields, {"paper": "6.7b", "own": "trial"}[file], file), devices=1)
+    assert config.first_iteration is None
+    assert config.later_iterations() == []
