@@ -47,5 +47,9 @@ if [ "$languages" = languages ]; then
   # PEFT and what it needs beside torch, which it would choose itself.
   "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --constraint constraints.txt \
     --no-deps peft==0.21.2 accelerate==1.15.0 psutil
+  # The tools that start runs on TPUs, for the tests of tpu/. The date pins what they need.
+  "$venv/bin/uv" venv --quiet --allow-existing --python "$venv/bin/python" "$venv/launchers"
+  "$venv/bin/uv" pip install --quiet --python "$venv/launchers/bin/python" --exclude-newer 2026-11-20 \
+    --requirement tpu/requirements.txt
   "$venv/bin/python" -m rerankjax.sandbox.install
 fi
