@@ -7,6 +7,7 @@ TPU, Slurm), else with --coordinator=HOST:PORT --num_processes=N --process_id=I.
 and all work is saved: start it again, and it resumes.
 """
 
+import functools
 import os
 import sys
 import traceback
@@ -39,16 +40,20 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0
 def main(argv: Sequence[str]) -> None:
     """Runs the command with the arguments behind its name. Ends the process with its exit status."""
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(_train, ["rerankjax train", *argv], flags_parser=_parse)
+    app.run(_train, ["rerankjax train", *argv], flags_parser=functools.partial(parse, module=__name__))
 
 
-def _parse(argv: list[str]) -> list[str]:
-    """The arguments that are no flags. A config that does not exist, or lacks a field, ends in one line."""
+def parse(argv: list[str], module: str) -> list[str]:
+    """The arguments that are no flags. A config that does not exist, or lacks a field, ends in one line; --help in the
+    docstring of the command's module, and its flags."""
+    if {"-h", "-help", "--help"} & set(argv):
+        print(f"{sys.modules[module].__doc__}\n{flags.FLAGS.module_help(module)}")
+        sys.exit(0)
     try:
         return list(flags.FLAGS(argv))
     except (AttributeError, KeyError, OSError, TypeError, ValueError, flags.Error) as error:
         said = str(error.args[0]) if error.args and not isinstance(error, OSError) else str(error)
-        sys.exit(f"rerankjax train: {said.strip()}\nrerankjax train --help lists the flags.")
+        sys.exit(f"{argv[0]}: {said.strip()}\n{argv[0]} --help lists the flags.")
 
 
 def _train(argv: list[str]) -> None:
