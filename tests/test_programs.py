@@ -83,7 +83,7 @@ def small(directory: Path):
 
 
 def judged_in_turn(config, problems, candidates, *_, **__):
-    """In the sandbox's place: of a problem's samples every other one passes. Texts are short, so that all are learned."""
+    """In the sandbox's place: every other sample of a problem passes. Texts are short, so that all are learned."""
     verdicts = "passed", "failed"
     return [dataclasses.replace(c, completion=f"x{c.sample}", verdict=verdicts[c.sample % 2]) for c in candidates]
 

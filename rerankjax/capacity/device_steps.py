@@ -96,8 +96,9 @@ def every_step(run: RunShapes) -> list[Step]:
     if own and config.sft.enabled:
         found.append(_sft(run, "SFT of the reranker", run.reranker, [run.sft]))
     resident = [run.sft, run.trunk]
+    ppo = any(iteration.ppo and iteration.run for iteration in config.iterations.values())
     policies = [run.sft]
-    if any(iteration.ppo and iteration.run for iteration in config.iterations.values()):
+    if ppo and config.lora.rank:  # without adapters a policy of PPO's is as the SFT model is
         policies.append(run.attached(run.sft, run.trained(generator, run.sft)))
     for policy in policies:
         for split in (TRAIN, DEV):
@@ -107,7 +108,7 @@ def every_step(run: RunShapes) -> list[Step]:
     found.append(_reranker(run, "reranker", config.reranker_training, resident, again=False))
     if config.later_iterations():
         found.append(_reranker(run, "reranker, again", config.retraining, resident, again=True))
-    if len(policies) > 1:
+    if ppo:
         found += _ppo(run, resident)
     for split in (TRAIN, DEV, *config.evaluation):
         found.append(_scoring(run, split, resident))

@@ -16,10 +16,10 @@ from rerankjax.loop import trainers
 from rerankjax.loop.config import ConfigError, ExperimentConfig, ModelSource, check_context
 from rerankjax.loop.models import GENERATOR, RERANKER, Model
 from rerankjax.loop.programs import Vocabulary
+from rerankjax.model import weights
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, in_compute_dtype
 from rerankjax.model.deepseek import DEEPSEEK_CODER
-from rerankjax.model.pretrained import read_config
 from rerankjax.model.sharding import DRAWING, MeshConfig, make_mesh, placed, shardings_of
 from rerankjax.run import checkpoint
 from rerankjax.run.hosts import mesh_of_host
@@ -34,8 +34,8 @@ DEEPSEEK_IDS = {
 def find_shape(config: ExperimentConfig, name: str) -> ModelConfig:
     """The shape of the generator, or of a reranker of its own. No weights are read, and none are downloaded.
 
-    Of a checkpoint it is in its folder's config.json; of DeepSeek-Coder's hub ids it is known; of others it is in the
-    hub's config.json, where the hub can be reached.
+    A checkpoint's is in its folder's config.json or its GGUF file; those of DeepSeek-Coder's hub ids are known; others
+    are in the hub's config.json, where the hub can be reached.
 
     Raises:
         ConfigError: the shape cannot be found out, or its context is too short.
@@ -56,14 +56,14 @@ def find_shape(config: ExperimentConfig, name: str) -> ModelConfig:
 
 @functools.lru_cache(maxsize=16)  # a search asks for the same ones again and again
 def _checkpoint_shape(path_or_id: str, revision: str | None) -> ModelConfig:
-    folder = Path(path_or_id)
-    if not folder.is_dir() and path_or_id in DEEPSEEK_IDS:
+    path = Path(path_or_id)
+    if not path.exists() and path_or_id in DEEPSEEK_IDS:
         return DEEPSEEK_IDS[path_or_id]
-    if not folder.is_dir() and path_or_id.count("/") == 1 and not path_or_id.startswith(("/", ".", "~")):
+    if not path.exists() and path_or_id.count("/") == 1 and not path_or_id.startswith(("/", ".", "~")):
         from huggingface_hub import hf_hub_download
 
-        folder = Path(hf_hub_download(path_or_id, "config.json", revision=revision)).parent
-    return read_config(folder)[0]
+        path = Path(hf_hub_download(path_or_id, "config.json", revision=revision)).parent
+    return weights.read_shape(path)
 
 
 def find_models(config: ExperimentConfig, attention: str) -> tuple[Model, Model]:
