@@ -40,6 +40,11 @@ def main(argv: list[str] | None = None) -> int:
 
         train(argv[1:])
         return 0
+    if argv[:1] == ["preflight"]:
+        from rerankjax.capacity.command import main as preflight
+
+        preflight(argv[1:])
+        return 0
     args = _parse(argv)
     try:
         samples = read_samples(args.problems)
@@ -66,6 +71,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=importlib.metadata.version("rerankjax"))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser("train", help="run the loop from a config: rerankjax train --help", add_help=False)
+    commands.add_parser("preflight", help="does a run fit its devices? rerankjax preflight --help", add_help=False)
     rank = commands.add_parser(
         "rerank",
         help="score and rank the candidates of problems",

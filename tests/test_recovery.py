@@ -9,10 +9,10 @@ import signal
 import jax
 import numpy as np
 import pytest
-from rerankjax.loop.experiment import resolve
 
 from configs.mini import get_config
-from rerankjax.loop import trainers
+from rerankjax.loop import programs, trainers
+from rerankjax.loop.config import resolve
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.sharding import MeshConfig, make_mesh
 from rerankjax.pairs.mining import Pair
@@ -33,7 +33,7 @@ PAIRS = tuple(Pair(p.name, f"    return x + {i}", f"    return x - {i}") for i, 
 def setting():
     config = get_config("smoke")
     config.update({"max_prompt_length": 16})
-    config.model.update({"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 4})
+    config.generator.shape.update({"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 4})
     config.sampling.max_completion_length = 12
     for training in (config.sft, config.reranker_training):
         training.batch_size = 8
@@ -41,28 +41,32 @@ def setting():
     config.ppo.update({"iterations": STEPS, "batch_size": 8, "minibatches": 1, "epochs": 1, "kl_target": 0.5})
     config.early_stopping.every = 4
     config.checkpoints.update({"steps": 5, "iterations": 5})
-    e = resolve(config, 1)
+    config = resolve(config, 1)
     tokenizer = train_tokenizer([p.prompt for p in PROBLEMS] + [s.completion for s in SOLUTIONS], 400)
-    return e, tokenizer, init_decoder(e.model, jax.random.key(0))
+    return config, tokenizer, init_decoder(config.generator.shape, jax.random.key(0))
 
 
 def train(trainer, directory, mesh, **checkpoints):
     """The trained parameters; metrics go into `directory`, checkpoints beside it."""
-    e, tokenizer, sft = setting()
-    e = dataclasses.replace(e, checkpoints=dataclasses.replace(e.checkpoints, **checkpoints))
+    config, tokenizer, sft = setting()
+    config = dataclasses.replace(config, checkpoints=dataclasses.replace(config.checkpoints, **checkpoints))
+    shape = config.generator.shape
     directory.mkdir(exist_ok=True, parents=True)
     work = trainers.Work(directory, directory.with_name(f"{directory.name}.recovery"), mesh, trainer)
     if trainer == "sft":
-        return trainers.train_sft(e, PROBLEMS, SOLUTIONS, tokenizer, 0, work)
+        return trainers.train_sft(config, shape, PROBLEMS, SOLUTIONS, tokenizer, 0, work)
     if trainer == "reranker":
         start = init_reranker(sft, jax.random.key(1))
-        return trainers.train_reranker(e, e.reranker_training, None, start, PAIRS, PROBLEMS, tokenizer, [0], work)
+        training = config.reranker_training
+        return trainers.train_reranker(config, shape, training, None, start, PAIRS, PROBLEMS, tokenizer, [0], work)
     reward = Reward(init_reranker(sft, jax.random.key(1)), np.float32(0), np.float32(1))
 
     def dev_pass_rate(params):  # of the parameters alone, and not monotonous
         return float(np.sin(1e4 * np.asarray(jax.device_get(params["norm"]["scale"])).sum(dtype=np.float64)))
 
-    return trainers.train_ppo(e, sft, reward, PROBLEMS, tokenizer, [0], jax.random.key(2), dev_pass_rate, work)
+    return trainers.train_ppo(
+        config, shape, shape, sft, reward, PROBLEMS, tokenizer, [0], jax.random.key(2), dev_pass_rate, work
+    )
 
 
 def run_cut(trainer, directory, mesh, step, monkeypatch):
@@ -142,8 +146,8 @@ def test_the_last_checkpoint_is_enough_where_no_signal_came(tmp_path, monkeypatc
 
 
 def test_divergence_stops_with_the_inputs_of_its_step(tmp_path, monkeypatch):
-    e, _, _ = setting()
-    broken = trainers.make_sft_step
+    config, _, _ = setting()
+    broken = programs.make_sft_step
 
     def make(*arguments):
         step = broken(*arguments)
@@ -154,11 +158,11 @@ def test_divergence_stops_with_the_inputs_of_its_step(tmp_path, monkeypatch):
 
         return diverge
 
-    monkeypatch.setattr(trainers, "make_sft_step", make)
+    monkeypatch.setattr(programs, "make_sft_step", make)
     with pytest.raises(FloatingPointError, match=r"loss is inf at step 9 .*cut.recovery-step9.npz"):
         train("sft", tmp_path / "cut", make_mesh(devices=jax.devices()[:1]))
     saved = np.load(tmp_path / "cut.recovery-step9.npz")
-    assert saved["tokens"].shape == (8, e.max_prompt_length + e.sampling.max_completion_length)
+    assert saved["tokens"].shape == (8, config.max_prompt_length + config.sampling.max_completion_length)
     assert saved["mask"].dtype == bool
 
 

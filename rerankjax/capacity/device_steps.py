@@ -1,264 +1,306 @@
-"""Every device step of a run, as shapes on a mesh: what it is given, what the loop holds beside it, what it costs.
+"""Every device step of a run: its program, what the loop holds on the devices beside it, and what it costs.
 
-They are the programs that the loop jits, lowered for shapes. Beside a step stand the models that the loop has on the
-devices when that step's turn comes: the SFT model, and its stage's own. They are the loop's variables, and what is
-changed there is to be changed here.
+The programs are those of `loop.programs`, which the trainers run. Beside a step stand the models that the loop has on
+the devices when that step's turn comes: they are variables of `loop.train`, `loop.stages` and `loop.trainers`, and what
+is changed there is to be changed here.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rerankjax.candidates.engine import EngineConfig, make_engine
+from rerankjax.candidates.engine import EngineConfig
 from rerankjax.capacity.roofline import Cost, cache_bytes, decode_cost, prefill_cost, score_cost, train_step_cost
-from rerankjax.capacity.run_shapes import (
-    Run,
-    as_drawn,
-    as_on_host,
-    attached,
-    decoder,
-    device_bytes,
-    head,
-    head_shards,
-    keys_of,
-    masked,
-    rows_of,
-    start,
-    stop_table,
-    trained,
-    training_state,
-    with_head,
-)
+from rerankjax.capacity.run_shapes import RunShapes, as_drawn, device_bytes, dtype_bytes, head_shards, open_run
 from rerankjax.capacity.topology import Topology
-from rerankjax.loop.experiment import Experiment, TrainingConfig
+from rerankjax.loop import programs
+from rerankjax.loop.config import ExperimentConfig, TrainingConfig
+from rerankjax.loop.models import Model
+from rerankjax.loop.problem_sets import DEV, TRAIN
+from rerankjax.loop.programs import DeviceProgram, Drawing
 from rerankjax.model.decoder import Params
-from rerankjax.model.likelihood import Rows, Tree
-from rerankjax.model.sharding import replicated, row_shards
-from rerankjax.policy.ppo import Reward, Rollout
-from rerankjax.policy.ppo_step import make_ppo_programs
-from rerankjax.policy.sft import make_sft_step
-from rerankjax.reranker.bradley_terry import make_reranker_step
-from rerankjax.reranker.rerank import make_scorer, padded_shape, prompts_of, together_of
-
-EOS, PAD = 1, 0
+from rerankjax.model.sharding import row_shards
+from rerankjax.policy.ppo import init_policy
+from rerankjax.run import checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
     """One program of the run.
 
-    `given` and `held` are trees of shapes with shardings, the arguments of the program by what they are, and what is
-    held beside it; an array that is in them more than once is there once.
+    arguments: those of the program by what they are ("weights", "optimiser", "cache", "batch"), and `resident` what is
+    on the devices beside them: trees of shapes with shardings; an array that is in them more than once is there once.
     """
 
+    kind: str  # steps of a kind are alike but for their sizes
     name: str
-    lower: Callable[[], jax.stages.Lowered]
-    given: dict[str, Any]
-    held: Any
+    program: DeviceProgram
+    arguments: dict[str, Any]
+    resident: Any
     cost: Cost  # of one call
     mesh: Mesh  # of the chips that share it
+    sizes: tuple[float, ...] = ()  # a step of its kind that is as large in all of them needs as much memory
     cache: float = 0.0  # keys and values that it makes and drops, bytes a device
-    made: float = 0.0  # what else it certainly makes and drops
+    temporaries: float = 0.0  # what else it certainly makes and drops
     calls: int = 0  # in the run, where it trains
-    variant: tuple[Any, ...] = ()  # what its program depends on, besides, that preflight changes
 
 
-def device_steps(e: Experiment, topology: Topology) -> list[Step]:
-    """The steps of a run of `e` on `topology`, in its order: of each kind the largest."""
-    return _steps(e, topology.devices, topology.of_host, topology.attention)
+def device_steps(config: ExperimentConfig, topology: Topology) -> list[Step]:
+    """The steps of a run of `config` on `topology`, in its order: of each kind those that no other exceeds.
+
+    Raises:
+        ConfigError: a checkpoint's shape cannot be found out.
+    """
+    key = f"{topology.name} {config}"
+    if key not in _known:
+        _known[key] = largest(every_step(open_run(config, topology)))
+    return _known[key]
 
 
-@functools.lru_cache(maxsize=256)  # a search asks for the same ones again and again
-def _steps(e: Experiment, devices: tuple[Any, ...], of_host: tuple[Any, ...] | None, attention: str) -> list[Step]:
-    run = start(e, devices, of_host, attention)
-    return [_sft(run), _reranker(run), *_ppo(run), *_sampling(run), _scoring(run)]
+_known: dict[str, list[Step]] = {}  # a search asks for the same ones again and again
 
 
-def _sft(run: Run) -> Step:
-    e, (P, C) = run.e, run.lengths
-    optimizer, batch_size = e.sft.optimizer, e.sft.batch_size
-    step: Any = make_sft_step(e.model, optimizer, P, run.mesh)  # whole, whatever is adapted later
-    state = training_state(decoder(e, run.mesh), optimizer, run.mesh)
-    rows = Rows(*masked(run.mesh, batch_size, P + C))
+def largest(steps: list[Step]) -> list[Step]:
+    """The steps without those that another of their kind exceeds in all sizes and in what stands beside it."""
+
+    def sizes(step: Step) -> tuple[float, ...]:
+        return device_bytes(step.resident, step.program.arguments), *step.sizes
+
+    kept: list[Step] = []
+    for step in sorted(steps, key=sizes, reverse=True):
+        others = (sizes(other) for other in kept if other.kind == step.kind)
+        if not any(all(a >= b for a, b in zip(other, sizes(step), strict=True)) for other in others):
+            kept.append(step)
+    return [step for step in steps if step in kept]
+
+
+def every_step(run: RunShapes) -> list[Step]:
+    """The steps of a run, in its order."""
+    config = run.config
+    generator, own = run.generator, run.own_reranker
+    found: list[Step] = []
+    if generator.folder and (config.sft.enabled or not config.first_iteration):  # the checkpoint is evaluated as it is
+        base = generator.abstract(run.mesh)
+        for name in config.evaluation:
+            found += _evaluation(run, base, name, [])
+    if not config.first_iteration and not config.sft.enabled:
+        return found
+    if config.sft.enabled:
+        found.append(_sft(run, "SFT", generator, []))
+    if not config.first_iteration:
+        return [*found, *(step for name in config.evaluation for step in _evaluation(run, run.sft, name, [run.sft]))]
+    if own and config.sft.enabled:
+        found.append(_sft(run, "SFT of the reranker", run.reranker, [run.sft]))
+    resident = [run.sft, run.trunk]
+    ppo = any(iteration.ppo and iteration.run for iteration in config.iterations.values())
+    policies = [run.sft]
+    if ppo and config.lora.rank:  # without adapters a policy of PPO's is as the SFT model is
+        policies.append(run.attached(run.sft, run.trained(generator, run.sft)))
+    for policy in policies:
+        for split in (TRAIN, DEV):
+            found += _engine(run, policy, split, programs.drawing_of(config, split), resident)
+        for name in config.evaluation:
+            found += _evaluation(run, policy, name, resident)
+    found.append(_reranker(run, "reranker", config.reranker_training, resident, again=False))
+    if config.later_iterations():
+        found.append(_reranker(run, "reranker, again", config.retraining, resident, again=True))
+    if ppo:
+        found += _ppo(run, resident)
+    for split in (TRAIN, DEV, *config.evaluation):
+        found.append(_scoring(run, split, resident))
+    return found
+
+
+def _evaluation(run: RunShapes, policy: Params, name: str, resident: list[Any]) -> Iterator[Step]:
+    yield from _engine(run, policy, name, programs.drawing_of(run.config, name), resident)
+    yield from _engine(run, policy, f"{name}, greedy", programs.greedy_drawing(run.config, name), resident)
+
+
+def _sft(run: RunShapes, name: str, model: Model, resident: list[Any]) -> Step:
+    """SFT from scratch trains all parameters; SFT of a checkpoint what the config says."""
+    config, training = run.config, run.config.sft
+    start = model.abstract(run.mesh)
+    base = run.base(start) if model.folder else None
+    params = start if base is None else run.trained(model, start)
+    program = programs.sft(config, model.shape, params, base, run.mesh)
+    P, C = config.max_prompt_length, config.sampling.max_completion_length
+    return _training(run, "SFT", name, model, training, program, base, [*resident, params], P + C, C)
+
+
+def _reranker(run: RunShapes, name: str, training: TrainingConfig, resident: list[Any], again: bool) -> Step:
+    """again: it starts from a reranker that was read, not from the trunk."""
+    config, model, base = run.config, run.reranker, run.base(run.trunk)
+    params = run.with_head(model, run.trunk)
+    if not again and base is None:
+        params["decoder"] = run.trunk
+    program = programs.reranker(config, model.shape, training, params, base, run.mesh)
+    P, C = config.max_prompt_length, config.sampling.max_completion_length
+    logits = C if config.reranker.lm_coef else 0
+    found = _training(run, "reranker", name, model, training, program, base, [*resident, params], P + 2 * C, logits)
+    times = len(config.later_iterations()) if again else 1
+    return dataclasses.replace(found, calls=times * training.optimizer.steps)
+
+
+def _training(
+    run: RunShapes,
+    kind: str,
+    name: str,
+    model: Model,
+    training: TrainingConfig,
+    program: DeviceProgram,
+    base: Params | None,
+    resident: list[Any],
+    length: int,
+    logits: int,
+) -> Step:
+    state, _, rows = program.arguments
+    optimizer = training.optimizer
     return Step(
-        "SFT",
-        lambda: step.lower(state, None, rows),
-        {"weights": state.params, "optimiser": state.opt_state, "batch": rows},
-        run.sft,  # what it began with
+        kind,
+        name,
+        program,
+        {"weights": (state.params, base), "optimiser": (state.opt_state, state.step), "batch": rows},
+        resident,
         train_step_cost(
-            e.model,
-            batch_size,
-            P + C,
-            logits=C,
-            microbatches=optimizer.microbatches,
-            dtype_bytes=run.dtype_bytes,
-        ),
-        run.mesh,
-        made=device_bytes(state.params),  # gradients
-        calls=optimizer.steps,
-        variant=(e.model.remat, optimizer.microbatches),
-    )
-
-
-def reranker_training(e: Experiment) -> TrainingConfig:
-    """That of the rerankers which takes most at a time."""
-
-    def size(training: TrainingConfig) -> tuple[float, int]:
-        return training.batch_size / training.optimizer.microbatches, training.batch_size
-
-    return max((e.reranker_training, e.retraining), key=size) if e.arms else e.reranker_training
-
-
-def _reranker(run: Run) -> Step:
-    e, (P, C), training = run.e, run.lengths, reranker_training(run.e)
-    step: Any = make_reranker_step(e.model, e.reranker, training.optimizer, run.mesh, e.lora)
-    state = training_state(with_head(run, "score"), training.optimizer, run.mesh)
-    pairs = Tree(*masked(run.mesh, training.batch_size, P), *masked(run.mesh, 2 * training.batch_size, C))
-    return Step(
-        "reranker",
-        lambda: step.lower(state, run.base, pairs),
-        {"weights": (state.params, run.base), "optimiser": state.opt_state, "batch": pairs},
-        [run.sft, trained(run)],  # what it began with
-        train_step_cost(
-            e.model,
+            model.shape,
             training.batch_size,
-            P + 2 * C,
-            lora=e.lora,
-            logits=C if e.reranker.lm_coef else 0,
-            microbatches=training.optimizer.microbatches,
-            dtype_bytes=run.dtype_bytes,
+            length,
+            lora=programs.adapters(run.config, base),
+            logits=logits,
+            microbatches=optimizer.microbatches,
+            dtype_bytes=dtype_bytes(model.shape),
         ),
         run.mesh,
-        made=device_bytes(state.params),  # gradients
-        calls=e.reranker_training.optimizer.steps + len(e.arms) * e.retraining.optimizer.steps,
-        variant=(e.model.remat, training.optimizer.microbatches),
+        (training.batch_size / optimizer.microbatches, training.batch_size),
+        temporaries=device_bytes(state.params),  # gradients
+        calls=optimizer.steps,
     )
 
 
-def _ppo(run: Run) -> list[Step]:
-    e, mesh, (P, C), ppo = run.e, run.mesh, run.lengths, run.e.ppo
-    programs: Any = make_ppo_programs(e.model, e.reranker.pooling, e.sampling, ppo, P, EOS, PAD, mesh, e.lora)
-    state = training_state(with_head(run, "value"), ppo.optimizer, mesh)
-    scorer = with_head(run, "score")
-    scalar: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
-    reward = Reward(scorer | {"decoder": attached(run, scorer["decoder"])}, scalar, scalar)
-    best = trained(run)
-    prompts = (*masked(mesh, ppo.batch_size, P), keys_of(ppo.batch_size), stop_table(run, mesh))
-    per_token = (rows_of(mesh, (ppo.batch_size, C), jnp.float32) for _ in range(4))
-    rollout = Rollout(Rows(*masked(mesh, ppo.batch_size, P + C)), *per_token)
-    rows = ppo.batch_size // ppo.minibatches
-    index = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=replicated(mesh))
+def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
+    config, mesh, ppo = run.config, run.mesh, run.config.ppo
+    shape, judge = run.generator.shape, run.reranker.shape
+    P, C, B = config.max_prompt_length, config.sampling.max_completion_length, ppo.batch_size
+    base, best = run.base(run.sft), run.trained(run.generator, run.sft)
+    value = jax.eval_shape(lambda trunk: init_policy(trunk)["value"], run.sft)
+    params = {"decoder": run.trained(run.generator, run.sft), "value": checkpoint.abstract(value, mesh)}
+    reward = run.with_head(run.reranker, run.trunk)
+    reward["decoder"] = run.attached(run.trunk, reward["decoder"])
+    rollout, outputs, update = programs.ppo(config, shape, judge, params, base, run.sft, reward, run.vocabulary, mesh)
+    state, _, batch, _ = update.arguments
+    held = [*resident, reward, best]
 
-    read = functools.partial(prefill_cost, e.model, dtype_bytes=run.dtype_bytes)
-    drawing = read(ppo.batch_size, P)
+    read = functools.partial(prefill_cost, dtype_bytes=dtype_bytes(shape))
+    drawing = read(shape, B, P)
     for own in range(1, C):
-        drawing += decode_cost(e.model, ppo.batch_size, own, prefix=P, dtype_bytes=run.dtype_bytes)
-    judging = read(ppo.batch_size, P + C, logits=C) + read(ppo.batch_size, P + C, logits=0)
-    # The forward pass is made again as a whole, whatever is rematerialised of it.
-    again = read(rows // ppo.microbatches, P + C, logits=C) * ppo.microbatches
-    update = train_step_cost(
-        e.model,
+        drawing += decode_cost(shape, B, own, prefix=P, dtype_bytes=dtype_bytes(shape))
+    judging = read(shape, B, P + C, logits=C) + prefill_cost(judge, B, P + C, logits=0, dtype_bytes=dtype_bytes(judge))
+    rows = B // ppo.minibatches
+    again = read(shape, rows // ppo.microbatches, P + C, logits=C) * ppo.microbatches
+    learning = train_step_cost(
+        shape,
         rows,
         P + C,
-        lora=e.lora,
+        lora=programs.adapters(config, base),
         logits=C,
         microbatches=ppo.microbatches,
-        dtype_bytes=run.dtype_bytes,
+        dtype_bytes=dtype_bytes(shape),
     )
-    cache = cache_bytes(e.model, ppo.batch_size * (P + C), run.dtype_bytes) / row_shards(mesh) / head_shards(run, mesh)
-    return [
+    times = sum(iteration.ppo and iteration.run for iteration in config.iterations.values())
+    weights = state.params, base
+    steps = [
         Step(
             "PPO rollout",
-            lambda: programs.gather.lower(state.params, run.base, run.sft, reward, *prompts),
-            {"weights": (state.params, run.sft, reward), "batch": prompts[:2]},
-            [state.opt_state, best],
+            "PPO rollout",
+            rollout,
+            {"weights": (*weights, run.sft, reward), "batch": rollout.arguments[4:]},
+            [*held, state],
             drawing + judging,
             mesh,
-            cache=cache,
-            made=device_bytes(as_drawn(run)),
+            cache=cache_bytes(shape, B * (P + C), dtype_bytes(shape)) / row_shards(mesh) / head_shards(shape, mesh),
+            temporaries=device_bytes(as_drawn(run, run.attached(run.sft, params["decoder"]))),
+        ),
+        Step(
+            "PPO outputs",
+            "PPO outputs",
+            outputs,
+            {"weights": weights, "batch": outputs.arguments[2:]},
+            [*held, state],
+            again,
+            mesh,
         ),
         Step(
             "PPO update",
-            lambda: programs.update.lower(state, run.base, rollout, index),
-            {"weights": (state.params, run.base), "optimiser": state.opt_state, "batch": rollout},
-            [run.sft, reward, best],
-            update + again,
+            "PPO update",
+            update,
+            {"weights": weights, "optimiser": (state.opt_state, state.step), "batch": batch},
+            held,
+            learning + again,  # the forward pass is made again as a whole, whatever is rematerialised of it
             mesh,
-            made=device_bytes(state.params),  # gradients
-            calls=ppo.iterations * ppo.epochs * ppo.minibatches * (1 + len(e.ppo_arms)),
-            variant=(e.model.remat, ppo.microbatches),
+            temporaries=device_bytes(state.params),  # gradients
+            calls=ppo.iterations * ppo.epochs * ppo.minibatches * times,
         ),
     ]
+    policy = run.attached(run.sft, state.params["decoder"])
+    return [*steps, *_engine(run, policy, "PPO's dev", programs.dev_drawing(config), [*held, state])]
 
 
-def _sampling(run: Run) -> list[Step]:
-    e = run.e
-    splits = max(e.candidates.train, e.candidates.dev, e.candidates.test)
-    read, draw = _engine(run, attached(run, trained(run)), splits, [run.sft])
-    # PPO measures its policy on the dev problems, and holds what it trains meanwhile.
-    state = training_state(with_head(run, "value"), e.ppo.optimizer, run.mesh)
-    held = [run.sft, state, trained(run), trained(run)]  # the last: its reward model, and its best policy so far
-    _, watch = _engine(run, attached(run, state.params["decoder"]), e.early_stopping.samples, held)
-    return [read, draw, dataclasses.replace(watch, name="draw, in PPO")]
-
-
-def _engine(run: Run, model: Params, samples: int, held: list[Any]) -> tuple[Step, Step]:
-    e, mesh, (P, C) = run.e, run.of_host, run.lengths
-    shape = EngineConfig(e.candidates.batch_size, samples, P)
-    engine: Any = make_engine(e.model, e.sampling, shape, EOS, PAD, mesh)
-    params, layers, state = engine.shapes(as_on_host(run, model))
-    others = {name: part for name, part in params.items() if name != "layers"}
-    together = 1 << (shape.rows - 1).bit_length()  # all rows are free, as at the beginning
-    prompts = *masked(mesh, together, P), jax.ShapeDtypeStruct((together,), jnp.int32)
-    slots = shape.rows * samples
-
-    def of_slots(dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((slots,), dtype)
-
-    begin = of_slots(jnp.bool_), jax.eval_shape(lambda: jax.random.key(0)), of_slots(jnp.uint32), of_slots(jnp.uint32)
-    step = decode_cost(e.model, slots, C, prefix=P, prefixes=shape.rows, dtype_bytes=run.dtype_bytes)
-    return (
-        Step(
-            "read prompts",
-            lambda: engine.read.lower(params, state, *prompts),
-            {"weights": params, "cache": state},
-            [*held, layers],
-            prefill_cost(e.model, together, P, dtype_bytes=run.dtype_bytes),
-            mesh,
-        ),
-        Step(
-            "draw",
-            lambda: engine.draw.lower(others, layers, state, stop_table(run, mesh), *begin),
-            {"weights": (others, layers), "cache": state},
-            [*held, params],
-            step * shape.chunk,
-            mesh,
-        ),
+def _engine(run: RunShapes, policy: Params, name: str, drawing: Drawing, resident: list[Any]) -> Iterator[Step]:
+    shape, mesh, P, C = (
+        run.generator.shape,
+        run.host_mesh,
+        drawing.prompt_length,
+        drawing.sampling.max_completion_length,
+    )
+    read, draw = programs.engine(shape, drawing, run.on_host(run.generator, policy), run.vocabulary, mesh)
+    params, state, *prompts = read.arguments
+    others, layers, _, *of_slots = draw.arguments
+    rows, slots = drawing.prompts_in_flight, drawing.prompts_in_flight * drawing.samples
+    sizes = drawing.samples, P, C
+    yield Step(
+        "read prompts",
+        f"read prompts, {name}",
+        read,
+        {"weights": params, "cache": state, "batch": prompts},
+        [*resident, layers],
+        prefill_cost(shape, prompts[0].shape[0], P, dtype_bytes=dtype_bytes(shape)),
+        mesh,
+        sizes,
+    )
+    token = decode_cost(shape, slots, C, prefix=P, prefixes=rows, dtype_bytes=dtype_bytes(shape))
+    yield Step(
+        "draw",
+        f"draw, {name}",
+        draw,
+        {"weights": (others, layers), "cache": state, "batch": of_slots},
+        [*resident, params],
+        token * EngineConfig.chunk,
+        mesh,
+        sizes,
     )
 
 
-def _scoring(run: Run) -> Step:
-    e, mesh, (P, C) = run.e, run.of_host, run.lengths
-    model = attached(run, trained(run))
-    given = {"decoder": as_on_host(run, model), "score": head(run, mesh)}
-    samples = max(e.candidates.train, e.candidates.dev, e.candidates.test)
-    shape = padded_shape(P, together_of(samples), C)
-    problems = max(e.candidates.train_problems or e.problems.train, e.problems.dev, e.problems.test)
-    prompts = prompts_of(shape, problems * -(-samples // shape[1]))
-    scorer: Any = make_scorer(e.model, e.reranker.pooling, mesh)
-    rows = *masked(mesh, prompts, shape[0]), *masked(mesh, prompts * shape[1], shape[2])
-    cache = device_bytes(rows[0]) / 4 * cache_bytes(e.model, 1, run.dtype_bytes) / head_shards(run, mesh)
+def _scoring(run: RunShapes, split: str, resident: list[Any]) -> Step:
+    shape, mesh = run.reranker.shape, run.host_mesh
+    params = run.with_head(run.reranker, run.trunk)
+    decoder = run.on_host(run.reranker, run.attached(run.trunk, params["decoder"]))
+    params = {"decoder": decoder, "score": checkpoint.abstract({"score": params["score"]}, mesh)["score"]}
+    program = programs.scorer(run.config, shape, params, programs.drawing_of(run.config, split), mesh)
+    _, prompts, _, completions, _ = program.arguments
+    (count, P), (rows, C) = prompts.shape, completions.shape
+    tokens = device_bytes(prompts) / prompts.dtype.itemsize
     return Step(
         "scoring",
-        lambda: scorer.lower(given, *rows),
-        {"weights": given, "batch": rows},
-        [run.sft],
-        score_cost(e.model, prompts, shape[0], shape[1], shape[2], dtype_bytes=run.dtype_bytes),
+        f"scoring, {split}",
+        program,
+        {"weights": params, "batch": program.arguments[1:]},
+        resident,
+        score_cost(shape, count, P, rows // count, C, dtype_bytes=dtype_bytes(shape)),
         mesh,
-        cache=cache,
+        (count, P, rows, C),
+        cache=tokens * cache_bytes(shape, 1, dtype_bytes(shape)) / head_shards(shape, mesh),
     )

@@ -16,12 +16,13 @@ from rerankjax.capacity.device_steps import Step, device_steps
 from rerankjax.capacity.roofline import seconds
 from rerankjax.capacity.run_shapes import device_bytes
 from rerankjax.capacity.topology import Topology
-from rerankjax.loop.experiment import Experiment
+from rerankjax.loop.config import ExperimentConfig
+from rerankjax.results.render import pipes
 
 
 @dataclasses.dataclass(frozen=True)
-class Need:
-    """Bytes of one device's memory that a step takes: what it is given, what it makes, what is held beside it.
+class MemoryUse:
+    """Bytes of one device's memory during a step: its arguments, what it makes, and what is resident beside it.
 
     `activations` are also gradients and all else that a program makes and drops, its code among them. Not `compiled`,
     because the rest is too much already, it is what is certain of them.
@@ -31,20 +32,20 @@ class Need:
     optimiser: float
     cache: float
     activations: float
-    held: float
+    resident: float
     compiled: bool
 
     @property
     def total(self) -> float:
-        return self.weights + self.optimiser + self.cache + self.activations + self.held
+        return self.weights + self.optimiser + self.cache + self.activations + self.resident
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
-    """A step as the table has it."""
+class Estimate:
+    """What preflight says of a step."""
 
     step: Step
-    need: Need
+    memory: MemoryUse
     fits: bool | None  # None: it is close, and not compiled as in a run
     seconds: float  # the roofline's
 
@@ -54,60 +55,61 @@ class Compiler:
 
     def __init__(self, topology: Topology, say: Callable[[str], object] = lambda text: None) -> None:
         self.topology, self.count, self._say = topology, 0, say
-        self._made: dict[tuple[Any, ...], float] = {}
+        self._temporaries: dict[tuple[Any, ...], float] = {}
 
-    def line(self, step: Step, confirm: bool = False) -> Line:
+    def estimate(self, step: Step, confirm: bool = False) -> Estimate:
         """What the step needs, and whether it fits; with `confirm` a close one is compiled as in a run."""
-        memory, need = self.topology.memory_bytes, need_of(step, None)
-        fits: bool | None = need.total <= memory
+        available, use = self.topology.memory_bytes, memory_use(step, None)
+        fits: bool | None = use.total <= available
         if fits:
-            made = self._compiled(step, self.topology.quick)
-            need = need_of(step, made)
-            fits = need.total <= memory
-            if fits and need.total + self.topology.uncertain * made > memory:
-                need = need_of(step, self._compiled(step, {})) if confirm else need
-                fits = need.total <= memory if confirm else None
-        return Line(step, need, fits, seconds(step.cost, self.topology.chip, step.mesh.size))
+            temporaries = self._compiled(step, self.topology.quick)
+            use = memory_use(step, temporaries)
+            fits = use.total <= available
+            if fits and use.total + self.topology.uncertain * temporaries > available:
+                use = memory_use(step, self._compiled(step, {})) if confirm else use
+                fits = use.total <= available if confirm else None
+        return Estimate(step, use, fits, seconds(step.cost, self.topology.chip, step.mesh.size))
 
     def _compiled(self, step: Step, options: Mapping[str, Any]) -> float:
-        shapes = (leaf.shape for leaf in jax.tree.leaves(step.given))
-        key = step.name.partition(",")[0], *step.mesh.shape.values(), *step.variant, *options, *shapes
-        if key not in self._made:
+        shapes = (leaf.shape for leaf in jax.tree.leaves(step.program.arguments))
+        key = step.program.function, *options, *shapes
+        if key not in self._temporaries:
             self.count += 1
             self._say(f"compiling {step.name}{'' if options else ', as in a run'} ...")
-            self._made[key] = _made(step, options)
-        return self._made[key]
+            self._temporaries[key] = _temporaries(step, options)
+        return self._temporaries[key]
 
 
-def lines_of(e: Experiment, compiler: Compiler) -> list[Line]:
-    """Every step of `e`, compiled; as in a run where all may fit and one is close."""
-    steps = device_steps(e, compiler.topology)
-    lines = [compiler.line(step) for step in steps]
-    decided = any(line.fits is False for line in lines)
-    return lines if decided else [compiler.line(step, confirm=True) for step in steps]
+def estimates_of(config: ExperimentConfig, compiler: Compiler) -> list[Estimate]:
+    """Every step of a run, compiled; as in a run where all may fit and one is close."""
+    steps = device_steps(config, compiler.topology)
+    found = [compiler.estimate(step) for step in steps]
+    decided = any(estimate.fits is False for estimate in found)
+    return found if decided else [compiler.estimate(step, confirm=True) for step in steps]
 
 
-def need_of(step: Step, made: float | None) -> Need:
+def memory_use(step: Step, temporaries: float | None) -> MemoryUse:
     """What a step takes whose program makes, and drops, so many bytes; None: so many as it certainly makes."""
-    given = {name: device_bytes(tree) for name, tree in step.given.items()}
-    every = device_bytes(step.given)
-    weights, optimiser, cache = (given.get(name, 0.0) for name in ("weights", "optimiser", "cache"))
-    own = step.cache if made is None else min(step.cache, made)
-    return Need(
+    parts = {name: device_bytes(tree) for name, tree in step.arguments.items()}
+    arguments = device_bytes(step.arguments)
+    weights, optimiser, cache = (parts.get(name, 0.0) for name in ("weights", "optimiser", "cache"))
+    own = step.cache if temporaries is None else min(step.cache, temporaries)
+    return MemoryUse(
         weights,
         optimiser,
         cache + own,
-        (step.made if made is None else made - own) + every - weights - optimiser - cache,
-        device_bytes(step.held, step.given) - every,
-        compiled=made is not None,
+        (step.temporaries if temporaries is None else temporaries - own) + arguments - weights - optimiser - cache,
+        device_bytes(step.resident, step.arguments) - arguments,
+        compiled=temporaries is not None,
     )
 
 
-def _made(step: Step, options: Mapping[str, Any]) -> float:
-    """Bytes of a device's memory that the program makes beside what it is given; where the compiler refuses it, what it
+def _temporaries(step: Step, options: Mapping[str, Any]) -> float:
+    """Bytes of a device's memory that the program makes beside its arguments; where the compiler refuses it, what it
     says of that, or infinity."""
     try:
-        m: Any = step.lower().compile(compiler_options=dict(options)).memory_analysis()
+        lowered = step.program.function.lower(*step.program.arguments)
+        m: Any = lowered.compile(compiler_options=dict(options)).memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         said = str(error)
         if "RESOURCE_EXHAUSTED" not in said:
@@ -115,7 +117,7 @@ def _made(step: Step, options: Mapping[str, Any]) -> float:
         if used := re.search(r"temporaries \(([\d.]+[KMG])\)", said):
             return _bytes(used[1])
         used = re.search(r"Used ([\d.]+[KMG]) of", said)
-        return _bytes(used[1]) - device_bytes(step.given) if used else math.inf
+        return _bytes(used[1]) - device_bytes(step.arguments) if used else math.inf
     new = m.output_size_in_bytes - m.alias_size_in_bytes
     return float(m.temp_size_in_bytes + new + m.generated_code_size_in_bytes)
 
@@ -124,25 +126,25 @@ def _bytes(size: str) -> float:
     return float(size[:-1]) * 1024 ** (1 + "KMG".index(size[-1]))
 
 
-def table(lines: Sequence[Line], topology: Topology) -> str:
+def table(estimates: Sequence[Estimate], topology: Topology) -> str:
     """Markdown: gigabytes (1e9 bytes) of each chip; FLOPs, and bytes moved, of all; the roofline's time."""
-    kinds = "weights", "optimiser", "cache", "activations", "held"
+    kinds = "weights", "optimiser", "cache", "activations", "resident"
     header = "step", *kinds, "GB a chip", f"of {topology.memory_bytes / 1e9:.3g}", "TFLOP", "GB moved", "at least, ms"
-    rows: list[tuple[str, ...]] = [header, ("---", *["---:"] * (len(header) - 1))]
-    for line in lines:
-        cost, need = line.step.cost, line.need
-        total = _gigabytes(need.total)
-        figures = cost.flops / 1e12, cost.bytes / 1e9, line.seconds * 1e3
+    rows = []
+    for estimate in estimates:
+        cost, use = estimate.step.cost, estimate.memory
+        total = _gigabytes(use.total)
+        figures = cost.flops / 1e12, cost.bytes / 1e9, estimate.seconds * 1e3
         rows.append(
             (
-                line.step.name,
-                *(_gigabytes(getattr(need, kind)) for kind in kinds),
-                total if need.compiled else f"> {total}",
-                {True: "fits", False: "**too much**", None: "close"}[line.fits],
+                estimate.step.name,
+                *(_gigabytes(getattr(use, kind)) for kind in kinds),
+                total if use.compiled else f"> {total}",
+                {True: "fits", False: "**too much**", None: "close"}[estimate.fits],
                 *(f"{figure:,.0f}" if figure >= 1000 else f"{figure:.3g}" for figure in figures),
             )
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return pipes(header, rows)
 
 
 def _gigabytes(size: float) -> str:

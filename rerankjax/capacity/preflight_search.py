@@ -1,4 +1,4 @@
-"""The mesh, remat and microbatches by which a run that does not fit would, at the least time."""
+"""The mesh, remat, microbatches and prompts in flight by which a run that does not fit would, at the least time."""
 
 import bisect
 import contextlib
@@ -8,192 +8,204 @@ from collections.abc import Iterator
 from typing import Any
 
 from rerankjax.capacity.device_steps import Step, device_steps
-from rerankjax.capacity.preflight import Compiler, Need, need_of
+from rerankjax.capacity.preflight import Compiler, MemoryUse, memory_use
 from rerankjax.capacity.roofline import seconds
-from rerankjax.capacity.run_shapes import meshes
+from rerankjax.capacity.run_shapes import find_models, meshes
 from rerankjax.capacity.topology import Topology
-from rerankjax.loop.experiment import ConfigError, Experiment, check
+from rerankjax.loop.config import ConfigError, ExperimentConfig, check
 from rerankjax.model.config import REMATS
 from rerankjax.model.sharding import MeshConfig, make_mesh, row_shards
 
-# Which fields hold the microbatches of each training step.
+# The kinds of steps that microbatches change, with the sections that hold those.
 MICROBATCHES = {
-    "SFT": ("sft.optimizer",),
-    "reranker": ("reranker_training.optimizer", "retraining.optimizer"),
-    "PPO update": ("ppo",),
+    ("SFT",): ("sft.optimizer",),
+    ("reranker",): ("reranker_training.optimizer", "retraining.optimizer"),
+    ("PPO outputs", "PPO update"): ("ppo",),
 }
-SAMPLING = "read prompts", "draw", "draw, in PPO"
+WHOLE = "PPO rollout", "scoring"  # which nothing but the mesh changes
+SAMPLING = "read prompts", "draw"
 
 
-def training_seconds(e: Experiment, topology: Topology) -> float:
+def training_seconds(config: ExperimentConfig, topology: Topology) -> float:
     """The roofline time of all updates of the run: what remat and microbatches change."""
-    return sum(s.calls * seconds(s.cost, topology.chip, s.mesh.size) for s in device_steps(e, topology))
+    return sum(s.calls * seconds(s.cost, topology.chip, s.mesh.size) for s in device_steps(config, topology))
 
 
-def suggest(e: Experiment, compiler: Compiler, most: int) -> Experiment | None:
-    """`e` on the mesh, and with the remat and microbatches, that fit at the least roofline time of training; None if
-    none of them does.
+def suggest(config: ExperimentConfig, compiler: Compiler, most: int) -> ExperimentConfig | None:
+    """`config` on the mesh, and with the remat and microbatches, that fit at the least roofline time of training; None
+    if none of them does.
 
     Pairs of mesh and remat are tried by the time that they would take without microbatches, of equals the present mesh
     first, then those that split less over `tensor`, then over `fsdp`: until no other can be 1% faster, or `most`
     compilations are reached. Of each, the least microbatches of each training step are found by bisection. Where
-    samples do not fit, fewer problems are under way at a time: a sample is the same in whatever company it is drawn.
-    What is close does not count as fitting.
+    samples do not fit, fewer prompts are in flight: a sample is the same in whatever company it is drawn. What is close
+    does not count as fitting.
     """
     topology = compiler.topology
     best, least = None, math.inf
-    for bound, variant in _variants(e, topology):
+    for bound, variant in _variants(config, topology):
         if bound > 0.99 * least or compiler.count >= most:
             break
         found = _fitting(variant, compiler, most)
         if found is not None:
             time = training_seconds(found, topology)
-            best, least = (found, time) if time < least else (best, least)
+            best, least = (found, time) if best is None or time < least else (best, least)
     return best
 
 
-def _variants(e: Experiment, topology: Topology) -> list[tuple[float, Experiment]]:
+def _variants(config: ExperimentConfig, topology: Topology) -> list[tuple[float, ExperimentConfig]]:
     """Each mesh and remat that may fit, with the time that it takes at least; in order of trial."""
     found = []
-    for on_mesh in _on_meshes(e, topology):
-        least = _with_problems(on_mesh, _problems(on_mesh, topology)[-1])
+    for on_mesh in _on_meshes(config, topology):
+        least = _with_prompts(on_mesh, _prompts(on_mesh, topology)[-1])
         # What is there before any program runs rules most out.
         if _certainly(least, topology)[0].total > topology.memory_bytes:
             continue
         for remat in REMATS:
-            variant = dataclasses.replace(on_mesh, model=dataclasses.replace(e.model, remat=remat))
-            for name in MICROBATCHES:
-                variant = _with_microbatches(variant, name, 1)
+            variant = on_mesh
+            for path in _remat_paths(config):
+                variant = _replaced(variant, path, remat)
+            for paths in MICROBATCHES.values():
+                variant = _with_microbatches(variant, paths, 1)
             found.append((training_seconds(variant, topology), variant))
     return sorted(found, key=lambda pair: pair[0])  # stable: meshes in their order
 
 
-def _certainly(e: Experiment, topology: Topology) -> tuple[Need, Step]:
+def _certainly(config: ExperimentConfig, topology: Topology) -> tuple[MemoryUse, Step]:
     """The step that takes most, as far as is known before it is compiled."""
-    return max(((need_of(step, None), step) for step in device_steps(e, topology)), key=lambda one: one[0].total)
+    steps = device_steps(config, topology)
+    return max(((memory_use(step, None), step) for step in steps), key=lambda pair: pair[0].total)
 
 
-def _on_meshes(e: Experiment, topology: Topology) -> Iterator[Experiment]:
-    """`e` on each mesh on which the config can run."""
-    for mesh in _meshes(e, len(topology.devices)):
-        on_mesh = dataclasses.replace(e, mesh=mesh)
+def _on_meshes(config: ExperimentConfig, topology: Topology) -> Iterator[ExperimentConfig]:
+    """`config` on each mesh on which it can run."""
+    heads = math.gcd(*(model.shape.num_key_value_heads for model in find_models(config, topology.attention)))
+    for mesh in _meshes(config.mesh, len(topology.devices), heads):
+        on_mesh = dataclasses.replace(config, mesh=mesh)
         with contextlib.suppress(ConfigError):
             check(on_mesh, len(topology.devices))
-            if e.candidates.batch_size % _sharing(on_mesh, topology) == 0:
+            if config.candidates.prompts_in_flight % _sharing(on_mesh, topology) == 0:
                 yield on_mesh
 
 
-def _meshes(e: Experiment, devices: int) -> Iterator[MeshConfig]:
-    yield e.mesh
-    shape = e.mesh.shape(devices)
-    left = devices // e.mesh.sequence
+def _meshes(mesh: MeshConfig, devices: int, heads: int) -> Iterator[MeshConfig]:
+    yield mesh
+    shape = mesh.shape(devices)
+    left = devices // mesh.sequence
     divisors = [n for n in range(1, left + 1) if left % n == 0]
     for tensor in divisors:
         for fsdp in divisors:
-            split = left % (tensor * fsdp) == 0 and e.model.num_key_value_heads % tensor == 0
+            split = left % (tensor * fsdp) == 0 and heads % tensor == 0
             if split and (tensor, fsdp) != (shape["tensor"], shape["fsdp"]):
-                data = left // (tensor * fsdp) if e.mesh.data else 0
-                yield MeshConfig(data, fsdp, e.mesh.sequence, tensor)
+                data = left // (tensor * fsdp) if mesh.data else 0
+                yield MeshConfig(data, fsdp, mesh.sequence, tensor)
 
 
-def _fitting(e: Experiment, compiler: Compiler, most: int) -> Experiment | None:
-    """`e` with the most problems under way and the least microbatches that fit."""
+def _fitting(config: ExperimentConfig, compiler: Compiler, most: int) -> ExperimentConfig | None:
+    """`config` with the most prompts in flight and the least microbatches that fit."""
     topology = compiler.topology
 
-    def fit(e: Experiment, *names: str) -> bool:
-        steps = [step for step in device_steps(e, topology) if step.name in names]
+    def fit(config: ExperimentConfig, kinds: tuple[str, ...]) -> bool:
+        steps = [step for step in device_steps(config, topology) if step.kind in kinds]
         # By what is known for certain first: that costs nothing.
-        small = all(need_of(step, None).total <= topology.memory_bytes for step in steps)
-        return small and all(compiler.count < most and compiler.line(step).fits for step in steps)
+        small = all(memory_use(step, None).total <= topology.memory_bytes for step in steps)
+        return small and all(compiler.count < most and compiler.estimate(step).fits for step in steps)
 
-    if not fit(e, "PPO rollout", "scoring"):
+    if not fit(config, WHOLE):
         return None
-    sizes = (_with_problems(e, size) for size in _problems(e, topology))
-    drawn = next((variant for variant in sizes if fit(variant, *SAMPLING)), None)
-    if drawn is None:
+    sizes = (_with_prompts(config, size) for size in _prompts(config, topology))
+    found = next((variant for variant in sizes if fit(variant, SAMPLING)), None)
+    if found is None:
         return None
-    for name in MICROBATCHES:
-        options = [_with_microbatches(drawn, name, parts) for parts in _parts(drawn, name, topology)]
-        least = bisect.bisect_left(options, True, key=lambda variant: fit(variant, name))
+    for kinds, paths in MICROBATCHES.items():
+        options = [_with_microbatches(found, paths, parts) for parts in _parts(found, paths, topology)]
+        least = bisect.bisect_left(options, True, key=lambda variant: fit(variant, kinds))
         if least == len(options):
             return None
-        drawn = options[least]
-    return drawn
+        found = options[least]
+    return found
 
 
-def _problems(e: Experiment, topology: Topology) -> list[int]:
-    """`candidates.batch_size` and its halves, as far as devices can share them; the largest first."""
-    sizes = [e.candidates.batch_size]
-    while sizes[-1] % (2 * _sharing(e, topology)) == 0:
+def _prompts(config: ExperimentConfig, topology: Topology) -> list[int]:
+    """`candidates.prompts_in_flight` and its halves, as far as devices can share them; the largest first."""
+    sizes = [config.candidates.prompts_in_flight]
+    while sizes[-1] % (2 * _sharing(config, topology)) == 0:
         sizes.append(sizes[-1] // 2)
     return sizes
 
 
-def _sharing(e: Experiment, topology: Topology) -> int:
-    """What the number of problems under way divides by: all devices share a batch, those of a host its samples."""
-    return math.lcm(*map(row_shards, meshes(e.mesh, topology.devices, topology.of_host)))
+def _sharing(config: ExperimentConfig, topology: Topology) -> int:
+    """What the prompts in flight divide by: all devices share a batch, those of a host its samples."""
+    return math.lcm(*map(row_shards, meshes(config.mesh, topology.devices, topology.of_host)))
 
 
-def _with_problems(e: Experiment, size: int) -> Experiment:
-    return dataclasses.replace(e, candidates=dataclasses.replace(e.candidates, batch_size=size))
+def _with_prompts(config: ExperimentConfig, size: int) -> ExperimentConfig:
+    return _replaced(config, "candidates.prompts_in_flight", size)
 
 
-def _parts(e: Experiment, name: str, topology: Topology) -> Iterator[int]:
+def _parts(config: ExperimentConfig, paths: tuple[str, ...], topology: Topology) -> Iterator[int]:
     """Powers of two into which a step's batches divide, each part among all devices that share a batch."""
-    shards = row_shards(make_mesh(e.mesh, topology.devices))
-    sizes = {
-        "SFT": (e.sft.batch_size,),
-        "reranker": (e.reranker_training.batch_size, e.retraining.batch_size),
-        "PPO update": (e.ppo.batch_size // e.ppo.minibatches,),
-    }[name]
+    shards = row_shards(make_mesh(config.mesh, topology.devices))
+    sections = [_field(config, path.removesuffix(".optimizer")) for path in paths]
+    sizes = [section.batch_size // getattr(section, "minibatches", 1) for section in sections]
     parts = 1
     while all(size % (parts * shards) == 0 for size in sizes):
         yield parts
         parts *= 2
 
 
-def _field(e: Experiment, path: str) -> Any:
-    section: Any = e
+def _with_microbatches(config: ExperimentConfig, paths: tuple[str, ...], parts: int) -> ExperimentConfig:
+    for path in paths:
+        config = _replaced(config, f"{path}.microbatches", parts)
+    return config
+
+
+def _remat_paths(config: ExperimentConfig) -> list[str]:
+    """A reranker that starts from the generator is computed as that is."""
+    return ["generator.remat", *(["reranker.remat"] if config.reranker.given else [])]
+
+
+def _field(section: Any, path: str) -> Any:
     for name in path.split("."):
         section = getattr(section, name)
     return section
 
 
-def _with_microbatches(e: Experiment, name: str, parts: int) -> Experiment:
-    for path in MICROBATCHES[name]:
-        outer, *inner = path.split(".")
-        section = getattr(e, outer)
-        if inner:
-            section = dataclasses.replace(section, optimizer=dataclasses.replace(section.optimizer, microbatches=parts))
-        else:
-            section = dataclasses.replace(section, microbatches=parts)
-        e = dataclasses.replace(e, **{outer: section})
-    return e
+def _replaced(section: Any, path: str, value: Any) -> Any:
+    """A config, or a section of it, with another value of a field."""
+    name, _, rest = path.partition(".")
+    return dataclasses.replace(section, **{name: _replaced(getattr(section, name), rest, value) if rest else value})
 
 
-def flags(before: Experiment, after: Experiment) -> list[str]:
+def flags(before: ExperimentConfig, after: ExperimentConfig) -> list[str]:
     """What `--config` flags make `after` of `before`."""
-    paths = ["mesh.data", "mesh.fsdp", "mesh.tensor", "candidates.batch_size", "model.remat"]
-    paths += [f"{path}.microbatches" for of_step in MICROBATCHES.values() for path in of_step]
+    paths = ["mesh.data", "mesh.fsdp", "mesh.tensor", "candidates.prompts_in_flight", *_remat_paths(before)]
+    paths += [f"{path}.microbatches" for of_kinds in MICROBATCHES.values() for path in of_kinds]
     return [f"--config.{p}={_field(after, p)}" for p in paths if _field(after, p) != _field(before, p)]
 
 
-def described(e: Experiment, topology: Topology) -> str:
+def described(config: ExperimentConfig, topology: Topology) -> str:
     """What preflight varies, in a line."""
-    shape = e.mesh.shape(len(topology.devices))
+    shape = config.mesh.shape(len(topology.devices))
     mesh = ", ".join(f"{axis} {size}" for axis, size in shape.items() if size > 1) or "one chip"
-    parts = ", ".join(f"{name} {_field(e, paths[0]).microbatches}" for name, paths in MICROBATCHES.items())
-    problems = e.candidates.batch_size
-    return f"Mesh: {mesh}. Remat: {e.model.remat}. Microbatches: {parts}. Problems under way: {problems}."
+    remat = ", ".join(_field(config, path) for path in _remat_paths(config))
+    parts = ", ".join(f"{kinds[-1]} {_field(config, paths[0]).microbatches}" for kinds, paths in MICROBATCHES.items())
+    prompts = config.candidates.prompts_in_flight
+    return f"Mesh: {mesh}. Remat: {remat}. Microbatches: {parts}. Prompts in flight: {prompts}."
 
 
-def closest(e: Experiment, topology: Topology) -> str:
+def closest(config: ExperimentConfig, topology: Topology) -> str:
     """What binds where nothing fits: the step that has least room, on the mesh that leaves it most."""
-    least = (_with_problems(on, _problems(on, topology)[-1]) for on in _on_meshes(e, topology))
-    tried = [(*_certainly(one, topology), one) for one in least]
-    need, step, one = min(tried, key=lambda found: found[0].total)
+    least = (_with_prompts(on, _prompts(on, topology)[-1]) for on in _on_meshes(config, topology))
+    tried = [(*_certainly(variant, topology), variant) for variant in least]
+    if not tried:
+        return (
+            f"On no mesh can {len(topology.devices)} chips share its batches; see config.candidates.prompts_in_flight."
+        )
+    use, step, variant = min(tried, key=lambda found: found[0].total)
     return (
-        f"At best, {step.name} takes {need.total / 1e9:.3g} GB of {topology.memory_bytes / 1e9:.3g} before its "
-        f"activations ({need.held / 1e9:.3g} of it are other models), with {' '.join(flags(e, one)) or 'this config'}: "
+        f"At best, {step.name} takes {use.total / 1e9:.3g} GB of {topology.memory_bytes / 1e9:.3g} before its "
+        f"activations ({use.resident / 1e9:.3g} of it are other models), with "
+        f"{' '.join(flags(config, variant)) or 'this config'}: "
         "use more chips, adapters (--config.lora.rank=16) or fewer samples (--config.candidates)."
     )

@@ -1,63 +1,145 @@
-"""The arrays of a run as shapes on its mesh: models, training states, batches."""
+"""A run's models as shapes: read from config.json where there is a checkpoint, and placed on a topology's meshes."""
 
 import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rerankjax.loop.experiment import Experiment
+from rerankjax.capacity.topology import Topology
+from rerankjax.loop import trainers
+from rerankjax.loop.config import ConfigError, ExperimentConfig, ModelSource, check_context
+from rerankjax.loop.models import GENERATOR, RERANKER, Model
+from rerankjax.loop.programs import Vocabulary
+from rerankjax.model import weights
 from rerankjax.model.config import ModelConfig
-from rerankjax.model.decoder import Params, in_compute_dtype, init_decoder
-from rerankjax.model.lora import adapter_shapes
-from rerankjax.model.sharding import (
-    DRAWING,
-    MeshConfig,
-    by_row,
-    make_mesh,
-    placed,
-    replicated,
-    row_shards,
-    shardings_of,
-)
-from rerankjax.model.training import OptimizerConfig, TrainState, init_state, make_optimizer
+from rerankjax.model.decoder import Params, in_compute_dtype
+from rerankjax.model.deepseek import DEEPSEEK_CODER
+from rerankjax.model.sharding import DRAWING, MeshConfig, make_mesh, placed, shardings_of
 from rerankjax.run import checkpoint
 from rerankjax.run.hosts import mesh_of_host
 
-STATES = 8  # of the stop strings' automaton, a row of the vocabulary's size each: it hardly matters
+DEEPSEEK_IDS = {
+    f"deepseek-ai/deepseek-coder-{size.lower()}-{kind}": shape
+    for size, shape in DEEPSEEK_CODER.items()
+    for kind in ("base", "instruct")
+}
+
+
+def find_shape(config: ExperimentConfig, name: str) -> ModelConfig:
+    """The shape of the generator, or of a reranker of its own. No weights are read, and none are downloaded.
+
+    A checkpoint's is in its folder's config.json or its GGUF file; those of DeepSeek-Coder's hub ids are known; others
+    are in the hub's config.json, where the hub can be reached.
+
+    Raises:
+        ConfigError: the shape cannot be found out, or its context is too short.
+    """
+    source: ModelSource = config.generator if name == GENERATOR else config.reranker
+    if source.shape is not None:
+        return source.computed(source.shape)
+    try:
+        shape = _checkpoint_shape(source.checkpoint, source.revision or None)
+    except (OSError, ValueError) as error:  # the hub's client's are among them
+        raise ConfigError(
+            f"config.{name}.checkpoint = {source.checkpoint!r}: its shape is unknown here: {error}; give a folder with "
+            "its config.json, for which no weights are needed"
+        ) from error
+    check_context(config, shape, f"{name}.checkpoint's max_position_embeddings")
+    return source.computed(shape)
+
+
+@functools.lru_cache(maxsize=16)  # a search asks for the same ones again and again
+def _checkpoint_shape(path_or_id: str, revision: str | None) -> ModelConfig:
+    path = Path(path_or_id)
+    if not path.exists() and path_or_id in DEEPSEEK_IDS:
+        return DEEPSEEK_IDS[path_or_id]
+    if not path.exists() and path_or_id.count("/") == 1 and not path_or_id.startswith(("/", ".", "~")):
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(path_or_id, "config.json", revision=revision)).parent
+    return weights.read_shape(path)
+
+
+def find_models(config: ExperimentConfig, attention: str) -> tuple[Model, Model]:
+    """The generator and the reranker, the same where they are one; attention is the kernel where a source says "auto".
+
+    Raises:
+        ConfigError: as `find_shape`.
+    """
+
+    def find(name: str, source: ModelSource) -> Model:
+        shape = find_shape(config, name)
+        if shape.attention == "auto":
+            shape = dataclasses.replace(shape, attention=attention)
+        return Model(name, shape, Path(source.checkpoint) if source.checkpoint else None, source.dtype)
+
+    generator = find(GENERATOR, config.generator)
+    return generator, find(RERANKER, config.reranker) if config.reranker.given else generator
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What all steps share. `sft` is the SFT model's parameters, `base` the same where rerankers and policies adapt it;
-    `of_host` the mesh on which a host draws and scores its share of the problems."""
+class RunShapes:
+    """What all steps share. `sft` and `trunk` are the generator and the reranker after SFT, one tree if they are one
+    model; `host_mesh` is where a host draws and scores its share of the problems."""
 
-    e: Experiment
+    config: ExperimentConfig
+    vocabulary: Vocabulary
+    generator: Model
+    reranker: Model
     mesh: Mesh
-    of_host: Mesh
+    host_mesh: Mesh
     sft: Params
-    base: Params | None
+    trunk: Params
 
     @property
-    def lengths(self) -> tuple[int, int]:
-        return self.e.max_prompt_length, self.e.sampling.max_completion_length
+    def own_reranker(self) -> bool:
+        return self.reranker is not self.generator
 
-    @property
-    def dtype_bytes(self) -> int:
-        return jnp.dtype(self.e.model.compute_dtype or "float32").itemsize
+    def base(self, sft: Params) -> Params | None:
+        return trainers.frozen(self.config, sft)
+
+    def with_head(self, model: Model, sft: Params) -> Params:
+        """What a reranker's training starts from and ends in."""
+        like = jax.eval_shape(lambda p: trainers.start_reranker(self.config, model.shape, p, 0), sft)
+        return checkpoint.abstract(like, self.mesh)
+
+    def trained(self, model: Model, sft: Params) -> Params:
+        """A decoder that training makes of `sft`: whole, or its adapter."""
+        return self.with_head(model, sft)["decoder"]
+
+    def attached(self, sft: Params, decoder: Params) -> Params:
+        """As `lora.attach`, which cannot multiply shapes; the base's arrays stay the same ones."""
+        if not self.config.lora.rank:
+            return decoder
+        layers = {name: module | decoder["layers"].get(name, {}) for name, module in sft["layers"].items()}
+        return sft | {"layers": layers}
+
+    def on_host(self, model: Model, decoder: Params) -> Params:
+        """A decoder as a host draws and scores with it: where there are several hosts, each has a copy."""
+        if self.host_mesh is self.mesh:
+            return decoder
+        light = jax.eval_shape(functools.partial(in_compute_dtype, model.shape), decoder)
+        return checkpoint.abstract(light, self.host_mesh)
 
 
-def start(e: Experiment, devices: Sequence[Any], of_host: Sequence[Any] | None, attention: str) -> Run:
-    """The run of `e` on a topology's devices, with its attention kernel where the config says "auto"."""
-    if e.model.attention == "auto":
-        e = dataclasses.replace(e, model=dataclasses.replace(e.model, attention=attention))
-    mesh, own = meshes(e.mesh, devices, of_host)
-    sft = decoder(e, mesh)
-    return Run(e, mesh, own, sft, sft if e.lora.rank else None)
+def open_run(config: ExperimentConfig, topology: Topology, vocabulary: Vocabulary | None = None) -> RunShapes:
+    """The run of `config` on a topology. Without a vocabulary one of the generator's size, with few stop strings.
+
+    Raises:
+        ConfigError: as `find_shape`.
+    """
+    generator, reranker = find_models(config, topology.attention)
+    mesh, host_mesh = meshes(config.mesh, topology.devices, topology.of_host)
+    sft = generator.abstract(mesh)
+    trunk = sft if reranker is generator else reranker.abstract(mesh)
+    vocabulary = vocabulary or Vocabulary(eos=1, pad=0, tokens=generator.shape.vocab_size, stop_states=8)
+    return RunShapes(config, vocabulary, generator, reranker, mesh, host_mesh, sft, trunk)
 
 
 def meshes(config: MeshConfig, devices: Sequence[Any], of_host: Sequence[Any] | None) -> tuple[Mesh, Mesh]:
@@ -66,82 +148,29 @@ def meshes(config: MeshConfig, devices: Sequence[Any], of_host: Sequence[Any] | 
     return mesh, mesh_of_host(mesh, of_host) if of_host else mesh
 
 
-def device_bytes(*trees: Any) -> float:
-    """Bytes that trees of shapes take on one device."""
-    leaves = {id(leaf): leaf for leaf in jax.tree.leaves(trees)}
-    return float(sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves.values()))
-
-
-def decoder(e: Experiment, mesh: Mesh) -> Params:
-    return checkpoint.abstract(_decoder_shapes(e.model), mesh)
-
-
-@functools.cache
-def _decoder_shapes(config: ModelConfig) -> Params:
-    return jax.eval_shape(functools.partial(init_decoder, config), jax.random.key(0))
-
-
-def trained(run: Run) -> Params:
-    """A decoder of its own that training makes of the SFT model, or its adapter."""
-    if run.base is None:
-        return decoder(run.e, run.mesh)
-    return checkpoint.abstract(adapter_shapes(run.e.model, run.e.lora), run.mesh)
-
-
-def head(run: Run, mesh: Mesh) -> Any:
-    """A reranker's or a value function's."""
-    return jax.ShapeDtypeStruct((run.e.model.hidden_size,), jnp.float32, sharding=replicated(mesh))
-
-
-def with_head(run: Run, name: str) -> Params:
-    return {"decoder": trained(run), name: head(run, run.mesh)}
-
-
-def attached(run: Run, decoder: Params) -> Params:
-    """As `lora.attach`, which cannot multiply shapes."""
-    if run.base is None:
-        return decoder
-    layers = {name: module | decoder["layers"].get(name, {}) for name, module in run.base["layers"].items()}
-    return run.base | {"layers": layers}
-
-
-def training_state(params: Params, optimizer: OptimizerConfig, mesh: Mesh) -> TrainState:
-    shapes = jax.eval_shape(lambda p: init_state(p, make_optimizer(optimizer)), params)
-    return TrainState(params, *checkpoint.abstract(shapes, mesh)[1:])
-
-
-def rows_of(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> Any:
-    sharding = by_row(mesh) if shape[0] % row_shards(mesh) == 0 else replicated(mesh)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-
-def masked(mesh: Mesh, rows: int, length: int) -> tuple[Any, Any]:
-    """Tokens and their mask."""
-    return rows_of(mesh, (rows, length), jnp.int32), rows_of(mesh, (rows, length), jnp.bool_)
-
-
-def stop_table(run: Run, mesh: Mesh) -> Any:
-    return jax.ShapeDtypeStruct((STATES, run.e.model.vocab_size), jnp.int32, sharding=replicated(mesh))
-
-
-def keys_of(rows: int) -> Any:
-    return jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-
-
-def head_shards(run: Run, mesh: Mesh) -> int:
-    tensor = mesh.shape["tensor"]
-    return tensor if run.e.model.num_key_value_heads % tensor == 0 else 1
-
-
-def as_on_host(run: Run, model: Params) -> Params:
-    """A decoder as a host draws and scores with it: where there are several, all of it once more."""
-    if run.of_host is run.mesh:
-        return model
-    light = jax.eval_shape(functools.partial(in_compute_dtype, run.e.model), model)
-    return checkpoint.abstract(light, run.of_host)
-
-
-def as_drawn(run: Run) -> Params:
+def as_drawn(run: RunShapes, decoder: Params) -> Params:
     """The copy of a policy that PPO draws with."""
-    shapes = jax.eval_shape(functools.partial(in_compute_dtype, run.e.model), attached(run, trained(run)))
+    shapes = jax.eval_shape(functools.partial(in_compute_dtype, run.generator.shape), decoder)
     return placed(shapes, shardings_of(shapes, run.mesh, DRAWING))
+
+
+def device_bytes(*trees: Any) -> float:
+    """Bytes that trees of shapes take on one device; an array that is in them more than once is there once."""
+    leaves = {id(leaf): leaf for leaf in jax.tree.leaves(trees)}
+
+    def size(leaf: Any) -> int:
+        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        return math.prod(shape) * leaf.dtype.itemsize
+
+    return float(sum(map(size, leaves.values())))
+
+
+def dtype_bytes(shape: ModelConfig) -> int:
+    """Of what a model computes in."""
+    return jnp.dtype(shape.compute_dtype or "float32").itemsize
+
+
+def head_shards(shape: ModelConfig, mesh: Mesh) -> int:
+    """Into how many parts the heads of keys and values are split."""
+    tensor = mesh.shape["tensor"]
+    return tensor if shape.num_key_value_heads % tensor == 0 else 1

@@ -7,6 +7,7 @@ TPU, Slurm), else with --coordinator=HOST:PORT --num_processes=N --process_id=I.
 and all work is saved: start it again, and it resumes.
 """
 
+import functools
 import os
 import sys
 import traceback
@@ -38,25 +39,26 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command with the arguments behind its name. Ends the process with its exit status."""
-    if not argv or {"-h", "--help"} & set(argv):
-        print(f"{__doc__}\nFlags, and each field of the config as --config.section.field=value:\n")
-        print(flags.FLAGS.module_help(__name__))
-        return
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(_train, ["rerankjax train", *argv], flags_parser=_parse)
+    app.run(_train, ["rerankjax train", *argv], flags_parser=functools.partial(parse, module=__name__))
 
 
-def _parse(argv: list[str]) -> list[str]:
-    """The arguments that are no flags. A config that does not exist, or lacks a field, ends in one line."""
+def parse(argv: list[str], module: str) -> list[str]:
+    """The arguments that are no flags. A config that does not exist, or lacks a field, ends in one line; no arguments,
+    or --help, in the docstring of the command's module, and its flags."""
+    if len(argv) == 1 or {"-h", "-help", "--help"} & set(argv):
+        print(f"{sys.modules[module].__doc__}\n{flags.FLAGS.module_help(module)}")
+        sys.exit(0)
     try:
         rest = list(flags.FLAGS(argv))
-        _ = CONFIG.value.keys()  # where the file cannot be read, this says so
+        _ = flags.FLAGS.config.keys()  # where the file cannot be read, this says so
     except (AttributeError, KeyError, OSError, TypeError, ValueError, flags.Error) as error:
         lines = str(error.args[0] if error.args else error).strip().splitlines()
         # Of an error in a config file, ml_collections gives the whole traceback.
         said = lines[-1] if "Traceback" in "".join(lines) or isinstance(error, OSError) else " ".join(lines)
-        said = said.replace("\\n", ". ").replace("\\'", "'").strip("'")  # an unknown field is in a repr of a text
-        sys.exit(f"rerankjax train: {said.strip()} (rerankjax train --help lists the flags)")
+        if "\\n" in said:  # of an unknown field, the repr of a text
+            said = said.strip("'").replace("\\n", ". ").replace("\\'", "'")
+        sys.exit(f"{argv[0]}: {said.strip()} ({argv[0]} --help lists the flags)")
     return rest
 
 

@@ -9,11 +9,11 @@ import jax
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.loop import models, problem_sets, trainers
 from rerankjax.loop.config import ConfigError, ExperimentConfig, sampling_of
 from rerankjax.loop.models import GENERATOR, RERANKER, Model
 from rerankjax.loop.problem_sets import DEV, TRAIN, Problems
+from rerankjax.loop.programs import drawing_of
 from rerankjax.model.decoder import Params
 from rerankjax.problems.problem import Problem, Solution
 from rerankjax.prompts.ask import ProblemSet, ask
@@ -61,17 +61,9 @@ class SeedRun:
         """Where the trainer of `stage` works, which fills `directory`."""
         return trainers.Work(directory, recovery_of(self.path(stage)), self.mesh, f"seed {self.seed}: {title}")
 
-    def sampling(self, split: str) -> tuple[SamplingConfig, int]:
-        """How a split is sampled, and its longest prompt."""
-        if split in (TRAIN, DEV):
-            return self.config.sampling, self.config.max_prompt_length
-        return sampling_of(self.config, split)
-
     def samples(self, split: str) -> int:
         """How many samples a problem of a split has."""
-        if split in (TRAIN, DEV):
-            return self.config.candidates.train if split == TRAIN else self.config.candidates.dev
-        return self.config.evaluation[split].samples
+        return drawing_of(self.config, split).samples
 
     @property
     def own_reranker(self) -> bool:

@@ -24,11 +24,11 @@ import numpy as np
 
 from rerankjax.candidates.candidate import Candidate, read_candidates, write_candidates
 from rerankjax.candidates.generate import generate
-from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.loop import trainers
 from rerankjax.loop.config import ConfigError, ExperimentConfig, TrainingConfig
 from rerankjax.loop.models import Model
 from rerankjax.loop.problem_sets import DEV, TRAIN
+from rerankjax.loop.programs import Drawing, dev_drawing, drawing_of, greedy_drawing
 from rerankjax.loop.seed_run import SeedRun
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, in_compute_dtype
@@ -126,11 +126,9 @@ def candidates(run: SeedRun, policy: str, params: ParamsLoader, split: str) -> l
     stage = f"candidates/{policy}-{split}"
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
-        view = dataclasses.replace(run, config=config)
-        sampling, prompt_length = view.sampling(split)
+        view, drawing = dataclasses.replace(run, config=config), drawing_of(config, split)
         if split == TRAIN:
             _ = config.candidates.train_problems  # which problems these are
-        drawing = Drawing(view.samples(split), whole(sampling), prompt_length, config.candidates.prompts_in_flight)
         title = f"{policy}, sample and execute {split}"
         _write_candidates(view, directory, problems, params, drawing, run.key(stage), title, _judged(run, split))
 
@@ -143,25 +141,12 @@ def greedy(run: SeedRun, policy: str, params: ParamsLoader, split: str) -> list[
     stage = f"greedy/{policy}-{split}"
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
-        view = dataclasses.replace(run, config=config)
-        sampling, prompt_length = view.sampling(split)
-        settings = dataclasses.replace(whole(sampling), temperature=0.0, top_p=1.0, top_k=0)
-        drawing = Drawing(1, settings, prompt_length, config.candidates.prompts_in_flight)
+        view, drawing = dataclasses.replace(run, config=config), greedy_drawing(config, split)
         problems, title = run.problems[split], f"{policy}, greedy answers to {split}"
         _write_candidates(view, directory, problems, params, drawing, run.key(stage), title, _judged(run, split))
 
     path = run.stage(stage, [_stage_of(run, policy)], fill, everywhere=True)
     return read_candidates(path / "candidates.parquet")
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawing:
-    """How problems are sampled: how often each, how, its longest prompt, and how many are in flight."""
-
-    samples: int
-    sampling: SamplingConfig
-    prompt_length: int
-    prompts_in_flight: int
 
 
 def _write_candidates(
@@ -367,11 +352,7 @@ def ppo_policy(
     judged: VerdictCache = {}
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
-        sampling = whole(config.sampling)
-        drawing = Drawing(
-            config.early_stopping.samples, sampling, config.max_prompt_length, config.candidates.prompts_in_flight
-        )
-        limits = whole(config.sandbox)
+        drawing, limits = dev_drawing(config), whole(config.sandbox)
 
         def dev_pass_rate(policy: Params) -> float:
             # The same key every time: policies are compared on common random numbers.

@@ -15,22 +15,22 @@ from transformers import PreTrainedTokenizerBase
 
 from rerankjax.candidates.generate import problem_ids
 from rerankjax.candidates.stop import stops_of
+from rerankjax.loop import programs
 from rerankjax.loop.config import ExperimentConfig, TrainingConfig
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.likelihood import Rows, Tree
-from rerankjax.model.lora import FULL, attach, init_adapter
+from rerankjax.model.lora import attach, init_adapter
 from rerankjax.model.sharding import by_row, replicated, shardings_of
 from rerankjax.model.training import TrainState, start_state
 from rerankjax.pairs.mining import Pair
 from rerankjax.policy.ppo import Reward, init_policy
-from rerankjax.policy.ppo_step import make_ppo_programs, make_ppo_step
-from rerankjax.policy.sft import make_sft_step
+from rerankjax.policy.ppo_step import make_ppo_step
 from rerankjax.problems.problem import Problem, Solution
 from rerankjax.progress import progress
 from rerankjax.prompts.rows import pad_completions, pad_prompts, pad_rows, shuffled_batches
 from rerankjax.prompts.tokenizer import encode_completions
-from rerankjax.reranker.bradley_terry import init_reranker, make_reranker_step
+from rerankjax.reranker.bradley_terry import init_reranker
 from rerankjax.run.hosts import feed
 from rerankjax.run.metrics import WriteMetrics, metric_writer, write_waits
 from rerankjax.run.prefetch import Ahead
@@ -63,18 +63,16 @@ def train_sft(
     tokens, mask = _rows(config, tokenizer, [prompt_of[s.problem] for s in corpus], [s.completion for s in corpus])
     key = jax.random.key(seed)
     if start is None:
-        base, lora, init = None, FULL, functools.partial(init_decoder, model)
+        base, init = None, functools.partial(init_decoder, model)
         params = jax.jit(init, out_shardings=shardings_of(jax.eval_shape(init, key), work.mesh))(key)
     else:
-        lora = whole(config.lora)
         base, params = frozen(config, start), start_decoder(config, model, start, key)
-    training: TrainingConfig = whole(config.sft)
-    update = make_sft_step(model, training.optimizer, config.max_prompt_length, work.mesh, lora)
+    program = programs.sft(config, model, params, base, work.mesh)
 
     def batch(index: np.ndarray) -> Rows:
         return Rows(tokens[index], mask[index])
 
-    return _fit(config, update, params, base, batch, len(corpus), training, [seed, 0], work)
+    return _fit(config, program, params, base, batch, len(corpus), whole(config.sft), [seed, 0], work)
 
 
 def train_reranker(
@@ -97,14 +95,13 @@ def train_reranker(
     texts = [text for p in pairs for text in (p.chosen, p.rejected)]
     rows = pad_completions(encode_completions(tokenizer, texts), C, tokenizer.pad_token_id)
     completions, mask = (a.reshape(-1, 2, C) for a in rows)
-    loss = whole(config.reranker).loss
-    update = make_reranker_step(model, loss, training.optimizer, work.mesh, whole(config.lora))
+    program = programs.reranker(config, model, training, params, base, work.mesh)
 
     def batch(index: np.ndarray) -> Tree:
         of_batch = completions[index].reshape(-1, C), mask[index].reshape(-1, C)
         return Tree(prompts[index], prompt_mask[index], *of_batch)
 
-    return _fit(config, update, params, base, batch, len(pairs), training, seed, work)
+    return _fit(config, program, params, base, batch, len(pairs), training, seed, work)
 
 
 def frozen(config: ExperimentConfig, sft: Params) -> Params | None:
@@ -140,17 +137,18 @@ def train_ppo(
 
     model, reward_model: the shapes of the policy and of the reranker.
     """
-    ppo, early_stopping, lora = whole(config.ppo), whole(config.early_stopping), whole(config.lora)
-    P, mesh = config.max_prompt_length, work.mesh
-    ends = tokenizer.eos_token_id, tokenizer.pad_token_id
-    shapes = model, config.reranker.pooling, whole(config.sampling), ppo, P, *ends
-    step = make_ppo_step(make_ppo_programs(*shapes, mesh, lora, reward_model), ppo, mesh)
+    ppo, early_stopping, mesh = whole(config.ppo), whole(config.early_stopping), work.mesh
     table, starts = stops_of(tokenizer, [p.stop_tokens for p in problems])
     stops = feed(table, replicated(mesh))
     encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
-    rows = (*pad_prompts(encoded, P, tokenizer.pad_token_id), problem_ids(problems), starts)
+    prompts = pad_prompts(encoded, config.max_prompt_length, tokenizer.pad_token_id)
+    rows = (*prompts, problem_ids(problems), starts)
     base, best = frozen(config, sft), start_decoder(config, model, sft, jax.random.fold_in(key, 0))
-    state = start_state(init_policy(sft) | {"decoder": best}, ppo.optimizer, mesh)
+    params, lora = init_policy(sft) | {"decoder": best}, programs.adapters(config, base)
+    vocabulary = programs.Vocabulary(tokenizer.eos_token_id, tokenizer.pad_token_id, table.shape[1], table.shape[0])
+    of_run = programs.ppo(config, model, reward_model, params, base, sft, reward.params, vocabulary, mesh)
+    step = make_ppo_step(of_run.functions, ppo, mesh)
+    state = start_state(params, ppo.optimizer, mesh)
     kl_coef, unknown = (feed(np.float32(x), replicated(mesh)) for x in (ppo.kl_coef, -1.0))
     every = whole(config.checkpoints)
     with Recovery(work.recovery, every.iterations, every.keep) as recovery:
@@ -206,7 +204,7 @@ def _rows(
 
 def _fit(
     config: ExperimentConfig,
-    update: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+    program: programs.DeviceProgram,
     params: Params,
     base: Params | None,
     batch: Callable[[np.ndarray], Any],
@@ -241,7 +239,7 @@ def _fit(
                 return state, metrics
 
             for step, rows in enumerate(batches, start=done + 1):
-                state, found = update(state, base, rows)
+                state, found = program.function(state, base, rows)
                 record()  # of the step before, while this one runs
                 late = step, found, rows
                 recovery.after(step, snapshot)

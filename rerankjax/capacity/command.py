@@ -1,0 +1,89 @@
+"""The command `rerankjax preflight`.
+
+    rerankjax preflight --config=configs/paper.py:6.7b --topology=v5e:4x4
+    rerankjax preflight --config=configs/mini.py --topology=h100:8 --config.ppo.batch_size=512
+
+Does a run fit a TPU slice, or a host of GPUs? All of its device steps are compiled for chips that need not be there.
+Topologies: v5e, v5p and v6e with their shape in chips; h100 and h200 with how many; cpu:8 simulates devices. TPUs need
+libtpu (`[tpu]`), GPUs JAX's CUDA plugin (`[cuda]`), neither a device. No weights are read: a checkpoint's shape is in
+its config.json.
+
+Prints what every step takes of a chip's memory and the least time it can take; where one does not fit, the flags of the
+fastest config that does, and its table. Exit code 0: it fits; 1: it does not, or the arguments are wrong.
+
+What is counted: a step's weights, optimiser state and keys and values; activations, with gradients and whatever else
+the program makes and drops; and what is resident beside it: other models, and the copy that each host draws with. Time
+is the roofline's; chips exchange their parts at no cost. Where the config's attention is "auto", TPU steps are compiled
+with splash as they run, GPU steps with plain XLA, since cuDNN's kernel needs a GPU: there a run takes less. JAX takes
+three quarters of a GPU's memory: with XLA_PYTHON_CLIENT_MEM_FRACTION=.95 give --memory_gb=76.
+"""
+
+import functools
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from rerankjax.capacity import preflight, preflight_search, topology
+from rerankjax.capacity.roofline import adapter_count, parameter_count
+from rerankjax.capacity.run_shapes import find_models
+from rerankjax.loop.command import CONFIG, parse
+from rerankjax.loop.config import ExperimentConfig, resolve
+
+TOPOLOGY = flags.DEFINE_string("topology", None, "v5e:4x4, v5p:2x2x1, h100:8, cpu:8 ...")
+MEMORY = flags.DEFINE_float("memory_gb", None, "1e9 bytes that a chip has, in place of what it is sold with.", 0.001)
+MAX_COMPILATIONS = flags.DEFINE_integer("max_compilations", 60, "At most so many for the table and the suggestion.", 1)
+flags.declare_key_flag("config")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command with the arguments behind its name. Ends the process with its exit status."""
+    flags.mark_flags_as_required(["config", "topology"])
+    app.run(_preflight, ["rerankjax preflight", *argv], flags_parser=functools.partial(parse, module=__name__))
+
+
+def _preflight(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"{argv[1]!r} is no flag: fields are set as --config.ppo.kl_coef=0.1")
+    try:
+        topology.prepare(str(TOPOLOGY.value))
+        target = topology.find(str(TOPOLOGY.value), MEMORY.value)
+        wrong = run(resolve(CONFIG.value, len(target.devices)), target, MAX_COMPILATIONS.value)
+    except ValueError as error:
+        sys.exit(f"rerankjax preflight: {error}")
+    sys.exit(wrong and f"rerankjax preflight: {wrong}")
+
+
+def run(config: ExperimentConfig, target: topology.Topology, max_compilations: int) -> str | None:
+    """Prints the tables. What is wrong, and what to do about it; None where all fits.
+
+    Raises:
+        ConfigError: a checkpoint's shape cannot be found out.
+    """
+    generator, reranker = find_models(config, target.attention)
+    for model in (generator, reranker) if reranker is not generator else (generator,):
+        lora = config.lora
+        trained = f"an adapter trains {adapter_count(model.shape, lora):,} of them" if lora.rank else "all are trained"
+        print(f"{model.name}: {parameter_count(model.shape):,} parameters; {trained}")
+    print(f"{len(target.devices)} x {target.chip.name}\n")
+    compiler = preflight.Compiler(target, lambda text: print(text, file=sys.stderr, flush=True))
+
+    def report(config: ExperimentConfig) -> bool:
+        found = preflight.estimates_of(config, compiler)
+        print(f"{preflight_search.described(config, target)}\n\n{preflight.table(found, target)}", flush=True)
+        return all(estimate.fits for estimate in found)
+
+    if report(config):
+        print(f"It fits ({compiler.count} compilations).")
+        return None
+    found = preflight_search.suggest(config, compiler, max_compilations)
+    if found is None:
+        return (
+            f"it does not fit, and no mesh, remat and microbatches were found that do ({compiler.count} compilations). "
+            + preflight_search.closest(config, target)
+        )
+    report(found)
+    return (
+        f"it does not fit, but with {' '.join(preflight_search.flags(config, found))} it does, as the second table "
+        f"shows ({compiler.count} compilations)."
+    )
