@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rerankjax.loop.config import RENAMED, ConfigError, ExperimentConfig, resolve
+from rerankjax.loop.config import ConfigError, ExperimentConfig
+from rerankjax.loop.resolve import RENAMED, resolve
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 VARIANTS = {

@@ -10,8 +10,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from rerankjax.loop.config import ConfigError, resolve
+from rerankjax.loop.config import ConfigError
 from rerankjax.loop.problem_sets import open_problems
+from rerankjax.loop.resolve import resolve
 from rerankjax.model import weights
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import init_decoder

@@ -18,8 +18,9 @@ from rerankjax.capacity.preflight import Compiler, memory_use, table
 from rerankjax.capacity.preflight_search import flags, suggest
 from rerankjax.capacity.roofline import Cost, parameter_count
 from rerankjax.capacity.run_shapes import find_models, open_run
-from rerankjax.loop.config import ConfigError, resolve
+from rerankjax.loop.config import ConfigError
 from rerankjax.loop.programs import DeviceProgram
+from rerankjax.loop.resolve import resolve
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.deepseek import DEEPSEEK_CODER

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from rerankjax.loop.config import ConfigError, ExperimentConfig, resolve
+from rerankjax.loop.config import ConfigError, ExperimentConfig
 from rerankjax.loop.problem_sets import Problems, open_problems
+from rerankjax.loop.resolve import resolve
 from rerankjax.problems.decontamination import decontaminate
 from rerankjax.problems.jsonl import read_rows
 from rerankjax.problems.problem import Case, Problem, write_problems

@@ -12,7 +12,7 @@ from rerankjax.capacity import topology
 from rerankjax.capacity.device_steps import every_step
 from rerankjax.capacity.run_shapes import open_run
 from rerankjax.loop import programs, stages
-from rerankjax.loop.config import resolve
+from rerankjax.loop.resolve import resolve
 from rerankjax.loop.seed_run import open_seed
 from rerankjax.loop.train import run_seed
 from rerankjax.model import weights

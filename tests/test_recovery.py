@@ -12,7 +12,7 @@ import pytest
 
 from configs.mini import get_config
 from rerankjax.loop import programs, trainers
-from rerankjax.loop.config import resolve
+from rerankjax.loop.resolve import resolve
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.sharding import MeshConfig, make_mesh
 from rerankjax.pairs.mining import Pair

@@ -28,7 +28,8 @@ from rerankjax.capacity import preflight, preflight_search, topology
 from rerankjax.capacity.roofline import adapter_count, parameter_count
 from rerankjax.capacity.run_shapes import find_models
 from rerankjax.loop.command import CONFIG, parse
-from rerankjax.loop.config import ExperimentConfig, resolve
+from rerankjax.loop.config import ExperimentConfig
+from rerankjax.loop.resolve import resolve
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "v5e:4x4, v5p:2x2x1, h100:8, cpu:8 ...")
 MEMORY = flags.DEFINE_float("memory_gb", None, "1e9 bytes that a chip has, in place of what it is sold with.", 0.001)

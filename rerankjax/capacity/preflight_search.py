@@ -12,7 +12,8 @@ from rerankjax.capacity.preflight import Compiler, MemoryUse, memory_use
 from rerankjax.capacity.roofline import seconds
 from rerankjax.capacity.run_shapes import find_models, meshes
 from rerankjax.capacity.topology import Topology
-from rerankjax.loop.config import ConfigError, ExperimentConfig, check
+from rerankjax.loop.checks import check
+from rerankjax.loop.config import ConfigError, ExperimentConfig
 from rerankjax.model.config import REMATS
 from rerankjax.model.sharding import MeshConfig, make_mesh, row_shards
 

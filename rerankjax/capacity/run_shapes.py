@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 from rerankjax.capacity.topology import Topology
 from rerankjax.loop import trainers
-from rerankjax.loop.config import ConfigError, ExperimentConfig, ModelSource, check_context
+from rerankjax.loop.checks import check_context
+from rerankjax.loop.config import ConfigError, ExperimentConfig, ModelSource
 from rerankjax.loop.models import GENERATOR, RERANKER, Model
 from rerankjax.loop.programs import Vocabulary
 from rerankjax.model import weights

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from rerankjax.loop.config import ConfigError, ExperimentConfig, ModelSource, check_context
+from rerankjax.loop.checks import check_context
+from rerankjax.loop.config import ConfigError, ExperimentConfig, ModelSource
 from rerankjax.model import weights
 from rerankjax.model.config import ModelConfig, RopeScaling
 from rerankjax.model.decoder import Params, init_decoder

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 from rerankjax import sandbox
 from rerankjax.candidates.candidate import Candidate
 from rerankjax.loop import stages
-from rerankjax.loop.config import resolve
 from rerankjax.loop.evaluate import evaluate, evaluate_policy, policy_name
 from rerankjax.loop.export import export, rerank_command
 from rerankjax.loop.problem_sets import TRAIN
+from rerankjax.loop.resolve import resolve
 from rerankjax.loop.seed_run import SeedRun, open_seed
 from rerankjax.loop.stages import BASE, SFT, ParamsLoader
 from rerankjax.loop.write_report import write_report

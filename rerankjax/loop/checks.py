@@ -1,0 +1,173 @@
+"""What concerns several fields of a config: refused before any work, each with the field, its value and the remedy."""
+
+from rerankjax.loop.config import SAMPLED, TAKEN_ITERATIONS, TAKEN_SETS, ConfigError, ExperimentConfig, sampling_of
+from rerankjax.model.config import ModelConfig
+from rerankjax.pairs.mining import PAIR_SOURCES
+from rerankjax.problems.sources import HELD_OUT, SYNTHETIC, SourceConfig
+from rerankjax.sandbox.multipl_e import CSHARP_LISTS
+
+
+def require(holds: bool, field: str, value: object, remedy: str) -> None:
+    """Raises ConfigError that names `config.field`, its value and the remedy unless `holds`."""
+    if not holds:
+        raise ConfigError(f"config.{field} = {value}: {remedy}")
+
+
+def check(config: ExperimentConfig, devices: int) -> None:
+    """Raises ConfigError unless the config can run on a mesh of `devices`, as far as can be told without its models
+    and problems."""
+    try:
+        shape = config.mesh.shape(devices)
+    except ValueError as error:
+        raise ConfigError(f"config.mesh.{error}") from error
+    _check_batches(config, shape["data"] * shape["fsdp"])
+    _check_numbers(config)
+    _check_iterations(config)
+    _check_problems(config)
+    require(config.generator.given, "generator.checkpoint", "''", "give a checkpoint, or a shape to train from scratch")
+    require(
+        bool(config.generator.checkpoint) or config.sft.enabled,
+        "sft.enabled",
+        False,
+        "a generator from scratch knows nothing before SFT; use True, or give generator.checkpoint",
+    )
+    for name, source in (("generator", config.generator), ("reranker", config.reranker)):
+        if source.shape is not None:
+            check_context(config, source.shape, f"{name}.shape.max_position_embeddings")
+    sampling = config.sampling
+    require(sampling.top_p == 1.0, "sampling.top_p", sampling.top_p, "PPO learns from whole distributions; use 1.0")
+    require(sampling.top_k == 0, "sampling.top_k", sampling.top_k, "PPO learns from whole distributions; use 0")
+    require(sampling.temperature > 0, "sampling.temperature", sampling.temperature, "greedy never explores; raise it")
+    seeds = config.seeds
+    require(bool(seeds) and len(set(seeds)) == len(seeds), "seeds", seeds, "give different seeds, at least one")
+    require(bool(config.log_prob_weights), "log_prob_weights", (), "give at least one, such as 0.0")
+
+
+def check_context(config: ExperimentConfig, model: ModelConfig, field: str) -> None:
+    """Raises ConfigError unless a model's context holds the longest prompt, completion and an end-of-text token."""
+    lengths = [(config.sampling, config.max_prompt_length), *(sampling_of(config, name) for name in config.evaluation)]
+    longest = max(prompt + sampling.max_completion_length for sampling, prompt in lengths)
+    require(
+        longest < model.max_position_embeddings,
+        field,
+        model.max_position_embeddings,
+        f"max_prompt_length + sampling.max_completion_length = {longest} and an end-of-text token do not fit; raise it "
+        f"to {longest + 1} or shorten those",
+    )
+
+
+def _check_batches(config: ExperimentConfig, devices: int) -> None:
+    for field, value in {
+        "sft.batch_size": config.sft.batch_size,
+        "reranker_training.batch_size": config.reranker_training.batch_size,
+        "retraining.batch_size": config.retraining.batch_size,
+        "candidates.prompts_in_flight": config.candidates.prompts_in_flight,
+        "ppo.batch_size / minibatches": config.ppo.batch_size // config.ppo.minibatches,
+    }.items():
+        require(
+            value > 0 and value % devices == 0,
+            field,
+            value,
+            f"not a positive multiple of the {devices} devices that share a batch; "
+            f"use {max(1, round(value / devices)) * devices}",
+        )
+
+
+def _check_numbers(config: ExperimentConfig) -> None:
+    least = {
+        "max_prompt_length": (config.max_prompt_length, 1),
+        "candidates.train": (config.candidates.train, 1),
+        "candidates.dev": (config.candidates.dev, 1),
+        "candidates.train_problems": (config.candidates.train_problems, 0),
+        "mining.pairs": (config.mining.pairs, 1),
+        "mining.later_pairs": (config.mining.later_pairs, 1),
+        "early_stopping.every": (config.early_stopping.every, 1),
+        "early_stopping.samples": (config.early_stopping.samples, 1),
+        "problems.dev_problems": (config.problems.dev_problems, 0),
+        "problems.test_problems": (config.problems.test_problems, 0),
+        "problems.max_train": (config.problems.max_train, 0),
+        "problems.max_test_cases": (config.problems.max_test_cases, 0),
+    }
+    for name, evaluation in config.evaluation.items():
+        least[f"evaluation.{name}.samples"] = evaluation.samples, 1
+        least[f"evaluation.{name}.max_problems"] = evaluation.max_problems, 0
+        least[f"evaluation.{name}.max_prompt_length"] = evaluation.max_prompt_length, 0
+    for field, (value, smallest) in least.items():
+        require(value >= smallest, field, value, f"use {smallest} or more")
+    for name in ("new_fraction", "hard_fraction"):
+        value = getattr(config.mining, name)
+        require(0 < value <= 1, f"mining.{name}", value, "a fraction lies in (0, 1]")
+
+
+def _check_iterations(config: ExperimentConfig) -> None:
+    starts = [name for name, iteration in config.iterations.items() if not iteration.after]
+    require(
+        len(starts) == 1 or not config.iterations,
+        "iterations",
+        starts,
+        f"just one has no `after`, on pairs {SAMPLED!r}: the others say whose policy's samples they mine",
+    )
+    for name, iteration in config.iterations.items():
+        field = f"iterations.{name}"
+        require(name.isidentifier(), field, "...", "its name becomes a directory's: use letters, digits and _")
+        require(name not in TAKEN_ITERATIONS, field, "...", "it is a policy's or a stage's name; rename it")
+        known = PAIR_SOURCES if iteration.after else (SAMPLED,)
+        require(iteration.pairs in known, f"{field}.pairs", repr(iteration.pairs), f"use one of {', '.join(known)}")
+        if not iteration.after:
+            continue
+        seen, parent = {name}, iteration.after
+        while parent:
+            require(parent in config.iterations, f"{field}.after", repr(parent), "there is no such iteration")
+            require(parent not in seen, f"{field}.after", repr(parent), "they follow each other in a circle")
+            seen.add(parent)
+            parent = config.iterations[parent].after
+        before = config.iterations[iteration.after]
+        runs = not iteration.run or (before.run and before.ppo)
+        require(runs, f"{field}.after", repr(iteration.after), "that one trains no policy; set its ppo and run to True")
+
+
+def _check_problems(config: ExperimentConfig) -> None:
+    problems, synthetic = config.problems, config.problems.synthetic
+    sets = {"problems.train": problems.train, "problems.dev": problems.dev}
+    shots = {"prompts.shots": config.prompts.shots}
+    for name, evaluation in config.evaluation.items():
+        sets[f"evaluation.{name}.sources"] = evaluation.sources
+        if evaluation.prompts:
+            shots[f"evaluation.{name}.prompts.shots"] = evaluation.prompts.shots
+        require(name.isidentifier(), f"evaluation.{name}", "...", "its name becomes a directory's: use letters, digits")
+        taken = "it is a training split's or another file's name; rename it"
+        require(name not in TAKEN_SETS, f"evaluation.{name}", "...", taken)
+        require(bool(evaluation.sources), f"evaluation.{name}.sources", "()", "give at least one")
+        value = evaluation.csharp_lists
+        require(value in CSHARP_LISTS, f"evaluation.{name}.csharp_lists", value, f"use {' or '.join(CSHARP_LISTS)}")
+    require(bool(config.evaluation), "evaluation", "{}", "give at least one set of problems")
+    for field, sources in sets.items():
+        wanted = any(source.source == SYNTHETIC for source in sources)
+        require(synthetic is not None or not wanted, field, SYNTHETIC, "give problems.synthetic its sizes")
+    for field, sources in shots.items():
+        for source in sources:
+            named = source.source not in (SYNTHETIC, HELD_OUT)
+            require(named, field, source.source, "shots are of a file or a dataset; name it")
+    for field, sources in sets.items():
+        wanted = any(source.source == HELD_OUT for source in sources)
+        given = field.startswith("evaluation.") and problems.test_problems > 0
+        require(given or not wanted, field, HELD_OUT, "it is for an evaluation set, of problems.test_problems problems")
+    if synthetic is not None:
+        try:
+            SourceConfig(SYNTHETIC, languages=synthetic.languages)
+        except ValueError as error:
+            raise ConfigError(f"config.problems.synthetic.{error}") from error
+        for name in ("train", "dev", "test", "corpus"):
+            value = getattr(synthetic, name)
+            require(value > 0, f"problems.synthetic.{name}", value, "use 1 or more")
+    ngram = problems.decontamination_ngram
+    require(ngram == 0 or ngram >= 3, "problems.decontamination_ngram", ngram, "use 3 or more, or 0 to remove none")
+    if not config.iterations and not config.sft.enabled:
+        return
+    require(bool(problems.train), "problems.train", "()", "give at least one source")
+    require(
+        bool(problems.dev) or problems.dev_problems > 0,
+        "problems.dev_problems",
+        problems.dev_problems,
+        "PPO's early stopping needs dev problems: set some aside, or give problems.dev",
+    )
