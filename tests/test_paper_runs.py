@@ -15,6 +15,7 @@ from test_hosts import start as start_on
 from test_loop import artifacts
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.long
 
 
 def load(path):
@@ -93,7 +94,6 @@ def test_a_run_that_differs_in_ppo_takes_all_before_ppo(whole, inputs, tmp_path)
         assert same == (stage not in later), stage
 
 
-@pytest.mark.long
 def test_ten_kills_change_nothing(whole, inputs, tmp_path):
     expected, moments, kills = artifacts(whole), random.Random(), 0
     while True:
@@ -111,7 +111,6 @@ def test_ten_kills_change_nothing(whole, inputs, tmp_path):
     assert [name for name in expected if expected[name] != got[name]] == []
 
 
-@pytest.mark.long
 def test_two_processes_of_four_devices_end_as_one_of_eight(inputs, tmp_path):
     sizes = ["sft", "reranker_training", "retraining", "ppo"]
     arguments = [*flags(inputs), *(f"--config.{name}.batch_size=8" for name in sizes)]
