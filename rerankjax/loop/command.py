@@ -45,10 +45,15 @@ def main(argv: Sequence[str]) -> None:
 def _parse(argv: list[str]) -> list[str]:
     """The arguments that are no flags. A config that does not exist, or lacks a field, ends in one line."""
     try:
-        return list(flags.FLAGS(argv))
+        others = list(flags.FLAGS(argv))
+        if CONFIG.value is not None:
+            CONFIG.value.keys()  # a file that could not be loaded says so when it is used, not before
+        return others
     except (AttributeError, KeyError, OSError, TypeError, ValueError, flags.Error) as error:
         said = str(error.args[0]) if error.args and not isinstance(error, OSError) else str(error)
-        sys.exit(f"rerankjax train: {said.strip()}\nrerankjax train --help lists the flags.")
+        if "Traceback" in said:  # of a config file that raised
+            said = said.strip().splitlines()[-1]
+        sys.exit(f"rerankjax train: {' '.join(said.split())}\nrerankjax train --help lists the flags.")
 
 
 def _train(argv: list[str]) -> None:
