@@ -133,7 +133,7 @@ def read_problem(where: str, record: dict[str, Any]) -> Problem:
     if cases:
         extra["standalone"] = True
     extra["cases"] = tuple(_case(f"{where}, case {number}", case) for number, case in enumerate(cases, start=1))
-    defaults = {"stop_tokens": []} | ({"tests": ""} if cases else {})
+    defaults: dict[str, Any] = {"stop_tokens": []} | ({"tests": ""} if cases else {})
     problem = dataclasses.replace(core_fields(where, defaults | record), **extra)
     if bool(problem.tests.strip()) == bool(cases):
         both = "both given" if cases else "empty"
