@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -153,3 +154,28 @@ def test_help_tells_formats_without_jax():
         assert said in subprocess.run(command, capture_output=True, text=True, check=True).stdout
     command = [sys.executable, "-m", "rerankjax", "rerank"]
     assert "--problems" in subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
+MINI = str(Path(__file__).parents[1] / "configs" / "mini.py")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "flag --config=None: Flag --config must have a value other than None"),
+        ([f"--config={MINI}:smok"], "mini.py:smok is unknown: use one of demo, full"),
+        (["--config=nothing.py"], "No such file or directory: 'nothing.py'"),
+        ([f"--config={MINI}:smoke", "--config.ppo.kl_coeff=1"], 'Did you mean "kl_coef" instead of "kl_coeff"?'),
+        ([f"--config={MINI}:smoke", "--config.ppo.kl_coef=-1"], "config.ppo.kl_coef = -1.0 is negative: use 0 or more"),
+    ],
+)
+def test_train_refuses_flags_and_configs_in_one_line(tmp_path, flags, said):
+    """Before anything is written: names of flags and files are wrong more often than runs are."""
+    command = [sys.executable, "-m", "rerankjax", "train", f"--workdir={tmp_path / 'run'}", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    first, *others = done.stderr.splitlines()
+    assert first.startswith("rerankjax train: ")
+    assert said in first
+    assert others in ([], ["rerankjax train --help lists the flags."])
+    assert not (tmp_path / "run").exists()

@@ -1,14 +1,19 @@
 """The engine: each prompt read once, slots refilled, and still every sample a function of its own key."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from rerankjax.candidates.engine import Engine, EngineConfig, Prompt
+from rerankjax.candidates.generate import generate
 from rerankjax.candidates.sampling import SamplingConfig, make_sampler
-from rerankjax.candidates.stop import stop_table
+from rerankjax.candidates.stop import joined_table, stop_table, truncate
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.sharding import make_mesh
+from rerankjax.problems.problem import Problem
+from rerankjax.prompts.tokenizer import train_tokenizer
 
 MESH = make_mesh(devices=jax.devices()[:2])
 
@@ -85,6 +90,44 @@ def test_samples_end_where_they_should(tiny, params, prompts):
     stopped = drawn(engine(tiny), params, prompts, stops=stop_table(texts, [word]))[long]
     np.testing.assert_array_equal(stopped.tokens, free[long].tokens[:4])
     assert stopped.finished
+
+
+def test_prompts_of_several_stop_sets_share_a_stream(tiny, params, prompts):
+    """Each ends by its own stops, wherever its slot was before."""
+    texts = [chr(33 + i) for i in range(97)]
+    sets = [tuple(texts[2:50]), (), tuple(texts[50:])]
+    table, starts = joined_table(texts, sets)
+    mixed = [prompt._replace(start=int(starts[i % 3])) for i, prompt in enumerate(prompts)]
+    together, used = drawn(engine(tiny), params, mixed, stops=table), engine(tiny)
+    for i, stops in enumerate(sets):
+        own = drawn(used, params, prompts, stops=stop_table(texts, stops))
+        for at, sample in own.items():
+            if at[0] % 3 == i:
+                np.testing.assert_array_equal(together[at].tokens, sample.tokens)
+                assert together[at].finished == sample.finished
+    by_set = [[s for (prompt, _), s in together.items() if prompt % 3 == i] for i in range(3)]
+    assert all(any(s.finished and len(s.tokens) < C and s.tokens[-1] != EOS for s in by_set[i]) for i in (0, 2))
+    assert any(len(s.tokens) == C for s in by_set[1])
+
+
+def test_problems_of_several_stop_sets_are_candidates_as_they_are_alone(tiny):
+    tokenizer = train_tokenizer(["def f(x):\n    return x\n"], 300)
+    config = dataclasses.replace(tiny, vocab_size=len(tokenizer))
+    params = init_decoder(config, jax.random.key(0))
+    stops = [tuple("abcdefghijklmnopqrstuvwxyz"), (), tuple("0123456789"), ("never met",)]
+    problems = [Problem(f"p{i}", "py", "def f(x):\n" * (1 + i), "", of) for i, of in enumerate(stops)]
+
+    def candidates(asked):
+        settings = {"key": jax.random.key(3), "samples": 4, "prompt_length": 40, "batch_size": 2, "mesh": MESH}
+        found = generate(config, SamplingConfig(1.0, 1.0, 16), params, asked, tokenizer, **settings)
+        return {(c.problem, c.sample): dataclasses.replace(c, log_probability=0.0) for c in found}
+
+    together = candidates(problems)
+    assert together == {at: c for problem in problems for at, c in candidates([problem]).items()}
+    for (name, _), c in together.items():
+        of = stops[int(name[1:])]
+        assert truncate(c.completion, of) == c.completion
+    assert any(c.finished and c.length < 16 for (name, _), c in together.items() if name == "p0")
 
 
 def test_slots_are_refilled_and_nothing_compiles_anew(tiny, params, prompts):

@@ -1,6 +1,7 @@
 """PPO: worked numbers, and a test for each known fault of public implementations (see README, "Sources")."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from rerankjax.policy.ppo import (
     PPOConfig,
     Reward,
     Rollout,
+    collect,
     init_policy,
     normalised_scores,
     policy_loss,
@@ -25,6 +27,7 @@ from rerankjax.policy.ppo import (
 )
 from rerankjax.policy.ppo_step import make_ppo_programs, make_ppo_step
 from rerankjax.reranker.bradley_terry import init_reranker
+from rerankjax.reranker.rerank import score_behind
 
 P, C, B = 6, 8, 8
 PPO = PPOConfig(iterations=2, batch_size=B, learning_rate=1e-3, epochs=2, minibatches=2, kl_coef=0.1)
@@ -227,6 +230,40 @@ def test_ppo_raises_the_score(tiny, setting):
     _, history = iterate(tiny, setting, steps, iterations=20)
     scores = [m["score"] for m in history]
     assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 0.2
+
+
+def test_a_reranker_of_another_shape_rewards(tiny, setting):
+    """The score of what PPO drew is the one that the reranker gives by the other way, which shares prompts."""
+    larger = dataclasses.replace(
+        tiny, hidden_size=48, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=6
+    )
+    trunk, _, prompts, mask, _, stops = setting
+    reranker = init_reranker(init_decoder(larger, jax.random.key(1)), jax.random.key(2))
+    draw = functools.partial(
+        collect, tiny, "last", SamplingConfig(1.0, 1.0, C), PPO, 1, 0, make_mesh(), reward_config=larger
+    )
+    reward = Reward(reranker, np.float32(0.5), np.float32(2.0))
+    keys = jax.random.split(jax.random.key(3), B)
+    found = jax.jit(draw)({"decoder": trunk}, trunk, reward, prompts, mask, keys, stops)
+    rows = np.asarray(found.rows.tokens[:, P:]), np.asarray(found.rows.mask[:, P:])
+    scores = jax.jit(functools.partial(score_behind, larger, "last"))(reranker, prompts, mask, *rows)
+    assert np.std(scores) > 0
+    np.testing.assert_allclose(found.scores, np.clip((scores - 0.5) / 2.0, -5, 5), atol=1e-5)
+
+
+def test_prompts_stop_at_strings_of_their_own(tiny, setting):
+    """From a row's start in the automaton: half of the prompts end after two tokens, the other half after four."""
+    trunk, reward, prompts, mask, _, _ = setting
+    stops = np.repeat(np.array([1, 2, 3, 4, 4])[:, None], 97, axis=1).astype(np.int32)
+    starts = np.where(np.arange(B) % 2, 2, 0).astype(np.int32)
+    draw = functools.partial(collect, tiny, "mean", SamplingConfig(1.0, 1.0, C), PPO, 1, 0, make_mesh())
+    keys = jax.random.split(jax.random.key(3), B)
+    found = jax.jit(draw)({"decoder": trunk}, trunk, reward, prompts, mask, keys, stops, starts)
+    rows = jax.device_get(found.rows)
+    lengths, ended = rows.mask[:, P:].sum(1), (rows.tokens[:, P:] == 1).any(1)
+    np.testing.assert_array_equal(lengths[~ended], np.where(starts, 2, 4)[~ended])
+    assert not ended.all()
+    assert (found.scores != PPO.missing_eos_penalty).all()  # met stops are ends
 
 
 def test_sharded_iteration_equals_single_device(tiny, setting):

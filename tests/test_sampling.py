@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from rerankjax.candidates.sampling import SamplingConfig, choose, make_sampler, nucleus, sample_keys
-from rerankjax.candidates.stop import stop_table, truncate
+from rerankjax.candidates.sampling import SamplingConfig, choose, make_sampler, nucleus, sample, sample_keys
+from rerankjax.candidates.stop import joined_table, stop_table, stops_of, truncate
 from rerankjax.model.decoder import hidden_states, init_decoder, to_logits
 from rerankjax.model.likelihood import Rows, completion_log_probs
 from rerankjax.model.sharding import make_mesh
+from rerankjax.prompts.tokenizer import train_tokenizer
 
 MESH = make_mesh(devices=jax.devices()[:2])
 
@@ -178,6 +179,87 @@ def test_stop_strings_are_met_however_tokens_cut_them(tokens, ends):
     assert (states.index(True) if True in states else None) == ends
     text = "".join(TEXTS[t] for t in tokens)
     assert (truncate(text, ["\ndef", "\n#"]) != text) == (ends is not None)
+
+
+def random_stops(rng):
+    """Token texts and some sets of stop strings over few letters, so that these overlap and are met."""
+    texts = ["", *("".join(rng.choice(list("ab\n"), rng.integers(1, 4))) for _ in range(rng.integers(3, 9)))]
+    sets = [
+        tuple("".join(rng.choice(list("ab\n"), rng.integers(1, 5))) for _ in range(rng.integers(0, 4)))
+        for _ in range(rng.integers(1, 5))
+    ]
+    return texts, sets
+
+
+def test_a_joined_table_of_one_set_is_its_own():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        texts, (stops, *_) = random_stops(rng)
+        table, starts = joined_table(texts, [stops])
+        np.testing.assert_array_equal(table, stop_table(texts, stops))
+        np.testing.assert_array_equal(starts, [0])
+        assert (table.dtype, starts.dtype) == (np.int32, np.int32)
+
+
+def test_a_joined_table_walks_as_each_sets_own():
+    """Whatever is drawn, from each set's start a stop is met when that set's own table meets one, and when the text
+    has one of its strings."""
+    rng, met_in_all = np.random.default_rng(1), 0
+    for _ in range(100):
+        texts, sets = random_stops(rng)
+        table, starts = joined_table(texts, sets)
+        assert len(starts) == len(sets)
+        assert table.min() >= 0
+        assert (table[-1] == len(table) - 1).all()  # met stays met
+        for stops, start in zip(sets, starts, strict=True):
+            own = stop_table(texts, stops)
+            state, own_state, text = start, 0, ""
+            for token in rng.integers(0, len(texts), 12):
+                state, own_state, text = table[state, token], own[own_state, token], text + texts[token]
+                met = state == len(table) - 1
+                assert met == (own_state == len(own) - 1) == (truncate(text, stops) != text)
+                if met:
+                    met_in_all += 1
+                    break
+                assert state == start + own_state
+    assert met_in_all > 50
+
+
+def test_prompts_start_where_their_own_stop_strings_do():
+    tokenizer = train_tokenizer(["def f(x):\n    return x\n"], 280)
+    asked = [("\ndef",), (), ("\ndef",), ("x", "\n")]
+    table, starts = stops_of(tokenizer, asked)
+    assert starts[0] == starts[2]
+    assert len(set(starts.tolist())) == 3
+    for stops, start in zip(asked, starts, strict=True):
+        for text in ("a\ndef g", "x", "aaa", "a\n"):
+            state = start
+            for token in tokenizer.encode(text, add_special_tokens=False):
+                state = table[state, token]
+            assert (state == len(table) - 1) == any(stop in text for stop in stops), (stops, text)
+
+
+def test_prompts_of_several_stop_sets_are_sampled_in_one_call_as_in_their_own(tiny, params):
+    """Stops that are often met, for these tokens: half of the letters, the other half, none."""
+    texts = [chr(33 + i) for i in range(97)]
+    sets = [tuple(texts[2:50]), tuple(texts[50:]), ()]
+    table, starts = joined_table(texts, sets)
+    rng = np.random.default_rng(0)
+    prompts, mask = rng.integers(2, 97, (6, P)).astype(np.int32), np.ones((6, P), bool)
+    keys = sample_keys(jax.random.key(0), jnp.arange(6, dtype=jnp.uint32), 3)
+
+    @jax.jit
+    def draw(table, starts):
+        return sample(tiny, SamplingConfig(1.0, 1.0, C), params, prompts, mask, keys, table, EOS, PAD, starts)
+
+    together = jax.device_get(draw(table, np.tile(starts, 2)))
+    for i, stops in enumerate(sets):
+        own = jax.device_get(draw(stop_table(texts, stops), np.zeros(6, np.int32)))
+        rows = np.flatnonzero(np.repeat(np.arange(6) % 3 == i, 3))
+        jax.tree.map(lambda a, b, rows=rows: np.testing.assert_array_equal(a[rows], b[rows]), together, own)
+    lengths = together.mask.sum(1).reshape(2, 3, 3)
+    assert (lengths[:, :2] < C).any(axis=(0, 2)).all()
+    assert (lengths[:, 2] == C).any()
 
 
 def test_sampling_stops_at_a_stop_string(tiny, params):

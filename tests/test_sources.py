@@ -4,33 +4,26 @@ import dataclasses
 import gzip
 import json
 import random
-import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rerankjax.loop.experiment import SandboxConfig, resolve
 
 from rerankjax.candidates.candidate import Candidate
-from rerankjax.loop.seed_run import open_seed
-from rerankjax.model.sharding import make_mesh
 from rerankjax.problems.benchmarks import PYTHON_STOP_TOKENS
 from rerankjax.problems.decontamination import decontaminate, words
 from rerankjax.problems.problem import (
     LANGUAGES,
     Case,
     Problem,
-    Solution,
     program,
     read_problems,
     require_trainable,
     write_problems,
-    write_solutions,
 )
-from rerankjax.problems.sources import load_problems
-from rerankjax.run.rundir import write_stage
+from rerankjax.problems.sources import SourceConfig, load_problems
 from rerankjax.sandbox import Verdict
-from rerankjax.verdicts.execution import execute, verdict_cache
+from rerankjax.verdicts.execution import SandboxConfig, execute, verdict_cache
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not beside the repository")
@@ -290,23 +283,6 @@ def test_benchmarks_are_not_trained_on(tmp_path: Path) -> None:
             require_trainable([made, *kept], train_on_benchmarks=True)
 
 
-def test_the_loop_trains_on_no_benchmark(tmp_path: Path) -> None:
-    config = runpy.run_path(str(Path(__file__).parents[1] / "configs" / "mini.py"))["get_config"]("smoke").unlock()
-    benchmark = Problem("HumanEval/0", "py", "def f(x):\n", "f(1)", PYTHON_STOP_TOKENS, benchmark="HumanEval")
-
-    def fill(directory: Path) -> None:
-        for split in ("train", "dev", "test"):
-            write_problems(directory / f"{split}.jsonl", [benchmark])
-        write_solutions(directory / "corpus.jsonl", [Solution("HumanEval/0", "    return x", None)])
-
-    write_stage(tmp_path / "problems", fill)
-    with pytest.raises(ValueError, match="'HumanEval/0' is of the benchmark HumanEval"):
-        open_seed(resolve(config.to_dict(), 2), 0, tmp_path, make_mesh())
-    assert not (tmp_path / "tokenizer").exists()
-    config.problems.train_on_benchmarks = True
-    assert open_seed(resolve(config.to_dict(), 2), 0, tmp_path, make_mesh()).problems["train"] == (benchmark,)
-
-
 def test_training_splits_may_be_trained_on(tmp_path: Path) -> None:
     rows = [MBPP | {"task_id": i} for i in range(1, 975)]
     problems = load_problems(write(tmp_path / "p.jsonl", [json.dumps(r) for r in rows]), "MBPP")
@@ -316,6 +292,91 @@ def test_training_splits_may_be_trained_on(tmp_path: Path) -> None:
     for split in ("valid", "test", None):
         with pytest.raises(ValueError, match="benchmark CodeContests"):
             require_trainable(load_problems(path, "CodeContests", split=split))
+
+
+OWN = {"name": "own", "language": "js", "prompt": "function f(x) {\n", "tests": "require('assert')(f(1));"}
+
+
+def test_our_own_shape_is_a_source_as_written(tmp_path: Path) -> None:
+    """Problems of any kind and language beside each other, as `write_problems` and users write them."""
+    problems = [
+        Problem("a", "js", "function f(x) {\n", "f(1);", ("\n}",), solution="return x; }", benchmark="MultiPL-E"),
+        Problem("b", "cpp", "Print twice.", "", (), standalone=True, cases=(Case("1\n", "2\n"),)),
+    ]
+    write_problems(tmp_path / "p.jsonl", problems)
+    with open(tmp_path / "p.jsonl", "a") as file:
+        file.write(json.dumps(OWN) + "\n")
+    expected = (*problems, Problem("own", "js", OWN["prompt"], OWN["tests"], ()))
+    assert load_problems(tmp_path / "p.jsonl") == expected
+    assert SourceConfig(str(tmp_path / "p.jsonl"), languages=("py", "js")).load() == expected  # rows say theirs
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tests": ""}, "fields 'tests' and 'cases' are empty"),
+        ({"language": "rust"}, "field 'language' is 'rust'; it must be one of py, "),
+        ({"prompt": None}, "field 'prompt' must be str, got None"),
+        ({"stop_tokens": [""]}, "field 'stop_tokens' must hold non-empty strings"),
+        ({"cases": "1"}, "field 'cases' must be list, got '1'"),
+        ({"name": "first"}, "field 'name' repeats 'first'"),
+    ],
+)
+def test_broken_rows_of_our_own_are_named(tmp_path: Path, change: dict, message: str) -> None:
+    path = write(tmp_path / "p.jsonl", [json.dumps(OWN | {"name": "first"}), json.dumps(OWN | change)])
+    with pytest.raises(ValueError, match=rf"^.*p\.jsonl, row 2: {message}[^\n]*$"):
+        SourceConfig(str(path)).load()
+
+
+def test_splits_of_mbpp_are_taken_from_its_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", [json.dumps(MBPP | {"task_id": i}) for i in range(1, 975)])
+    splits = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
+    for split, (first, last) in splits.items():
+        problems = SourceConfig(str(path), "MBPP", split=split).load()
+        assert [p.name for p in problems] == [f"MBPP/{i}" for i in range(first, last + 1)]
+        assert {p.benchmark for p in problems} == {None if split == "train" else "MBPP"}
+    assert len(SourceConfig(str(path), "MBPP").load()) == 974
+    with pytest.raises(ValueError, match=r"row 1: MBPP has no split 'dev'; use one of prompt, test, validation, train"):
+        SourceConfig(str(path), "MBPP", split="dev").load()
+    with pytest.raises(ValueError, match=r"q\.jsonl: has no problem"):
+        SourceConfig(str(write(tmp_path / "q.jsonl", [json.dumps(MBPP)])), "MBPP", split="train").load()
+
+
+def test_a_source_may_have_a_file_or_a_dataset_for_each_language(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import datasets
+
+    for language in ("cpp", "js"):
+        rows = [MULTIPL_E | {"name": name, "language": language} for name in ("a", "b")]
+        write(tmp_path / f"p-{language}.jsonl", [json.dumps(row) for row in rows])
+    template = str(tmp_path / "p-{language}.jsonl")
+    problems = SourceConfig(template, "MultiPL-E", languages=("js", "cpp")).load()
+    assert [(p.name, p.language) for p in problems] == [("a", "js"), ("b", "js"), ("a", "cpp"), ("b", "cpp")]
+    with pytest.raises(FileNotFoundError, match=r"p-sh\.jsonl"):
+        SourceConfig(template, "MultiPL-E", languages=("js", "sh")).load()
+
+    def load_dataset(name: str, config: str, **_: Any) -> Any:
+        assert name == "nuprl/MultiPL-E"
+        return datasets.Dataset.from_list([MULTIPL_E | {"language": config.removeprefix("mbpp-")}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    of_hub = SourceConfig("nuprl/MultiPL-E", "MultiPL-E", "mbpp-{language}", "test", "0" * 40, ("sh", "java"))
+    assert [p.language for p in of_hub.load()] == ["sh", "java"]
+
+
+def test_contests_are_posed_in_the_languages_in_turn(tmp_path: Path) -> None:
+    solved = {"solutions": {"language": [2, 3], "solution": ["in C++", "in Python"]}}
+    rows = [CODE_CONTESTS | solved | {"name": f"n{i}"} for i in range(7)]
+    path = write(tmp_path / "p.jsonl", [json.dumps(row) for row in rows])
+    languages = ("py", "cpp", "sh")
+    problems = SourceConfig(str(path), "CodeContests", split="train", languages=languages).load()
+    posed = {p.name: p.language for p in problems}
+    assert posed == {f"CODEFORCES/n{i}": languages[i % 3] for i in range(7)}
+    assert len(problems) == 7
+    solutions = {"py": "in Python", "cpp": "in C++", "sh": None}
+    assert all(p.solution == solutions[p.language] for p in problems)
+    assert {p.language for p in SourceConfig(str(path), "CodeContests", split="train").load()} == {"py"}
 
 
 def problem_of(name: str, prompt: str) -> Problem:

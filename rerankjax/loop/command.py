@@ -55,7 +55,8 @@ def parse(argv: list[str], module: str) -> list[str]:
     except (AttributeError, KeyError, OSError, TypeError, ValueError, flags.Error) as error:
         lines = str(error.args[0] if error.args else error).strip().splitlines()
         # Of an error in a config file, ml_collections gives the whole traceback.
-        said = lines[-1] if "Traceback" in "".join(lines) or isinstance(error, OSError) else " ".join(lines)
+        last = "Traceback" in "".join(lines) or isinstance(error, OSError)
+        said = lines[-1] if last else " ".join(" ".join(lines).split())
         if "\\n" in said:  # of an unknown field, the repr of a text
             said = said.strip("'").replace("\\n", ". ").replace("\\'", "'")
         sys.exit(f"{argv[0]}: {said.strip()} ({argv[0]} --help lists the flags)")
