@@ -223,7 +223,7 @@ def test_a_checkpoints_shape_is_its_config_json(small, tmp_path, monkeypatch):
         ),
         (
             ["--config=configs/mini.py:smoke", "--topology=cpu:8"],
-            "rerankjax preflight: config.ppo.batch_size / minibatches = 2: not a positive multiple of the 8 devices",
+            "rerankjax preflight: config.candidates.prompts_in_flight = 4: not a positive multiple of the 8 devices",
         ),
         (
             ["--config=configs/mini.py:smoke", "--topology=cpu:1", "--memory_gb=0.001", "--max_compilations=1"],

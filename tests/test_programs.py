@@ -52,10 +52,9 @@ def adapters(directory: Path):
     """From a checkpoint that generator and reranker share, over which both are adapters."""
     config = small(directory)
     tokenizer = train_tokenizer([p.prompt + p.solution for p in PROBLEMS], SHAPE["vocab_size"])
-    tokenizer.save_pretrained(directory / "checkpoint")
     shape = ModelConfig(**SHAPE)
     weights.save(directory / "checkpoint", shape, init_decoder(shape, jax.random.key(0)), tokenizer)
-    config.generator.pop("shape")
+    del config.generator.shape
     config.generator.update({"checkpoint": str(directory / "checkpoint"), "dtype": "bfloat16"})
     config.lora.update({"rank": 2, "targets": ("q_proj", "down_proj")})
     return config
