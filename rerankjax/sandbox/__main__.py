@@ -107,10 +107,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "repaired, by their entries; the results say which (default: %(default)s)",
     )
     parser.add_argument(
-        "--no-control",
-        dest="control",
-        action="store_false",
-        help="believe a pass without seeing that the program fails when a test is made wrong",
+        "--control",
+        choices=("one", "every", "none"),
+        default="one",
+        help="where tests run in the program's own process, believe a pass only where the program fails with an "
+        "expected value made wrong: one of them, or by turns every one, for final tables; the results say what stands "
+        "behind each pass (default: %(default)s)",
     )
     parser.add_argument(
         "--fast",

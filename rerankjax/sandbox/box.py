@@ -1,11 +1,13 @@
 """A box: bubblewrap around one warm interpreter (inside/server.py) that runs one program at a time, or one compiler."""
 
 import contextlib
+import fcntl
 import functools
 import json
 import os
 import pathlib
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -15,7 +17,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rerankjax.sandbox import seccomp, toolchains
@@ -26,13 +28,21 @@ ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "TZ":
 CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETPCAP", "CAP_SYS_PTRACE")
 REPLY_GRACE_SECONDS = 30.0  # beyond the program's own wall limits, before the box counts as dead
 FAST_MILLISECONDS = "1000"  # what needs longer gets a node of its own
-STEPS = 3  # a program may be compiled, run, and run with a wrong test
+STEPS = 2  # a program may be compiled, and run
 WATCH_SECONDS = 0.5
 COMPILER_LIFE = 2000  # programs
 COMPILER_BYTES = 1 << 30  # a warm compiler holds more than a program may need
+MESSAGE_BYTES = 64 << 20  # most that a program can tell in one piece
+COMPILED_BYTES = 256 << 20
+PIPE_BYTES = 1 << 16
+SEALED = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+NOWHERE = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 END_SECONDS = 5.0  # for what is not contained to end its programs
 IN_BOX = "/sandbox/rerankjax/sandbox/inside"
 CONFIGURATION = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/php", "/etc/mono", "/etc/java-17-openjdk")
+
+
+Listener = Callable[[bytes], bool]
 
 
 class BoxDiedError(Exception):
@@ -63,7 +73,8 @@ def _shared() -> dict[str, str]:
     paths += [str(base / lib) for lib in ("lib", "lib64") if (base / lib).is_dir()]
     paths.append(sysconfig.get_path("stdlib"))
     outside_usr = [p for p in paths if os.path.exists(p) and (p == "/usr" or not p.startswith("/usr/"))]
-    return {path: path for path in outside_usr} | {IN_BOX: str(toolchains.INSIDE)}
+    own = {f"/etc/{path.name}": str(path) for path in sorted((toolchains.INSIDE / "etc").iterdir())}
+    return {path: path for path in outside_usr} | own | {IN_BOX: str(toolchains.INSIDE)}
 
 
 def kept() -> list[str]:
@@ -109,7 +120,12 @@ def _bubblewrap() -> list[str]:
 SERVICES: dict[str, Callable[[str], list[str]]] = {
     "javac": lambda inside: [
         *(toolchains.JAVA, *toolchains.JAVA_OPTIONS, "-Xmx512m", "-Xshare:auto"),
-        *("-cp", toolchains.JAVA_CLASSES, f"-Dprogram.classpath={toolchains.JAVATUPLES}", "Compiler"),
+        *(
+            "-cp",
+            toolchains.JAVA_CLASSES,
+            f"-Dprogram.classpath={toolchains.JAVATUPLES}:{toolchains.JAVA_CLASSES}",
+            "rerankjax.Compiler",
+        ),
     ],
     "tsc": lambda inside: [
         *(toolchains.NODE, "--max-old-space-size=640", f"{inside}/node/compiler.js", toolchains.TYPESCRIPT),
@@ -137,7 +153,8 @@ def _command(kind: str, limits: Limits, inside: str, contained: bool) -> list[st
 class Box:
     """Starts on the first question, and anew on the first after `close`. One thread at a time.
 
-    kind: "programs" for what inside/server.py runs itself or in steps, "php", or one of SERVICES.
+    kind: "programs" for what inside/server.py runs itself or in steps, "tests" for the same, of Python's tests, "php",
+        or one of SERVICES.
     contained: False runs it with the rights of this very process. See `rerankjax.sandbox.run`.
     """
 
@@ -148,41 +165,91 @@ class Box:
         self._contained = contained
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
-        self._cancelled = False
+        self.cancelled = False
         self._compiled = 0
 
-    def ask(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Run one program: the reply of inside/server.py to `body`. Raises BoxDiedError, with the box closed."""
-        deadline = STEPS * self.limits.wall_seconds + REPLY_GRACE_SECONDS
-        return json.loads(self._exchange(json.dumps(body).encode(), deadline))
+    def ask(
+        self, body: dict[str, Any], *, stdin: str = "", word: bytes = b"", listen: Listener | None = None
+    ) -> dict[str, Any]:
+        """Run one program: the reply of inside/server.py to `body`. Raises BoxDiedError, with the box closed.
+
+        word: what the program hears from the beginning. listen: takes each frame that the program tells, and says
+        whether the program may go on.
+        """
+        with contextlib.ExitStack() as open_ends:
+            tell, told = pipe(open_ends)
+            hear, heard = pipe(open_ends)
+            os.write(heard, word)
+            self.send(body, (holding(stdin, open_ends), told, hear))
+            return self.reply(_Conversation(tell, heard, listen) if listen else None)
+
+    def send(self, body: dict[str, Any], ends: tuple[int, int, int]) -> None:
+        """Start one program, with `ends` as its standard input, where it tells and where it hears."""
+        with self._broken_is_dead():
+            if self._process is None:
+                self._start()
+            data = json.dumps(body).encode()
+            self._socket.settimeout(REPLY_GRACE_SECONDS)
+            # The descriptors come with the first bytes; the rest may be more than the socket holds.
+            frame = len(data).to_bytes(4, "big") + data
+            sent = socket.send_fds(self._socket, [frame[:4]], ends)
+            self._socket.sendall(frame[sent:])
+
+    def reply(self, conversation: "_Conversation | None" = None) -> dict[str, Any]:
+        """The reply to what was sent."""
+        deadline = time.monotonic() + STEPS * self.limits.wall_seconds + REPLY_GRACE_SECONDS
+        with self._broken_is_dead():
+            if conversation is not None:
+                while conversation.goes_on(self._socket.fileno(), deadline):
+                    pass
+            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+            # Bytes that are no text are told as six characters each.
+            reply = self._message(16 * int(self.limits.output_bytes) + MESSAGE_BYTES)
+            _check_reply(reply)
+            if conversation is not None:
+                conversation.finish()
+            if reply["spent"]:
+                self.close()
+            return reply
+
+    @contextlib.contextmanager
+    def _broken_is_dead(self) -> Iterator[None]:
+        try:
+            yield
+        except LimitError:
+            self.close()
+            raise
+        except (OSError, EOFError, ValueError, RecursionError) as error:
+            said = self.close()
+            raise BoxDiedError(f"{error or 'it ended'}; it said: {said or 'nothing'}") from None
+
+    def _message(self, most: int) -> dict[str, Any]:
+        length = int.from_bytes(self._read(4), "big")
+        if length > most:
+            raise ValueError(f"a reply of {length} bytes")
+        message = json.loads(self._read(length))
+        if not isinstance(message, dict):
+            raise ValueError("a reply that is no object")
+        return message
 
     def compile(self, source: bytes) -> dict[str, Any]:
         """What a compiler that stays warm makes of `source`. Raises BoxDiedError or LimitError, with the box closed."""
         self._compiled += 1
         if self._compiled % COMPILER_LIFE == 0:  # none of them frees all it takes
             self.close()
-        return json.loads(self._exchange(source, self.limits.wall_seconds))
-
-    def _exchange(self, data: bytes, seconds: float) -> bytes:
-        try:
+        with self._broken_is_dead():
             if self._process is None:
                 self._start()
-            self._deadline = time.monotonic() + seconds
+            self._deadline = time.monotonic() + self.limits.wall_seconds
             self._before: float | None = None
-            self._socket.settimeout(WATCH_SECONDS if self._kind in SERVICES else seconds)
-            self._socket.sendall(len(data).to_bytes(4, "big") + data)
-            return self._read(int.from_bytes(self._read(4), "big"))
-        except LimitError:
-            self.close()
-            raise
-        except (OSError, EOFError) as error:
-            said = self.close()
-            raise BoxDiedError(f"{error or 'it ended'}; it said: {said or 'nothing'}") from None
+            self._socket.settimeout(WATCH_SECONDS)
+            self._socket.sendall(len(source).to_bytes(4, "big") + source)
+            return self._message(COMPILED_BYTES)
 
     def _start(self) -> None:
         command = _command(self._kind, self.limits, self.inside, self._contained)
         with self._lock:
-            if self._cancelled:
+            if self.cancelled:
                 raise EOFError("cancelled")
             self._socket, theirs = socket.socketpair()
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
@@ -224,7 +291,7 @@ class Box:
     def cancel(self) -> None:
         """End the program that runs and start no other: the one call that another thread may make."""
         with self._lock:
-            self._cancelled = True
+            self.cancelled = True
             if (process := self._process) is not None:  # its own thread may close it meanwhile
                 self._end(process)
 
@@ -249,6 +316,93 @@ class Box:
         with self._errors:
             self._errors.seek(0)
             return self._errors.read()[-2000:].decode(errors="replace").strip()
+
+
+def pipe(open_ends: contextlib.ExitStack) -> tuple[int, int]:
+    """Both ends of a pipe, that a program of whatever user may open again by its name in /proc."""
+    ends = os.pipe()
+    for end in ends:
+        open_ends.callback(os.close, end)
+        os.fchmod(end, 0o666)
+    return ends
+
+
+def holding(data: str, open_ends: contextlib.ExitStack) -> int:
+    """A descriptor to read `data` from: once, where a pipe holds that much."""
+    encoded = data.encode(errors="replace")
+    if len(encoded) <= PIPE_BYTES:
+        reader, writer = os.pipe()
+        open_ends.callback(os.close, reader)
+        os.fchmod(reader, 0o666)
+        os.write(writer, encoded)
+        os.close(writer)
+        return reader
+    file = os.memfd_create("stdin", os.MFD_ALLOW_SEALING)
+    open_ends.callback(os.close, file)
+    with open(file, "wb", closefd=False) as whole:
+        whole.write(encoded)
+    os.lseek(file, 0, os.SEEK_SET)
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALED)
+    return file
+
+
+def _check_reply(reply: dict[str, Any]) -> None:
+    """Raises ValueError unless `reply` is what inside/server.py answers."""
+    kinds = {
+        "spent": bool,
+        "killed": str,
+        "said": str,
+        "stdout": str,
+        "stderr": str,
+        "wall_seconds": float,
+        "cpu_seconds": float,
+    }
+    if any(not isinstance(reply.get(name), kind) for name, kind in kinds.items()):
+        raise ValueError("a reply without its fields")
+    if reply["killed"] and reply["killed"] not in list(Verdict):
+        raise ValueError("a reply with an unknown verdict")
+    if any(not isinstance(reply.get(name), int | None) for name in ("exit_code", "signal")):
+        raise ValueError("a reply without an exit code")
+
+
+class _Conversation:
+    """What a program tells, frame by frame, each ended by a null byte and answered by a line end or by nothing more."""
+
+    def __init__(self, tell: int, heard: int, listen: Listener) -> None:
+        self._tell, self._heard, self._listen = tell, heard, listen
+        self._buffer = b""
+        self._going = True
+        os.set_blocking(tell, False)
+        os.set_blocking(heard, False)
+
+    def goes_on(self, reply: int, deadline: float) -> bool:
+        """Wait for frames or the box's reply, and answer frames. False once there is a reply, or nothing to hear."""
+        poller = select.poll()
+        poller.register(reply, select.POLLIN)
+        poller.register(self._tell, select.POLLIN)
+        ready = [fd for fd, _ in poller.poll(max(0.0, deadline - time.monotonic()) * 1000)]
+        if not ready:
+            raise TimeoutError("it did not answer in time")
+        if self._tell in ready:
+            self.finish()
+        return reply not in ready and self._going
+
+    def finish(self) -> None:
+        """Take what has been told already."""
+        with contextlib.suppress(BlockingIOError):
+            while self._going and (data := os.read(self._tell, 1 << 16)):
+                *frames, self._buffer = (self._buffer + data).split(b"\0") if b"\0" in data else [self._buffer + data]
+                for frame in frames:
+                    self._going = self._going and self._listen(frame)
+                if len(self._buffer) > MESSAGE_BYTES:
+                    self._going = False
+                with contextlib.suppress(OSError):
+                    if self._going:
+                        os.write(self._heard, b"\n" * len(frames))
+                    else:
+                        # The program finds nobody to tell or to hear.
+                        for end in (self._tell, self._heard):
+                            os.dup2(NOWHERE, end, inheritable=False)
 
 
 def _usage(pid: int) -> tuple[int, float]:

@@ -2,8 +2,8 @@
 
 Over one socket (its standard input and output) comes, for each program, 4 bytes of length and a JSON body. Only the
 child reads it, so that no later child can find it in memory; the child is forked and confined while the host is still
-busy. Back goes 4 bytes of length and a JSON reply. A child that fails before it was confined ends the server: the host
-then starts another.
+busy. Back goes 4 bytes of length and a JSON reply, which says "spent" where no other program may run here. A child that
+fails before it was confined ends the server: the host then starts another.
 
 The child is a Python program itself, or runs the steps of another one (steps.py). In a box for PHP it is a fork of a
 warm PHP instead (php/zygote.php), which speaks the same way.
@@ -12,20 +12,23 @@ warm PHP instead (php/zygote.php), which speaks the same way.
 import contextlib
 import ctypes
 import dataclasses
+import fcntl
 import gc
 import json
 import os
 import resource
 import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
 
-from rerankjax.sandbox.inside import confine, program, steps
+from rerankjax.sandbox.inside import confine, examiner, program, solver, steps
 
 WATCH_SECONDS = 0.1
 TAIL_BYTES = 4096
+PIPE_BYTES = 1 << 16
 # What a child says when it has its program: whether all its output is kept, and whether it comes in steps.
 READY = {b"!": (False, False), b"+": (True, False), b"s": (False, True), b"S": (True, True)}
 HOST_GONE = b"."
@@ -68,28 +71,43 @@ def child(
     # Opened anew: what a program sets on its end of a pipe (node: not to block) must not be the next one's.
     stdout, stderr, status = outputs = tuple(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY) for fd in outputs)
     try:
-        body = json.loads(read_exactly(requests, int.from_bytes(read_exactly(requests, 4), "big")))
+        with socket.socket(fileno=requests) as host:
+            length, ends, _, _ = socket.recv_fds(host, 4, 3, socket.MSG_CMSG_CLOEXEC)
+            if not length:
+                raise EOFError
+            size = int.from_bytes(length + read_exactly(requests, 4 - len(length)), "big")
+            body = json.loads(read_exactly(requests, size))
     except EOFError:
         os.write(status, HOST_GONE)
         os._exit(0)
-    os.close(requests)
+    stdin, tell, hear = ends
     if "steps" in body:
         os.write(status, b"S" if body["keep_output"] else b"s")
-        steps.run(body, outputs, int(limits["memory_bytes"]), contained=filter_bpf is not None)
+        steps.run(body, (stdin, tell, hear), outputs, int(limits["memory_bytes"]), contained=filter_bpf is not None)
         os._exit(0)
-    if body["stdin"]:
-        os.dup2(steps.holding(body["stdin"].encode(errors="replace")), 0)
     resource.setrlimit(resource.RLIMIT_AS, (int(limits["memory_bytes"]),) * 2)
-    for fd, target in ((stdout, 1), (stderr, 2), (status, 3)):
-        os.dup2(fd, target, inheritable=target != 3)
-    os.closerange(4, 1 << 16)
+    fds = [fcntl.fcntl(fd, fcntl.F_DUPFD, 6) for fd in (stdin, stdout, stderr, status, tell, hear)]
+    for target, fd in enumerate(fds):
+        os.dup2(fd, target, inheritable=target < 3)
+    os.closerange(6, 1 << 16)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.path[0] = os.getcwd()
     sys.argv[:] = ["program.py"]
     sys.setrecursionlimit(sys.getrecursionlimit() + 4)  # for the frames below the program's first
     os.write(3, b"+" if body["keep_output"] else b"!")
-    code = program.run(
-        body["source"], body["tests"], lambda kind: write_all(3, nonce + kind.encode()), quiet=body["quiet"]
-    )
+
+    def report(kind: str) -> None:
+        write_all(3, nonce + kind.encode())
+
+    if "source" in body:
+        with open("program.py", "w", encoding="utf-8", errors="replace", newline="") as file:
+            file.write(body["source"])
+    if "source" not in body:
+        code = examiner.run(body["tests"], report, hear=5, tell=4)
+    elif "tests" not in body:
+        code = solver.run(body["source"], report, hear=5, tell=4)
+    else:
+        code = program.run(body["source"], body["tests"], report)
     os._exit(code)
 
 
@@ -130,6 +148,8 @@ class Child:
                     ticks += sum(map(int, file.read().rpartition(b")")[2].split()[11:15]))
                 with open(f"/proc/{name}/smaps_rollup", "rb") as file:
                     memory += next(int(line.split()[1]) for line in file if line.startswith(b"Pss:")) * 1024
+                with open(f"/proc/{name}/status", "rb") as file:  # page tables
+                    memory += next(int(line.split()[1]) for line in file if line.startswith(b"VmPTE:")) * 1024
             except (OSError, StopIteration):  # it has just ended
                 continue
         return memory, ticks / os.sysconf("SC_CLK_TCK")
@@ -201,6 +221,12 @@ def watch(
     return killed, cpu - before, held
 
 
+def network_used() -> bool:
+    """Whether anything has gone over this box's loopback: ports may be taken for minutes, so no program may follow."""
+    with open("/proc/net/dev") as file:
+        return any(line.split()[:2] != ["lo:", "0"] for line in file if line.strip().startswith("lo:"))
+
+
 def read_now(fd: int, count: int = 1 << 16) -> bytes | None:
     """What a pipe holds; None where it holds nothing now."""
     try:
@@ -223,8 +249,12 @@ def serve_one(
         child.kill()
         raise
     code, waited_for = child.wait()
+    for fd in ours:  # the next program finds them as this one did
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        os.fchmod(fd, 0o600)
     said = status if in_steps else status[16:] if status[:16] == nonce else b""
     reply = {
+        "spent": child.contained and network_used(),
         "killed": killed,
         "said": said.decode(errors="replace"),
         "exit_code": code if code >= 0 else None,
@@ -305,6 +335,8 @@ def main() -> None:
     limits, rules, php = json.loads(sys.argv[1]), bytes.fromhex(sys.argv[2]), json.loads(sys.argv[3])
     filter_bpf = ctypes.create_string_buffer(rules, len(rules)) if rules else None
     requests, replies = os.dup(0), os.dup(1)
+    # Process 1 of a program's namespace gets no signal that it has no handler for.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
