@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from rerankjax import sandbox
-from rerankjax.sandbox import Control, Limits, Program, Result, Verdict
+from rerankjax.sandbox import Control, Limits, Program, Result, Verdict, box
 from tests.test_sandbox_languages import LANGUAGES, SHAPES, honest, program, run
 
 # What a hostile program does, in each language: {data} is bytes in hex, {signal} and {pid} are numbers.
@@ -254,6 +254,13 @@ def test_a_program_that_is_not_text_is_no_pass() -> None:
     assert run(program("php", late))[0].verdict is not Verdict.PASSED
 
 
+def cgroups_can_be_made() -> bool:
+    group = box._cgroup()
+    if group is not None:
+        group.rmdir()
+    return group is not None
+
+
 # Nothing reaches the next program
 
 
@@ -311,6 +318,23 @@ class A {
         [Program("cs", code, expected_output="0")], workers=1, limits=Limits(memory_bytes=128 << 20, cpu_seconds=30)
     )
     assert result.verdict is Verdict.MEMORY_LIMIT, result
+
+
+@pytest.mark.skipif(not cgroups_can_be_made(), reason="no cgroup of version 2 can be made here")
+def test_children_that_nobody_waits_for_use_cpu_time_too() -> None:
+    body = """    import os, signal, time
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for _ in range(100):
+        if not os.fork():
+            end = time.process_time() + 0.05
+            while time.process_time() < end: pass
+            os._exit(0)
+        try: os.wait()
+        except ChildProcessError: pass
+    return x + 1
+"""
+    (result,) = run(program("py", body), cpu_seconds=3)
+    assert result.verdict is Verdict.TIMEOUT, result
 
 
 def test_telling_newer_csharp_takes_no_time() -> None:

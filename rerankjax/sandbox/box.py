@@ -136,7 +136,7 @@ SERVICES: dict[str, Callable[[str], list[str]]] = {
 PHP = [toolchains.PHP, "-d", "ffi.enable=true", "-d", "display_errors=stderr", "-d", "log_errors=0"]
 
 
-def _command(kind: str, limits: Limits, inside: str, contained: bool) -> list[str]:
+def _command(kind: str, limits: Limits, inside: str, contained: bool, meter: int) -> list[str]:
     # -S: the standard library and nothing that happens to be installed, so that verdicts agree between machines.
     command = [os.path.realpath(sys.executable), "-B", "-s", "-S", "-m"]
     if kind in SERVICES:
@@ -146,7 +146,7 @@ def _command(kind: str, limits: Limits, inside: str, contained: bool) -> list[st
         command += ["rerankjax.sandbox.inside.server"]
         extra = [*PHP, f"{inside}/php/zygote.php"] if kind == "php" else []
     rules = seccomp.bpf().hex() if contained else ""
-    settings = json.dumps(vars(limits) | {"kept": kept()})
+    settings = json.dumps(vars(limits) | {"kept": kept(), "meter": meter})
     return [*(_bubblewrap() if contained else []), *command, settings, rules, json.dumps(extra)]
 
 
@@ -247,10 +247,16 @@ class Box:
             return self._message(COMPILED_BYTES)
 
     def _start(self) -> None:
-        command = _command(self._kind, self.limits, self.inside, self._contained)
         with self._lock:
             if self.cancelled:
                 raise EOFError("cancelled")
+            meter = -1
+            self._group = _cgroup() if self._contained and self._kind not in SERVICES else None
+            if self._group is not None:
+                meter = os.open(self._group / "cpu.stat", os.O_RDONLY | os.O_CLOEXEC)
+            command = _command(self._kind, self.limits, self.inside, self._contained, meter)
+            if self._group is not None:
+                command = ["/bin/sh", "-c", 'echo $$ > "$0"; exec "$@"', str(self._group / "cgroup.procs"), *command]
             self._socket, theirs = socket.socketpair()
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
             with theirs:  # held here too, it would keep the box's end from being seen
@@ -259,7 +265,12 @@ class Box:
                     self._directory = tempfile.TemporaryDirectory()
                     ends["cwd"] = self._directory.name
                     ends["env"] = ENVIRONMENT | {"PYTHONPATH": str(toolchains.INSIDE.parents[2])}
-                self._process = subprocess.Popen(command, **{"cwd": "/", **ends}, start_new_session=True)
+                passed = (meter,) if meter >= 0 else ()
+                self._process = subprocess.Popen(
+                    command, **{"cwd": "/", **ends}, start_new_session=True, pass_fds=passed
+                )
+                if meter >= 0:
+                    os.close(meter)
 
     def _read(self, count: int) -> bytes:
         parts = []
@@ -310,12 +321,37 @@ class Box:
         self._end(self._process)
         self._process.wait()
         self._process = None
+        if self._group is not None:
+            _remove(self._group)
         self._socket.close()
         if not self._contained:
             self._directory.cleanup()
         with self._errors:
             self._errors.seek(0)
             return self._errors.read()[-2000:].decode(errors="replace").strip()
+
+
+def _cgroup() -> pathlib.Path | None:
+    """A new cgroup below this process's own, whose CPU time no process in it can hide; None where none can be made."""
+    try:
+        with open("/proc/self/mountinfo") as mounts, open("/proc/self/cgroup") as groups:
+            mount = next(line.split()[4] for line in mounts if " - cgroup2 " in line)
+            own = next(line[3:].strip() for line in groups if line.startswith("0::"))
+        group = pathlib.Path(f"{mount}{own}") / f"rerankjax-{secrets.token_hex(8)}"
+        group.mkdir()
+        (group / "cpu.stat").read_bytes()
+    except (OSError, StopIteration):
+        return None
+    return group
+
+
+def _remove(group: pathlib.Path) -> None:
+    for _ in range(40):  # what was in it is killed, and may take a moment to be gone
+        try:
+            group.rmdir()
+            return
+        except OSError:
+            time.sleep(0.01)
 
 
 def pipe(open_ends: contextlib.ExitStack) -> tuple[int, int]:

@@ -82,6 +82,8 @@ def run(box: Box, language: str, task: Task, body: dict[str, Any], word: str) ->
             return Verdict(killed or Verdict.COMPILE_ERROR), reply | {"stderr": reply["stderr"] + said}
         if not killed:
             reply |= records.get("run", {"exit_code": None})
+            # Children that nobody waited for are not in what the step's end says.
+            reply["cpu_seconds"] = max(reply["cpu_seconds"], reply["metered_seconds"])
     if hearing.wrong:
         ended = {"exit_code": 1, "signal": None} if killed else {}
         found = Verdict.MEMORY_LIMIT if _sign(language, reply) is Verdict.MEMORY_LIMIT else Verdict.FAILED

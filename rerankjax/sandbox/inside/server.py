@@ -29,6 +29,7 @@ from rerankjax.sandbox.inside import confine, examiner, program, solver, steps
 WATCH_SECONDS = 0.1
 TAIL_BYTES = 4096
 PIPE_BYTES = 1 << 16
+HARNESS_SECONDS = 0.5  # of CPU, that a fork and its confinement may use
 # What a child says when it has its program: whether all its output is kept, and whether it comes in steps.
 READY = {b"!": (False, False), b"+": (True, False), b"s": (False, True), b"S": (True, True)}
 HOST_GONE = b"."
@@ -155,6 +156,16 @@ class Child:
         return memory, ticks / os.sysconf("SC_CLK_TCK")
 
 
+def metered(limits: Limits) -> float:
+    """CPU seconds of all that ever ran in this box's cgroup, but this server; 0 where it has none."""
+    if limits["meter"] < 0:
+        return 0.0
+    try:
+        return int(os.pread(int(limits["meter"]), 64, 0).split()[1]) / 1e6 - time.process_time()
+    except (OSError, LookupError, ValueError):
+        return 0.0
+
+
 class EndedError(Exception):
     """The host has closed the socket."""
 
@@ -175,10 +186,11 @@ def await_ready(status: int, ended: int) -> tuple[bool, bool]:
 
 def watch(
     child: Child, requests: int, pipes: tuple[int, ...], limits: Limits, keep: int, *, in_steps: bool
-) -> tuple[str, float, list[bytearray]]:
+) -> tuple[str, float, float, list[bytearray]]:
     """Wait until the child ends or must be ended.
 
-    Returns why it was killed (or ""), the CPU seconds last seen, and what came through the pipes.
+    Returns why it was killed (or ""), the CPU seconds last seen, what the cgroup says of the last step beyond what ends
+    of processes can explain, and what came through the pipes.
 
     Each step has the CPU and wall time of a program. Raises EndedError, which ends the box, when the host goes away.
     """
@@ -189,6 +201,7 @@ def watch(
         poller.register(fd, select.POLLIN)
     poller.register(requests, 0)  # for POLLHUP alone
     killed, written, start, before, cpu, lines = "", 0, time.monotonic(), 0.0, 0.0, 0
+    metered_before = metered(limits)
     look = start + WATCH_SECONDS
     alive = True
     while alive:
@@ -206,19 +219,21 @@ def watch(
                     break
         now = time.monotonic()
         if in_steps and lines != held[2].count(b"\n"):
-            lines, start, before = held[2].count(b"\n"), now, child.usage()[1]
+            lines, start, before, metered_before = held[2].count(b"\n"), now, child.usage()[1], metered(limits)
         if not killed and written > limits["output_bytes"]:
             killed = "output limit"
         if not killed and alive and now >= look:
             memory, cpu = child.usage()
             if memory > limits["memory_bytes"]:
                 killed = "memory limit"
-            elif cpu - before > limits["cpu_seconds"] or now - start > limits["wall_seconds"]:
-                killed = "timeout"
+            else:
+                used = max(cpu - before, metered(limits) - metered_before - HARNESS_SECONDS)
+                if used > limits["cpu_seconds"] or now - start > limits["wall_seconds"]:
+                    killed = "timeout"
             look = time.monotonic() + WATCH_SECONDS
         if killed and alive:
             child.kill()
-    return killed, cpu - before, held
+    return killed, cpu - before, metered(limits) - metered_before - HARNESS_SECONDS, held
 
 
 def network_used() -> bool:
@@ -244,7 +259,9 @@ def serve_one(
     start = time.monotonic()
     keep = int(limits["output_bytes"]) if keep_output else TAIL_BYTES
     try:
-        killed, cpu_seconds, (stdout, stderr, status) = watch(child, requests, ours, limits, keep, in_steps=in_steps)
+        killed, cpu_seconds, hidden_seconds, (stdout, stderr, status) = watch(
+            child, requests, ours, limits, keep, in_steps=in_steps
+        )
     except EndedError:
         child.kill()
         raise
@@ -262,7 +279,10 @@ def serve_one(
         "stdout": stdout[-keep:].decode(errors="replace"),
         "stderr": stderr[-TAIL_BYTES:].decode(errors="replace"),
         "wall_seconds": time.monotonic() - start,
-        "cpu_seconds": max(cpu_seconds, waited_for),  # what was killed with its parent nobody waited for
+        "metered_seconds": hidden_seconds,
+        "cpu_seconds": max(
+            cpu_seconds, waited_for, hidden_seconds
+        ),  # what was killed with its parent nobody waited for
     }
     data = json.dumps(reply).encode()
     write_all(replies, len(data).to_bytes(4, "big") + data)
@@ -333,6 +353,8 @@ def fork_php(
 
 def main() -> None:
     limits, rules, php = json.loads(sys.argv[1]), bytes.fromhex(sys.argv[2]), json.loads(sys.argv[3])
+    if limits["meter"] >= 0:
+        os.set_inheritable(limits["meter"], False)
     filter_bpf = ctypes.create_string_buffer(rules, len(rules)) if rules else None
     requests, replies = os.dup(0), os.dup(1)
     # Process 1 of a program's namespace gets no signal that it has no handler for.
