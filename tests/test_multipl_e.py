@@ -312,13 +312,14 @@ def test_table_has_the_mean_over_problems(tmp_path: pathlib.Path, capsys: pytest
         write(tmp_path / f"{name}.results.json", problem() | {"results": results(*ended)})
     assert evaluate(tmp_path, tmp_path) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["OK", "without", "control", "2"] in lines
     wanted = {"problems": "2", "programs": "5", "OK": "2", "Exception": "2", "Timeout": "1", "pass@1": "0.625"}
     assert [line for line in lines if len(line) == 2] == [list(row) for row in wanted.items()]
 
 
 def test_table_fits_a_narrow_terminal() -> None:
     names = ["OK", "AssertionError", "ReferenceError", "SyntaxError", "Timeout", "Exception"]
-    ended = {pathlib.Path(language): (language, names * 10_000) for language in toolchains.LANGUAGES}
+    ended = {pathlib.Path(language): (language, names * 10_000, 0) for language in toolchains.LANGUAGES}
     out = io.StringIO()
     Console(file=out, width=80).print(command._table(ended))
     assert "…" not in out.getvalue()

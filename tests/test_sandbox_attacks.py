@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from rerankjax import sandbox
-from rerankjax.sandbox import Control, Limits, Program, Result, Verdict, box
+from rerankjax.sandbox import Control, Limits, Program, Result, Verdict, cgroup
 from tests.test_sandbox_languages import LANGUAGES, SHAPES, honest, program, run
 
 # What a hostile program does, in each language: {data} is bytes in hex, {signal} and {pid} are numbers.
@@ -255,9 +255,9 @@ def test_a_program_that_is_not_text_is_no_pass() -> None:
 
 
 def cgroups_can_be_made() -> bool:
-    group = box._cgroup()
+    group = cgroup.make()
     if group is not None:
-        group.rmdir()
+        cgroup.remove(group)
     return group is not None
 
 

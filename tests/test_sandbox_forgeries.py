@@ -1,9 +1,11 @@
 """No wrong program passes: those of an examination, and more that know this very harness."""
 
+import textwrap
+
 import pytest
 
 from rerankjax import sandbox
-from rerankjax.sandbox import Verdict
+from rerankjax.sandbox import Program, Verdict
 from tests.test_sandbox_languages import LANGUAGES, program
 
 # None of these computes x + 1. Each is a body for SHAPES, and tries to pass in another way.
@@ -295,3 +297,82 @@ def test_no_forgery_passes(language: str) -> None:
     results = sandbox.run((program(language, body) for body in bodies), workers=2)
     passed = {bodies[r.index]: r for r in results if r.verdict in (Verdict.PASSED, Verdict.SANDBOX_ERROR)}
     assert passed == {}
+
+
+def judged(source: str, tests: str) -> sandbox.Result:
+    (result,) = sandbox.run([Program("py", textwrap.dedent(source), textwrap.dedent(tests))], workers=1)
+    return result
+
+
+def test_a_program_cannot_choose_to_have_its_tests_beside_it() -> None:
+    """Where its tests give it what is no value they run in its process, and there it could read them."""
+    tests = "assert decode(encode(1)) == 1\nassert decode(encode(2)) == 2\n"
+    reads = """
+        import gc, re, sys
+        def encode(x):
+            return {}
+        def decode(x):
+            for text in (v for o in gc.get_objects() if isinstance(o, list) for v in o if isinstance(v, str)):
+                if found := re.search(r"== (\\d)", text): return int(found[1])
+    """
+    deep = "[v := [], [v := [v] for _ in range(3000)]][0] or v"
+    for value in ("sys", "lambda: 0", "(i for i in [x])", "type(sys)", "open", deep):
+        assert judged(reads.format(value), tests).verdict not in (Verdict.PASSED, Verdict.SANDBOX_ERROR), value
+
+
+def test_a_program_cannot_bend_what_its_tests_compare_with() -> None:
+    tests = "def check(f):\n    assert abs(f(1) - 2.5) < 1e-6\n    assert math.fabs(f(2) - 3.5) < 1e-6\ncheck(f)\n"
+    forged = """
+        class math:
+            fabs = lambda x: 0.0
+        abs = lambda x: 0.0
+        def f(x): return 0
+    """
+    assert judged(forged, tests).verdict is Verdict.FAILED
+    assert judged("import math\ndef f(x): return x + 1.5", tests).verdict is Verdict.PASSED
+    less = "class A:\n    __lt__ = __gt__ = __sub__ = __abs__ = lambda *a: A()\n    __bool__ = lambda s: True\n"
+    assert judged(f"import math\n{less}def f(x): return A()", tests).verdict is Verdict.RUNTIME_ERROR
+    holds = "class A:\n    __contains__ = lambda *a: True\n    __iter__ = lambda s: iter([])\ndef f(x): return A()\n"
+    assert judged(holds, "assert 2 in f(1)\n").verdict is Verdict.FAILED
+
+
+def test_a_pass_on_a_programs_own_word_is_said_to_be_one() -> None:
+    source = "class A:\n    __eq__ = lambda s, o: True\ndef f(x): return A()\ndef g(x): return A()\n"
+    result = judged(source, "assert f(1) == g(1)\n")
+    assert (result.verdict, result.control) == (Verdict.PASSED, sandbox.Control.NONE)
+    result = judged("class Stack(list):\n    push = list.append\n", "s = Stack()\nassert s == []\n")
+    assert (result.verdict, result.control) == (Verdict.PASSED, sandbox.Control.APART)
+
+
+def test_objects_of_a_program_can_be_tested_from_outside() -> None:
+    source = """
+        class Stack:
+            def __init__(self): self.items, self.limit = [], 3
+            def push(self, x):
+                if len(self.items) == self.limit: raise IndexError("full")
+                self.items.append(x)
+            def __len__(self): return len(self.items)
+            def __getitem__(self, at): return self.items[at]
+        def count(n):
+            yield from range(n)
+        def sort(items): items.sort()
+        def adder(n): return lambda x: x + n
+    """
+    tests = """
+        s = Stack()
+        for x in (1, 2, 3): s.push(x)
+        assert len(s) == 3 and s[0] == 1 and list(s) == [1, 2, 3]
+        try: s.push(4)
+        except IndexError as error: assert str(error) == "full"
+        else: assert False
+        s.limit = 4
+        s.push(4)
+        assert s.items == [1, 2, 3, 4] and isinstance(s, Stack)
+        assert list(count(3)) == [0, 1, 2] and next(count(1)) == 0
+        items = [3, 1, 2]
+        sort(items)
+        assert items == [1, 2, 3]
+        assert adder(2)(3) == 5
+    """
+    result = judged(source, tests)
+    assert result.verdict is Verdict.PASSED, result

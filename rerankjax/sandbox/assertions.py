@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 
 from rerankjax.sandbox import values
+from rerankjax.sandbox.literals import UnreadableError, literal
 from rerankjax.sandbox.values import Value
 
 _SPACE = re.compile(r"\s*")
@@ -107,7 +108,7 @@ def apart(language: str, source: str, tests: str) -> Apart | None:
             parts += [spaces[0], _TELLS[language].format(*tell, call)]
             expected.append(found)
             at = end
-    except values.UnreadableError:
+    except UnreadableError:
         return None
     if not expected or (language == "cpp" and _of_a_union(expected)):
         return None
@@ -133,29 +134,29 @@ def _assertion(language: str, text: str, at: int) -> tuple[str, Expected, int]:
     if language == "sh":
         match = _BASH.match(text, at)
         if match is None or re.search(r"(?<!\\)(?:\\\\)*[$`]", match[2]):
-            raise values.UnreadableError
+            raise UnreadableError
         # In double quotes a backslash keeps its meaning before these alone.
         text = re.sub(r'\\([$`"\\])', r"\1", match[2].replace("\\\n", ""))
         return match[1], Expected(match[0], "=", ("text", text.encode(errors="replace"))), match.end()
     if not text.startswith(_OPENS[language], at):
-        raise values.UnreadableError
+        raise UnreadableError
     begin = at + len(_OPENS[language])
     close = _closing(text, begin - 1)
     ended = _ENDS[language].match(text, close + 1)
     name = re.compile(r"\w+\(").match(text, begin)
     if ended is None or name is None:
-        raise values.UnreadableError
+        raise UnreadableError
     called = _closing(text, name.end() - 1) + 1
     compared = _OPERATORS[language].fullmatch(text[called:close])
     if compared is None or called > close:
-        raise values.UnreadableError
+        raise UnreadableError
     operator = next(filter(None, compared.groups()[:-1]))
     wanted = compared[compared.lastindex or 0]
     if operator[0].isalpha():  # the parenthesis of the method
         if not wanted.endswith(")"):
-            raise values.UnreadableError
+            raise UnreadableError
         wanted = wanted[:-1]
-    value = values.literal(language, wanted)
+    value = literal(language, wanted)
     return text[begin:called], Expected(text[at : ended.end()], operator, value), ended.end()
 
 
@@ -172,7 +173,7 @@ def _closing(text: str, at: int) -> int:
             depth -= 1
             if depth == 0:
                 return match.start()
-    raise values.UnreadableError
+    raise UnreadableError
 
 
 # A control for tests that decide by themselves

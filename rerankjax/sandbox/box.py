@@ -1,13 +1,11 @@
 """A box: bubblewrap around one warm interpreter (inside/server.py) that runs one program at a time, or one compiler."""
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
 import pathlib
 import secrets
-import select
 import shutil
 import signal
 import socket
@@ -20,7 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rerankjax.sandbox import seccomp, toolchains
+from rerankjax.sandbox import cgroup, seccomp, toolchains
+from rerankjax.sandbox.conversation import MESSAGE_BYTES, Conversation, Listener, holding, pipe
 from rerankjax.sandbox.verdict import Limits, SandboxError, Verdict
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "TZ": "UTC", "PYTHONHASHSEED": "0"}
@@ -32,17 +31,10 @@ STEPS = 2  # a program may be compiled, and run
 WATCH_SECONDS = 0.5
 COMPILER_LIFE = 2000  # programs
 COMPILER_BYTES = 1 << 30  # a warm compiler holds more than a program may need
-MESSAGE_BYTES = 64 << 20  # most that a program can tell in one piece
 COMPILED_BYTES = 256 << 20
-PIPE_BYTES = 1 << 16
-SEALED = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-NOWHERE = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 END_SECONDS = 5.0  # for what is not contained to end its programs
 IN_BOX = "/sandbox/rerankjax/sandbox/inside"
 CONFIGURATION = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/php", "/etc/mono", "/etc/java-17-openjdk")
-
-
-Listener = Callable[[bytes], bool]
 
 
 class BoxDiedError(Exception):
@@ -181,7 +173,7 @@ class Box:
             hear, heard = pipe(open_ends)
             os.write(heard, word)
             self.send(body, (holding(stdin, open_ends), told, hear))
-            return self.reply(_Conversation(tell, heard, listen) if listen else None)
+            return self.reply(Conversation(tell, heard, listen) if listen else None)
 
     def send(self, body: dict[str, Any], ends: tuple[int, int, int]) -> None:
         """Start one program, with `ends` as its standard input, where it tells and where it hears."""
@@ -195,7 +187,7 @@ class Box:
             sent = socket.send_fds(self._socket, [frame[:4]], ends)
             self._socket.sendall(frame[sent:])
 
-    def reply(self, conversation: "_Conversation | None" = None) -> dict[str, Any]:
+    def reply(self, conversation: "Conversation | None" = None) -> dict[str, Any]:
         """The reply to what was sent."""
         deadline = time.monotonic() + STEPS * self.limits.wall_seconds + REPLY_GRACE_SECONDS
         with self._broken_is_dead():
@@ -251,7 +243,7 @@ class Box:
             if self.cancelled:
                 raise EOFError("cancelled")
             meter = -1
-            self._group = _cgroup() if self._contained and self._kind not in SERVICES else None
+            self._group = cgroup.make() if self._contained and self._kind not in SERVICES else None
             if self._group is not None:
                 meter = os.open(self._group / "cpu.stat", os.O_RDONLY | os.O_CLOEXEC)
             command = _command(self._kind, self.limits, self.inside, self._contained, meter)
@@ -322,64 +314,13 @@ class Box:
         self._process.wait()
         self._process = None
         if self._group is not None:
-            _remove(self._group)
+            cgroup.remove(self._group)
         self._socket.close()
         if not self._contained:
             self._directory.cleanup()
         with self._errors:
             self._errors.seek(0)
             return self._errors.read()[-2000:].decode(errors="replace").strip()
-
-
-def _cgroup() -> pathlib.Path | None:
-    """A new cgroup below this process's own, whose CPU time no process in it can hide; None where none can be made."""
-    try:
-        with open("/proc/self/mountinfo") as mounts, open("/proc/self/cgroup") as groups:
-            mount = next(line.split()[4] for line in mounts if " - cgroup2 " in line)
-            own = next(line[3:].strip() for line in groups if line.startswith("0::"))
-        group = pathlib.Path(f"{mount}{own}") / f"rerankjax-{secrets.token_hex(8)}"
-        group.mkdir()
-        (group / "cpu.stat").read_bytes()
-    except (OSError, StopIteration):
-        return None
-    return group
-
-
-def _remove(group: pathlib.Path) -> None:
-    for _ in range(40):  # what was in it is killed, and may take a moment to be gone
-        try:
-            group.rmdir()
-            return
-        except OSError:
-            time.sleep(0.01)
-
-
-def pipe(open_ends: contextlib.ExitStack) -> tuple[int, int]:
-    """Both ends of a pipe, that a program of whatever user may open again by its name in /proc."""
-    ends = os.pipe()
-    for end in ends:
-        open_ends.callback(os.close, end)
-        os.fchmod(end, 0o666)
-    return ends
-
-
-def holding(data: str, open_ends: contextlib.ExitStack) -> int:
-    """A descriptor to read `data` from: once, where a pipe holds that much."""
-    encoded = data.encode(errors="replace")
-    if len(encoded) <= PIPE_BYTES:
-        reader, writer = os.pipe()
-        open_ends.callback(os.close, reader)
-        os.fchmod(reader, 0o666)
-        os.write(writer, encoded)
-        os.close(writer)
-        return reader
-    file = os.memfd_create("stdin", os.MFD_ALLOW_SEALING)
-    open_ends.callback(os.close, file)
-    with open(file, "wb", closefd=False) as whole:
-        whole.write(encoded)
-    os.lseek(file, 0, os.SEEK_SET)
-    fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALED)
-    return file
 
 
 def _check_reply(reply: dict[str, Any]) -> None:
@@ -399,46 +340,6 @@ def _check_reply(reply: dict[str, Any]) -> None:
         raise ValueError("a reply with an unknown verdict")
     if any(not isinstance(reply.get(name), int | None) for name in ("exit_code", "signal")):
         raise ValueError("a reply without an exit code")
-
-
-class _Conversation:
-    """What a program tells, frame by frame, each ended by a null byte and answered by a line end or by nothing more."""
-
-    def __init__(self, tell: int, heard: int, listen: Listener) -> None:
-        self._tell, self._heard, self._listen = tell, heard, listen
-        self._buffer = b""
-        self._going = True
-        os.set_blocking(tell, False)
-        os.set_blocking(heard, False)
-
-    def goes_on(self, reply: int, deadline: float) -> bool:
-        """Wait for frames or the box's reply, and answer frames. False once there is a reply, or nothing to hear."""
-        poller = select.poll()
-        poller.register(reply, select.POLLIN)
-        poller.register(self._tell, select.POLLIN)
-        ready = [fd for fd, _ in poller.poll(max(0.0, deadline - time.monotonic()) * 1000)]
-        if not ready:
-            raise TimeoutError("it did not answer in time")
-        if self._tell in ready:
-            self.finish()
-        return reply not in ready and self._going
-
-    def finish(self) -> None:
-        """Take what has been told already."""
-        with contextlib.suppress(BlockingIOError):
-            while self._going and (data := os.read(self._tell, 1 << 16)):
-                *frames, self._buffer = (self._buffer + data).split(b"\0") if b"\0" in data else [self._buffer + data]
-                for frame in frames:
-                    self._going = self._going and self._listen(frame)
-                if len(self._buffer) > MESSAGE_BYTES:
-                    self._going = False
-                with contextlib.suppress(OSError):
-                    if self._going:
-                        os.write(self._heard, b"\n" * len(frames))
-                    else:
-                        # The program finds nobody to tell or to hear.
-                        for end in (self._tell, self._heard):
-                            os.dup2(NOWHERE, end, inheritable=False)
 
 
 def _usage(pid: int) -> tuple[int, float]:

@@ -15,7 +15,7 @@ from typing import Any
 from rerankjax.sandbox import toolchains
 from rerankjax.sandbox.assertions import apart, begin, wrong_tests
 from rerankjax.sandbox.box import Box, BoxDiedError, LimitError
-from rerankjax.sandbox.task import Judged, Task, run, verdict
+from rerankjax.sandbox.task import Judged, Task, first_wrong, run, verdict
 from rerankjax.sandbox.verdict import Control, Program, Verdict
 
 Boxes = Callable[[str], Box]  # by kind
@@ -38,7 +38,8 @@ def judge(boxes: Boxes, program: Program, *, control: Control, fast: bool = Fals
     attempt: Callable[[Task], Judged] = functools.partial(_ATTEMPTS[program.language], boxes, **options)
     whole = program.source + program.tests
     if program.expected_output is not None:
-        return attempt(Task(whole, expected_output=program.expected_output, stdin=program.stdin))
+        found, reply = attempt(Task(whole, expected_output=program.expected_output, stdin=program.stdin))
+        return found, reply | {"control": Control.APART}
     if program.language != "ts":  # whose tests are taken apart once it has been compiled
         split = apart(program.language, program.source, program.tests)
         if split is not None:
@@ -58,7 +59,7 @@ def unmasked(judged: Judged, control: Control, together: Callable[[], Verdict]) 
     failed = found in (Verdict.FAILED, Verdict.RUNTIME_ERROR)
     if control is Control.EVERY and failed and together() is Verdict.PASSED:
         return Verdict.CHEATED, reply | {"stderr": UNMASKED}
-    return found, reply | {"control": Control.APART}
+    return found, reply | {"control": Control.NONE if reply.get("believed") else Control.APART}
 
 
 def with_controls(
@@ -167,11 +168,12 @@ def _ts(boxes: Boxes, task: Task, *, fast: bool = False) -> Judged:
 
 
 def _node(boxes: Boxes, language: str, task: Task, fast: bool) -> Judged:
-    if fast and task.own_word:
+    if fast and task.expected:
         with contextlib.suppress(BoxDiedError, LimitError):
-            reply = boxes("fast").compile(task.text.encode(errors="replace"))
-            if reply.get("failed") is True:
-                return Verdict.FAILED, {"stderr": str(reply.get("stderr")), "exit_code": 1}
+            frames = boxes("fast").compile(task.text.encode(errors="replace")).get("told")
+            wrong = first_wrong(language, task, frames if isinstance(frames, list) else [])
+            if wrong:
+                return Verdict.FAILED, {"stderr": wrong, "exit_code": 1}
     box = boxes("programs")
     tell = ["--require", f"{box.inside}/node/tell.js"] if task.expected else []
     called = f"{box.inside}/node/harness.js" if task.own_word else "program.js"

@@ -151,6 +151,11 @@ def status(language: str, verdict: Verdict, stderr: str) -> str:
     return _STATUSES.get(verdict, "Exception")
 
 
+def without_control(results: list[dict[str, Any]]) -> int:
+    """How many of `results` are OK with nothing but the program's own word behind it."""
+    return sum(result["status"] == "OK" and result.get("control", "none") == "none" for result in results)
+
+
 def write_results(path: Path, results: dict[str, Any]) -> None:
     """Replaces `path` atomically, making its directory; compressed where the name ends in .gz."""
     data = json.dumps(results, indent=2).encode()

@@ -3,7 +3,8 @@
 import contextlib
 from typing import Any
 
-from rerankjax.sandbox.box import Box, BoxDiedError, holding, pipe
+from rerankjax.sandbox.box import Box, BoxDiedError
+from rerankjax.sandbox.conversation import holding, pipe
 from rerankjax.sandbox.languages import Boxes, unmasked, with_controls
 from rerankjax.sandbox.output import matches
 from rerankjax.sandbox.python_tests import split, wrong_tests
@@ -39,7 +40,7 @@ def _by_output(box: Box, program: Program) -> Judged:
     verdict = _verdict(reply, box.limits.cpu_seconds)
     if reply["exit_code"] == 0 and verdict in (Verdict.PASSED, Verdict.FAILED):
         right = matches(reply["stdout"], program.expected_output or "")
-        return (Verdict.PASSED if right else Verdict.FAILED), reply
+        return (Verdict.PASSED if right else Verdict.FAILED), reply | {"control": Control.APART}
     return verdict, reply
 
 
@@ -65,8 +66,8 @@ def _apart(solver: Box, examiner: Box, source: str, tests: str) -> Judged | None
     if found["killed"]:
         return Verdict(found["killed"]), reply
     stderr = (reply["stderr"] + found["stderr"])[-len(reply["stderr"]) - 4096 :]
-    if said == "passed":
-        return Verdict.PASSED, reply | {"exit_code": 0, "signal": None}
+    if said in ("passed", "believed"):
+        return Verdict.PASSED, reply | {"exit_code": 0, "signal": None, "believed": said == "believed"}
     if said in _SAID or said == "runtime error":
         return _SAID.get(said, Verdict.RUNTIME_ERROR), reply | {"exit_code": 1, "signal": None, "stderr": stderr}
     # It ended before its tests did. Then an exit code of 0 claims a pass that no test bears out.

@@ -94,6 +94,15 @@ def run(box: Box, language: str, task: Task, body: dict[str, Any], word: str) ->
     return verdict(language, reply, passed, box.limits.cpu_seconds), reply
 
 
+def first_wrong(language: str, task: Task, frames: list[Any]) -> str:
+    """What the first of `frames` that is not as expected is about; "" where none is."""
+    hearing = _Hearing(language, task, b"")
+    for frame in frames:
+        if not hearing.listen(str(frame).encode(errors="replace")):
+            break
+    return hearing.wrong
+
+
 def verdict(language: str, reply: dict[str, Any], passed: bool, cpu_seconds: float) -> Verdict:
     """`passed` holds only with exit code 0, and within the limit."""
     if reply["cpu_seconds"] > cpu_seconds:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rerankjax.sandbox.inside import program, solver, wire
 
-INSEPARABLE, LOST = "inseparable", "lost"
+INSEPARABLE, LOST, BELIEVED = "inseparable", "lost", "believed"
 
 
 class InseparableError(program.Unjudged):
@@ -26,9 +26,17 @@ class LostError(program.Unjudged):
 
 
 def run(tests: str, report: Callable[[str], None], hear: int, tell: int) -> int:
-    """Run `tests`. Reports what they say of the program, INSEPARABLE or LOST, and returns the exit code."""
+    """Run `tests`. Reports what they say of the program, INSEPARABLE or LOST, and returns the exit code.
+
+    BELIEVED is a pass for which the program itself has said that two of its objects are equal, or of a class.
+    """
+    peer = _Peer(hear, tell)
+
+    def say(kind: str) -> None:
+        report(BELIEVED if kind == "passed" and peer.believed else kind)
+
     try:
-        return program.run("", tests, report, names=lambda: _Peer(hear, tell).names(tests))
+        return program.run("", tests, say, names=lambda: peer.names(tests))
     except InseparableError:
         report(INSEPARABLE)
     except LostError:
@@ -52,21 +60,25 @@ def _free(tests: str) -> set[str]:
 class _Peer:
     def __init__(self, hear: int, tell: int) -> None:
         self._hear, self._tell = hear, tell
+        self._modules_may_come = False
+        self.believed = False
 
     def names(self, tests: str) -> dict[str, Any]:
         """What the program has under the names that `tests` lacks.
 
-        A builtin is Python's own, whatever the program calls so: its `abs` could make all differences 0. But where
-        the program has no other name that the tests use, the one builtin that it defines is what they are about.
+        Builtins and modules are Python's own, whatever the program calls so: its `abs` could make all differences 0.
+        But where the program has no other name that the tests use, the one that it defines is what they are about.
         """
-        free, own = _free(tests), set(dir(builtins))
-        found = self._ask_names(free - own)
-        if not found and len(shadowing := self._ask_names(free & own)) == 1:
+        free, python = _free(tests), solver.MODULES | set(dir(builtins))
+        found, shadowing = self._ask_names(free - python), self._ask_names(free & python)
+        if not found and len(shadowing) == 1:
             return shadowing
-        return found
+        return found | {name: importlib.import_module(name) for name in shadowing.keys() & solver.MODULES}
 
     def _ask_names(self, names: set[str]) -> dict[str, Any]:
+        self._modules_may_come = True
         found = self.ask("names", *sorted(names))
+        self._modules_may_come = False
         if not isinstance(found, dict):
             raise LostError
         return found
@@ -84,8 +96,8 @@ class _Peer:
     def ask(self, *request: Any) -> Any:
         try:
             data = wire.dumps(request, self._number)
-        except RecursionError:
-            raise InseparableError from None
+        except RecursionError:  # it has come from the program, in most cases
+            raise LostError from None
         try:
             data = len(data).to_bytes(4, "big") + data
             while data:
@@ -108,6 +120,11 @@ class _Peer:
         sys.stderr.write(f"{lines}\nThe above came from the program, called by these tests:\n\n")
         raise error(text)
 
+    def believe(self, *request: Any) -> bool:
+        """What the program says of objects of its own."""
+        self.believed = True
+        return self.ask(*request) is True
+
     @staticmethod
     def _number(value: Any) -> int:
         if isinstance(value, Remote):
@@ -117,7 +134,7 @@ class _Peer:
     def _received(self, handle: Any) -> Any:
         name = handle.get("module")
         if name is not None:
-            if name not in solver.MODULES:
+            if name not in solver.MODULES or not self._modules_may_come:
                 raise LostError
             return importlib.import_module(name)
         return Remote(self, handle["number"])
@@ -152,13 +169,13 @@ class Remote:
         return self._peer.ask("call", self, list(positional), named)
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Remote) and self._peer.ask("equal", self, other) is True)
+        return self is other or (isinstance(other, Remote) and self._peer.believe("equal", self, other))
 
     def __hash__(self) -> int:
         return id(self)
 
     def __instancecheck__(self, value: Any) -> bool:
-        return isinstance(value, Remote) and self._peer.ask("instance", value, self) is True
+        return isinstance(value, Remote) and self._peer.believe("instance", value, self)
 
     def __len__(self) -> int:
         return self._peer.ask("len", self)

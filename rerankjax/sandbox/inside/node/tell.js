@@ -36,14 +36,17 @@ function text(value) {
   return `{${items.join()}}`;
 }
 
-globalThis.rerankjaxTell = (value) => {
-  let said;
+function said(value) {
   try {
-    said = text(value);
+    return text(value);
   } catch { // it holds itself, or does not want to be looked at
-    said = '?';
+    return '?';
   }
-  const frame = from(`${said}\0`);
+}
+
+module.exports = { said };
+globalThis.rerankjaxTell = (value) => {
+  const frame = from(`${said(value)}\0`);
   for (let at = 0; at < frame.length;) at += writeSync(TELL, frame, at);
   if (readSync(HEAR, alloc(1)) !== 1) {
     const { AssertionError } = load('assert');
