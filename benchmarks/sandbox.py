@@ -143,6 +143,8 @@ def speed(rows: list[Row], languages: list[str], workers: int, rounds: int, cons
     mean = math.exp(statistics.mean(math.log(figures[language]["ratio"]) for language in languages))
     table.add_row("geometric mean", "", "", f"{mean:.1f}", f"{GEOMETRIC_MEAN_TARGET}", "")
     console.print(table)
+    if "py" in languages:
+        console.print(f"Python: {figures['py']['sandbox']:.0f} programs/s; target {PYTHON_PER_SECOND_TARGET}")
     return {"languages": figures, "geometric_mean": mean}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from rerankjax import sandbox
-from rerankjax.sandbox import Control, Limits, Program, Result, Verdict, cgroup
+from rerankjax.sandbox import Control, Limits, Program, Result, Verdict, box, cgroup
 from tests.test_sandbox_languages import LANGUAGES, SHAPES, honest, program, run
 
 # What a hostile program does, in each language: {data} is bytes in hex, {signal} and {pid} are numbers.
@@ -148,6 +148,24 @@ def test_what_a_compiler_makes_of_java_may_be_much() -> None:
     )
     assert long.verdict is not Verdict.SANDBOX_ERROR, long
     assert classes.verdict is Verdict.PASSED, classes
+
+
+@pytest.mark.parametrize("language", ["ts", "java", "cs"])
+def test_a_source_that_ends_the_compiler_does_not_compile(language: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_source = box.Box.compile
+
+    def dies(self: box.Box, source: bytes) -> dict:
+        if b"deadly" in source or everything:
+            self.close()
+            raise box.BoxDiedError("out of memory")
+        return compile_source(self, source)
+
+    monkeypatch.setattr(box.Box, "compile", dies)
+    deadly = Program(language, honest(language).source, f"// deadly\n{honest(language).tests}")
+    everything = False
+    assert run(deadly)[0].verdict is Verdict.COMPILE_ERROR
+    everything = True  # so it is no fault of the program's
+    assert [result.verdict for result in sandbox.run([deadly], workers=1)] == [Verdict.SANDBOX_ERROR]
 
 
 # Sizes

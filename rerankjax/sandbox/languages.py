@@ -242,10 +242,17 @@ def _decoded(text: Any) -> bytes:
         raise BoxDiedError(f"a compiler's answer is not as agreed: {error}") from None
 
 
+# What any compiler that is well makes something of.
+_TRIVIAL = {"tsc": b"", "javac": b"jclass A { }", "mcs": b"class A { static void Main() { } }"}
+
+
 def _compiled(boxes: Boxes, kind: str, source: bytes, fields: dict[str, type]) -> dict[str, Any] | Judged:
-    """What a warm compiler answers. A source that ends it twice, or makes it pass a limit, is no program."""
+    """What a warm compiler answers. A source that makes it pass a limit, or ends it twice, is no program.
+
+    Raises BoxDiedError where the compiler then ends under any source.
+    """
+    box = boxes(kind)
     for _ in range(2):
-        box = boxes(kind)
         try:
             compiled = box.compile(source)
             if all(isinstance(compiled.get(name), of) for name, of in (fields | {"succeeded": bool}).items()):
@@ -254,9 +261,9 @@ def _compiled(boxes: Boxes, kind: str, source: bytes, fields: dict[str, type]) -
         except LimitError as error:
             return error.verdict, {"stderr": f"{kind}: {error}"}
         except BoxDiedError as error:
-            if box.cancelled:
-                raise
             ended = str(error)
+    if box.compile(_TRIVIAL[kind]).get("succeeded") is not True:
+        raise BoxDiedError(f"{kind} compiles nothing: {ended}")
     return Verdict.COMPILE_ERROR, {"stderr": f"{kind} ended under this program: {ended}", "exit_code": 1}
 
 
