@@ -37,6 +37,7 @@ $(READY): setup.sh pyproject.toml constraints.txt
 	./setup.sh $(VENV) $(PYTHON)
 	@touch $@
 
-$(LANGUAGES): setup.sh pyproject.toml constraints.txt tpu/requirements.txt $(wildcard rerankjax/sandbox/inside/*/*) rerankjax/sandbox/install.py
+$(LANGUAGES): setup.sh pyproject.toml constraints.txt tpu/requirements.txt \
+  $(wildcard rerankjax/sandbox/inside/*/* rerankjax/sandbox/inside/*/*/*) rerankjax/sandbox/install.py
 	./setup.sh $(VENV) $(PYTHON) languages
 	@touch $@ $(READY)

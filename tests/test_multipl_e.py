@@ -47,7 +47,7 @@ ENDINGS = {  # completion -> status, exit code, verdict
 }
 RIGHT, WRONG = list(ENDINGS["py"])[:2]
 RESULT_KEYS = ["program", "timestamp", "stdout", "stderr", "exit_code", "status"]  # MultiPL-E's; then ours
-OUR_KEYS = ["verdict", "wall_seconds", "cpu_seconds"]
+OUR_KEYS = ["verdict", "control", "wall_seconds", "cpu_seconds"]
 
 
 def problem(*completions: str, language: str = "py", name: str = "add_one", **fields: Any) -> dict[str, Any]:
@@ -109,6 +109,7 @@ def test_results_are_multipl_es_key_by_key(tmp_path: pathlib.Path) -> None:
             assert list(result) == RESULT_KEYS + OUR_KEYS
             assert result["program"] == f"{PROMPTS[language]}{completion}\n{TESTS[language]}"
             assert (result["status"], result["exit_code"], result["verdict"]) == (status, exit_code, verdict)
+            assert result["control"] == ("apart" if status == "OK" else "none")
             assert start <= result["timestamp"] <= time.time()
             assert type(result["timestamp"]) is type(result["exit_code"]) is int
             assert type(result["stdout"]) is type(result["stderr"]) is str
@@ -277,7 +278,7 @@ def test_a_failing_sandbox_is_no_result(
 ) -> None:
     judge = pool.JUDGES["py"]
 
-    def dies(boxes: Any, program: Program, *, control: bool) -> Any:
+    def dies(boxes: Any, program: Program, *, control: Any) -> Any:
         if "dies" in program.source:
             raise box.BoxDiedError("gone")
         return judge(boxes, program, control=control)
@@ -288,7 +289,7 @@ def test_a_failing_sandbox_is_no_result(
         patched.setitem(pool.JUDGES, "py", dies)
         assert evaluate(tmp_path / "in", tmp_path / "out") == 1
     said = capsys.readouterr().err
-    assert re.search(r"a\.json, completion 2: sandbox: died 2 times.*gone", said)
+    assert re.search(r"a\.json, completion 2: sandbox: died 3 times.*gone", said)
     assert "b.json, completion 1: " in said
     assert "failed under 2 programs" in said
     assert written(tmp_path / "out") == ["a.results.json"]
@@ -311,13 +312,14 @@ def test_table_has_the_mean_over_problems(tmp_path: pathlib.Path, capsys: pytest
         write(tmp_path / f"{name}.results.json", problem() | {"results": results(*ended)})
     assert evaluate(tmp_path, tmp_path) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["OK", "without", "control", "2"] in lines
     wanted = {"problems": "2", "programs": "5", "OK": "2", "Exception": "2", "Timeout": "1", "pass@1": "0.625"}
     assert [line for line in lines if len(line) == 2] == [list(row) for row in wanted.items()]
 
 
 def test_table_fits_a_narrow_terminal() -> None:
     names = ["OK", "AssertionError", "ReferenceError", "SyntaxError", "Timeout", "Exception"]
-    ended = {pathlib.Path(language): (language, names * 10_000) for language in toolchains.LANGUAGES}
+    ended = {pathlib.Path(language): (language, names * 10_000, 0) for language in toolchains.LANGUAGES}
     out = io.StringIO()
     Console(file=out, width=80).print(command._table(ended))
     assert "…" not in out.getvalue()
@@ -329,11 +331,11 @@ def test_flags_reach_the_sandbox(tmp_path: pathlib.Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(command, "run", lambda programs, **options: calls.append(options) or (_ for _ in ()))
     file = write(tmp_path / "a.json", problem(RIGHT))
     assert evaluate(file, tmp_path) == 0
-    flags = "--max-workers 3 --cpu-seconds 20.5 --memory-bytes 5000000 --no-control --uncontained --fast"
+    flags = "--max-workers 3 --cpu-seconds 20.5 --memory-bytes 5000000 --control every --uncontained --fast"
     assert evaluate(file, tmp_path, *flags.split()) == 0
     assert calls == [
-        {"workers": None, "limits": Limits(), "control": True, "contained": True, "fast": False},
-        {"workers": 3, "limits": Limits(20.5, 82.0, 5_000_000), "control": False, "contained": False, "fast": True},
+        {"workers": None, "limits": Limits(), "control": "one", "contained": True, "fast": False},
+        {"workers": 3, "limits": Limits(20.5, 82.0, 5_000_000), "control": "every", "contained": False, "fast": True},
     ]
 
 

@@ -186,12 +186,41 @@ FORGED = {
 
 @pytest.mark.parametrize("source", FORGED.values(), ids=FORGED.keys())
 def test_forged_pass_is_no_pass(source: str) -> None:
-    assert run(source, TESTS).verdict is Verdict.FAILED
+    assert run(source, TESTS).verdict in (Verdict.FAILED, Verdict.RUNTIME_ERROR)
 
 
-def test_control_is_what_catches_the_cleverest() -> None:
-    forged = Program("py", textwrap.dedent(FORGED["steals the nonce"]), TESTS)
-    assert [r.verdict for r in sandbox.run([forged], workers=1, control=False)] == [Verdict.PASSED]
+# Of these tests a lambda goes to the program, so they have to run in its process.
+SHARING = "assert apply(lambda x: x + 1, 1) == 2\nassert apply(lambda x: x + 1, 2) == 3\n"
+
+
+def test_a_pass_says_what_stands_behind_it() -> None:
+    apply = "def apply(f, x):\n    return f(x)\n"
+    programs = [HONEST, Program("py", SOURCE + TESTS), Program("py", apply, SHARING), Program("py", apply)]
+    found = {}
+    for control in (True, "every", False):
+        results = sorted(sandbox.run(programs, workers=1, control=control), key=lambda result: result.index)
+        assert {result.verdict for result in results} == {Verdict.PASSED}
+        found[control] = [str(result.control) for result in results]
+    assert found[True] == ["apart", "apart", "one", "none"]
+    assert found["every"] == ["apart", "apart", "every", "none"]
+    assert found[False] == ["apart", "apart", "none", "none"]
+
+
+def test_control_of_every_test_catches_who_cheats_on_one() -> None:
+    equal = "class A(int):\n    __eq__ = lambda self, other: True\n"
+    cheats = [equal + f"def apply(f, x):\n    return A() if x == {x} else f(x)\n" for x in (1, 2)]
+    programs = [Program("py", source, SHARING) for source in cheats]
+    every, none = (
+        sorted(sandbox.run(programs, workers=1, control=control), key=lambda result: result.index)
+        for control in ("every", False)
+    )
+    assert [result.verdict for result in none] == [Verdict.PASSED] * 2
+    assert [result.verdict for result in every] == [Verdict.CHEATED] * 2
+    seen = Program("py", FORGED["always equal"], TESTS)
+    for control, verdict in (("every", Verdict.CHEATED), (True, Verdict.FAILED)):
+        assert [r.verdict for r in sandbox.run([seen], workers=1, control=control)] == [verdict]
+    with pytest.raises(ValueError, match="control is 'each'; it must be True, False or 'every'"):
+        sandbox.run(programs, control="each")
 
 
 @needs_data
@@ -254,7 +283,7 @@ def test_one_large_file_and_many_files() -> None:
         result = run(many.replace("{d}", directory).replace("{{", "{").replace("}}", "}"), tmp_bytes=4 << 20)
         assert "No space left" in result.stderr
     # Where Python lies below /tmp, as in a clone there, its place is in sight.
-    seen = sorted({path.split("/")[2] for path in box.kept()})
+    seen = sorted({"program.py", *(path.split("/")[2] for path in box.kept())})
     assert tried("import os\nprint(sorted(os.listdir('/tmp') + os.listdir('/dev/shm')))") == str(seen)
 
 
@@ -269,8 +298,17 @@ def test_sees_nothing_of_the_host(tmp_path: pathlib.Path, monkeypatch: pytest.Mo
     secret = secrets.token_hex(8)
     monkeypatch.setenv("SANDBOX_TEST_SECRET", secret)
     (tmp_path / "secret").write_text(secret)
-    paths = ["/etc/passwd", "/etc/shadow", str(tmp_path / "secret"), __file__, "/root/.bashrc", "/sys/kernel", "/home"]
+    paths = [
+        "/etc/machine-id",
+        "/etc/shadow",
+        str(tmp_path / "secret"),
+        __file__,
+        "/root/.bashrc",
+        "/sys/kernel",
+        "/home",
+    ]
     assert tried(f"import os\nprint([p for p in {paths!r} if os.path.exists(p)])") == "[]"
+    assert tried("print(*(line.split(':')[0] for line in open('/etc/passwd')))") == "root nobody"  # the box's own
     source = f"""
         import glob, os
         for path in glob.glob('/proc/*/environ') + glob.glob('/proc/*/cmdline'):
@@ -442,12 +480,13 @@ def test_a_filter_that_lets_through_stops_the_run(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_box_that_dies_is_replaced_and_its_program_run_again() -> None:
-    results = sandbox.run([HONEST, Program("py", "import time; time.sleep(1)")], workers=1, control=False)
+    results = sandbox.run([HONEST, Program("py", "import time; time.sleep(1)")], workers=1)
     assert next(results).verdict is Verdict.PASSED
     # Its outermost process: a program that runs already is a fork of the server, and looks like it.
     boxed = [pid for pid in children(os.getpid()) if "server" in pathlib.Path(f"/proc/{pid}/cmdline").read_text()]
-    assert len(boxed) == 1
-    os.kill(boxed[0], signal.SIGKILL)
+    assert len(boxed) == 2  # the program's, and that of its tests
+    for pid in boxed:
+        os.kill(pid, signal.SIGKILL)
     assert next(results).verdict is Verdict.PASSED
     assert next(results, None) is None
 
@@ -462,8 +501,8 @@ def test_a_program_under_which_boxes_die_is_a_sandbox_error(monkeypatch: pytest.
     monkeypatch.setitem(pool.JUDGES, "py", dies)
     (result,) = sandbox.run([HONEST], workers=1)
     assert result.verdict is Verdict.SANDBOX_ERROR
-    assert "died 2 times" in result.stderr
-    assert len(calls) == 2
+    assert "died 3 times" in result.stderr
+    assert len(calls) == 3
 
 
 def test_identical_programs_run_once() -> None:

@@ -16,6 +16,7 @@ from rerankjax.loop.checks import check
 from rerankjax.loop.config import ConfigError, ExperimentConfig
 from rerankjax.model.config import REMATS
 from rerankjax.model.sharding import MeshConfig, make_mesh, row_shards
+from rerankjax.policy.ppo import PPOConfig
 
 # The kinds of steps that microbatches change, with the sections that hold those.
 MICROBATCHES = {
@@ -148,7 +149,7 @@ def _parts(config: ExperimentConfig, paths: tuple[str, ...], topology: Topology)
     """Powers of two into which a step's batches divide, each part among all devices that share a batch."""
     shards = row_shards(make_mesh(config.mesh, topology.devices))
     sections = [_field(config, path.removesuffix(".optimizer")) for path in paths]
-    sizes = [section.batch_size // getattr(section, "minibatches", 1) for section in sections]
+    sizes = [s.batch_size // (s.minibatches if isinstance(s, PPOConfig) else 1) for s in sections]
     parts = 1
     while all(size % (parts * shards) == 0 for size in sizes):
         yield parts

@@ -13,6 +13,7 @@ from rerankjax.results.calibration import Platt, fit_platt
 from rerankjax.results.evaluation import Evaluation
 from rerankjax.results.selection import choose_lambda
 from rerankjax.run.rundir import stage_seconds
+from rerankjax.sandbox import Verdict
 
 PAIRS = {
     "same_data": "same data",
@@ -111,7 +112,8 @@ def _evaluation(
         scoring_seconds=stage_seconds(scoring) if scoring else 0.0,
         greedy_lengths=np.array([c.length for c in answers]),
         greedy_seconds=stage_seconds(run.path(f"greedy/{policy}-{name}")),
-        sandbox_errors=sum(c.verdict == "sandbox error" for c in sampled),
+        sandbox_errors=sum(c.verdict == Verdict.SANDBOX_ERROR for c in (*sampled, *answers)),
+        caught=sum(c.verdict == Verdict.CHEATED for c in (*sampled, *answers)),
     )
 
 

@@ -44,6 +44,7 @@ from rerankjax.run import checkpoint
 from rerankjax.run.hosts import exchange, is_first, own_copy, own_mesh, share
 from rerankjax.run.metrics import write_waits
 from rerankjax.run.reads import whole
+from rerankjax.sandbox import Verdict
 from rerankjax.verdicts.execution import VerdictCache, execute, verdict_cache
 
 ParamsLoader = Callable[[], Params]  # on demand, so that between stages the devices hold the SFT model alone
@@ -130,7 +131,7 @@ def candidates(run: SeedRun, policy: str, params: ParamsLoader, split: str) -> l
         if split == TRAIN:
             _ = config.candidates.train_problems  # which problems these are
         title = f"{policy}, sample and execute {split}"
-        _write_candidates(view, directory, problems, params, drawing, run.key(stage), title, _judged(run, split))
+        _write_candidates(view, directory, split, problems, params, drawing, run.key(stage), title)
 
     path = run.stage(stage, [_stage_of(run, policy)], fill, everywhere=True)
     return read_candidates(path / "candidates.parquet")
@@ -143,7 +144,7 @@ def greedy(run: SeedRun, policy: str, params: ParamsLoader, split: str) -> list[
     def fill(directory: Path, config: ExperimentConfig) -> None:
         view, drawing = dataclasses.replace(run, config=config), greedy_drawing(config, split)
         problems, title = run.problems[split], f"{policy}, greedy answers to {split}"
-        _write_candidates(view, directory, problems, params, drawing, run.key(stage), title, _judged(run, split))
+        _write_candidates(view, directory, split, problems, params, drawing, run.key(stage), title)
 
     path = run.stage(stage, [_stage_of(run, policy)], fill, everywhere=True)
     return read_candidates(path / "candidates.parquet")
@@ -152,18 +153,22 @@ def greedy(run: SeedRun, policy: str, params: ParamsLoader, split: str) -> list[
 def _write_candidates(
     run: SeedRun,
     directory: Path,
+    split: str,
     problems: ProblemSet,
     params: ParamsLoader,
     drawing: Drawing,
     key: jax.Array,
     title: str,
-    judged: VerdictCache,
 ) -> None:
     """Samples and executes, each process its share of the problems; the first writes what all of them found."""
+    # What goes into tables is controlled for each assertion: a program that cheats on one of them is caught.
+    control = "one" if split in (TRAIN, DEV) else "every"
     own, waited = share(problems.asked), functools.partial(write_waits, directory, "host")
     with progress(f"seed {run.seed}: {title}", drawing.samples * len(own), "programs") as advance:
         sampled = _sample(run, params(), own, drawing, key, waited)
-        executed = execute(whole(run.config.sandbox), own, sampled, advance, _source(problems), judged)
+        executed = execute(
+            whole(run.config.sandbox), own, sampled, advance, _source(problems), _judged(run, split), control
+        )
     executed = [Candidate(**row) for row in exchange([dataclasses.asdict(c) for c in executed])]
     place = {problem.name: i for i, problem in enumerate(problems.asked)}
     executed.sort(key=lambda c: (place[c.problem], c.sample))
@@ -360,7 +365,9 @@ def ppo_policy(
             sampled = _sample(run, policy, own, drawing, run.key("early stopping"))
             executed = execute(limits, own, sampled, source=_source(dev), judged=judged)
             judged.update(verdict_cache(executed))
-            return float(np.mean([row["passed"] for row in exchange([{"passed": c.passed} for c in executed])]))
+            # What the sandbox could not judge says nothing about the policy: it is left out.
+            known = [{"passed": c.passed} for c in executed if c.verdict != Verdict.SANDBOX_ERROR]
+            return float(np.mean([row["passed"] for row in exchange(known)] or [0.0]))
 
         judged.update(_judged(run, DEV))
         trained = trainers.train_ppo(

@@ -8,6 +8,7 @@ import numpy as np
 
 from rerankjax.candidates.candidate import Candidate
 from rerankjax.problems import jsonl
+from rerankjax.sandbox import Verdict
 
 # What a later iteration adds to the pairs: nothing (the control), failing solutions at random, failing ones that the
 # reranker scored high (the paper's "hard negatives"), those and passing ones (its "self-training").
@@ -33,7 +34,7 @@ class LabelledSolutions:
 
 def partition_by_verdict(candidates: Iterable[Candidate]) -> LabelledSolutions:
     """Passing and failing solutions, each once. What the sandbox could not judge is neither."""
-    judged = [c for c in candidates if c.verdict not in ("", "sandbox error")]
+    judged = [c for c in candidates if c.verdict not in ("", Verdict.SANDBOX_ERROR)]
     passing = dict.fromkeys((c.problem, c.completion) for c in judged if c.passed)
     failing = dict.fromkeys((c.problem, c.completion) for c in judged if not c.passed)
     return LabelledSolutions(tuple(passing), tuple(failing))

@@ -34,7 +34,8 @@ from rerankjax.sandbox.multipl_e import Evaluation
 
 PROGRAM = "python -m rerankjax.sandbox"
 SHOWN_FAILURES = 10
-Statuses = dict[Path, tuple[str, list[str]]]  # results file -> the sandbox's name for the language, and the statuses
+# results file -> the sandbox's name for the language, the statuses, and how many are OK without a control
+Statuses = dict[Path, tuple[str, list[str], int]]
 
 
 @dataclasses.dataclass
@@ -107,10 +108,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "repaired, by their entries; the results say which (default: %(default)s)",
     )
     parser.add_argument(
-        "--no-control",
-        dest="control",
-        action="store_false",
-        help="believe a pass without seeing that the program fails when a test is made wrong",
+        "--control",
+        choices=("one", "every", "none"),
+        default="one",
+        help="where tests run in the program's own process, believe a pass only where the program fails with an "
+        "expected value made wrong: one of them, or by turns every one, for final tables; the results say what stands "
+        "behind each pass (default: %(default)s)",
     )
     parser.add_argument(
         "--fast",
@@ -155,7 +158,8 @@ def _survey(args: argparse.Namespace, files: list[Path]) -> tuple[Statuses, dict
             if path in sources:
                 raise ValueError(f"{where} and {sources[path]} both have their results in {path}; rename one of them.")
             sources[path] = where
-            statuses[path] = (evaluation.language, evaluation.statuses)
+            kept = evaluation.results["results"]
+            statuses[path] = (evaluation.language, evaluation.statuses, multipl_e.without_control(kept))
             missing[file] += len(evaluation.programs) - len(evaluation.statuses)
             try:
                 toolchains.check(evaluation.language)
@@ -191,7 +195,8 @@ def _evaluate(args: argparse.Namespace, missing: dict[Path, int], statuses: Stat
         evaluation, results = problem.evaluation, problem.results()
         if len(results) > len(evaluation.statuses):
             multipl_e.write_results(evaluation.path, evaluation.results | {"results": results})
-        statuses[evaluation.path] = evaluation.language, [result["status"] for result in results]
+        ended = [result["status"] for result in results]
+        statuses[evaluation.path] = evaluation.language, ended, multipl_e.without_control(results)
         del problems[evaluation.path]
 
     # By default a program that only waits may do so for four times its CPU time.
@@ -222,14 +227,15 @@ def _evaluate(args: argparse.Namespace, missing: dict[Path, int], statuses: Stat
 
 def _table(statuses: Statuses) -> Table:
     """A column a language, so that it fits 80 characters; pass@1 is the mean over problems of the share that is OK."""
-    others = sorted({status for _, ended in statuses.values() for status in ended} - {"OK"})
+    others = sorted({status for _, ended, _ in statuses.values() for status in ended} - {"OK"})
     table = Table("", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    columns = [["problems", "programs", "OK", *others, "pass@1"]]
-    for language in sorted({language for language, _ in statuses.values()}):
+    columns = [["problems", "programs", "OK", "OK without control", *others, "pass@1"]]
+    for language in sorted({language for language, *_ in statuses.values()}):
         table.add_column(language, justify="right", no_wrap=True)
-        problems = [ended for its, ended in statuses.values() if its == language and ended]
+        problems = [ended for its, ended, _ in statuses.values() if its == language and ended]
+        uncontrolled = sum(without for its, _, without in statuses.values() if its == language)
         counts = collections.Counter(itertools.chain.from_iterable(problems))
-        figures = (len(problems), counts.total(), *(counts[status] for status in ("OK", *others)))
+        figures = (len(problems), counts.total(), counts["OK"], uncontrolled, *(counts[status] for status in others))
         shares = [ended.count("OK") / len(ended) for ended in problems]
         columns.append([*map(str, figures), f"{sum(shares) / len(shares):.3f}" if shares else "-"])
     for row in zip(*columns, strict=True):

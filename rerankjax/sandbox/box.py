@@ -15,10 +15,11 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from rerankjax.sandbox import seccomp, toolchains
+from rerankjax.sandbox import cgroup, seccomp, toolchains
+from rerankjax.sandbox.conversation import MESSAGE_BYTES, Conversation, Listener, holding, pipe
 from rerankjax.sandbox.verdict import Limits, SandboxError, Verdict
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "TZ": "UTC", "PYTHONHASHSEED": "0"}
@@ -26,10 +27,11 @@ ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "TZ":
 CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETPCAP", "CAP_SYS_PTRACE")
 REPLY_GRACE_SECONDS = 30.0  # beyond the program's own wall limits, before the box counts as dead
 FAST_MILLISECONDS = "1000"  # what needs longer gets a node of its own
-STEPS = 3  # a program may be compiled, run, and run with a wrong test
+STEPS = 2  # a program may be compiled, and run
 WATCH_SECONDS = 0.5
 COMPILER_LIFE = 2000  # programs
 COMPILER_BYTES = 1 << 30  # a warm compiler holds more than a program may need
+COMPILED_BYTES = 256 << 20
 END_SECONDS = 5.0  # for what is not contained to end its programs
 IN_BOX = "/sandbox/rerankjax/sandbox/inside"
 CONFIGURATION = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/php", "/etc/mono", "/etc/java-17-openjdk")
@@ -63,7 +65,8 @@ def _shared() -> dict[str, str]:
     paths += [str(base / lib) for lib in ("lib", "lib64") if (base / lib).is_dir()]
     paths.append(sysconfig.get_path("stdlib"))
     outside_usr = [p for p in paths if os.path.exists(p) and (p == "/usr" or not p.startswith("/usr/"))]
-    return {path: path for path in outside_usr} | {IN_BOX: str(toolchains.INSIDE)}
+    own = {f"/etc/{path.name}": str(path) for path in sorted((toolchains.INSIDE / "etc").iterdir())}
+    return {path: path for path in outside_usr} | own | {IN_BOX: str(toolchains.INSIDE)}
 
 
 def kept() -> list[str]:
@@ -109,7 +112,12 @@ def _bubblewrap() -> list[str]:
 SERVICES: dict[str, Callable[[str], list[str]]] = {
     "javac": lambda inside: [
         *(toolchains.JAVA, *toolchains.JAVA_OPTIONS, "-Xmx512m", "-Xshare:auto"),
-        *("-cp", toolchains.JAVA_CLASSES, f"-Dprogram.classpath={toolchains.JAVATUPLES}", "Compiler"),
+        *(
+            "-cp",
+            toolchains.JAVA_CLASSES,
+            f"-Dprogram.classpath={toolchains.JAVATUPLES}:{toolchains.JAVA_CLASSES}",
+            "rerankjax.Compiler",
+        ),
     ],
     "tsc": lambda inside: [
         *(toolchains.NODE, "--max-old-space-size=640", f"{inside}/node/compiler.js", toolchains.TYPESCRIPT),
@@ -120,7 +128,7 @@ SERVICES: dict[str, Callable[[str], list[str]]] = {
 PHP = [toolchains.PHP, "-d", "ffi.enable=true", "-d", "display_errors=stderr", "-d", "log_errors=0"]
 
 
-def _command(kind: str, limits: Limits, inside: str, contained: bool) -> list[str]:
+def _command(kind: str, limits: Limits, inside: str, contained: bool, meter: int) -> list[str]:
     # -S: the standard library and nothing that happens to be installed, so that verdicts agree between machines.
     command = [os.path.realpath(sys.executable), "-B", "-s", "-S", "-m"]
     if kind in SERVICES:
@@ -130,14 +138,15 @@ def _command(kind: str, limits: Limits, inside: str, contained: bool) -> list[st
         command += ["rerankjax.sandbox.inside.server"]
         extra = [*PHP, f"{inside}/php/zygote.php"] if kind == "php" else []
     rules = seccomp.bpf().hex() if contained else ""
-    settings = json.dumps(vars(limits) | {"kept": kept()})
+    settings = json.dumps(vars(limits) | {"kept": kept(), "meter": meter})
     return [*(_bubblewrap() if contained else []), *command, settings, rules, json.dumps(extra)]
 
 
 class Box:
     """Starts on the first question, and anew on the first after `close`. One thread at a time.
 
-    kind: "programs" for what inside/server.py runs itself or in steps, "php", or one of SERVICES.
+    kind: "programs" for what inside/server.py runs itself or in steps, "tests" for the same, of Python's tests, "php",
+        or one of SERVICES.
     contained: False runs it with the rights of this very process. See `rerankjax.sandbox.run`.
     """
 
@@ -148,42 +157,98 @@ class Box:
         self._contained = contained
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
-        self._cancelled = False
+        self.cancelled = False
         self._compiled = 0
 
-    def ask(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Run one program: the reply of inside/server.py to `body`. Raises BoxDiedError, with the box closed."""
-        deadline = STEPS * self.limits.wall_seconds + REPLY_GRACE_SECONDS
-        return json.loads(self._exchange(json.dumps(body).encode(), deadline))
+    def ask(
+        self, body: dict[str, Any], *, stdin: str = "", word: bytes = b"", listen: Listener | None = None
+    ) -> dict[str, Any]:
+        """Run one program: the reply of inside/server.py to `body`. Raises BoxDiedError, with the box closed.
+
+        word: what the program hears from the beginning. listen: takes each frame that the program tells, and says
+        whether the program may go on.
+        """
+        with contextlib.ExitStack() as open_ends:
+            tell, told = pipe(open_ends)
+            hear, heard = pipe(open_ends)
+            os.write(heard, word)
+            self.send(body, (holding(stdin, open_ends), told, hear))
+            return self.reply(Conversation(tell, heard, listen) if listen else None)
+
+    def send(self, body: dict[str, Any], ends: tuple[int, int, int]) -> None:
+        """Start one program, with `ends` as its standard input, where it tells and where it hears."""
+        with self._broken_is_dead():
+            if self._process is None:
+                self._start()
+            data = json.dumps(body).encode()
+            self._socket.settimeout(REPLY_GRACE_SECONDS)
+            # The descriptors come with the first bytes; the rest may be more than the socket holds.
+            frame = len(data).to_bytes(4, "big") + data
+            sent = socket.send_fds(self._socket, [frame[:4]], ends)
+            self._socket.sendall(frame[sent:])
+
+    def reply(self, conversation: "Conversation | None" = None) -> dict[str, Any]:
+        """The reply to what was sent."""
+        deadline = time.monotonic() + STEPS * self.limits.wall_seconds + REPLY_GRACE_SECONDS
+        with self._broken_is_dead():
+            if conversation is not None:
+                while conversation.goes_on(self._socket.fileno(), deadline):
+                    pass
+            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+            # Bytes that are no text are told as six characters each.
+            reply = self._message(16 * int(self.limits.output_bytes) + MESSAGE_BYTES)
+            _check_reply(reply)
+            if conversation is not None:
+                conversation.finish()
+            if reply["spent"]:
+                self.close()
+            return reply
+
+    @contextlib.contextmanager
+    def _broken_is_dead(self) -> Iterator[None]:
+        try:
+            yield
+        except LimitError:
+            self.close()
+            raise
+        except (OSError, EOFError, ValueError, RecursionError) as error:
+            said = self.close()
+            raise BoxDiedError(f"{error or 'it ended'}; it said: {said or 'nothing'}") from None
+
+    def _message(self, most: int) -> dict[str, Any]:
+        length = int.from_bytes(self._read(4), "big")
+        if length > most:
+            raise ValueError(f"a reply of {length} bytes")
+        message = json.loads(self._read(length))
+        if not isinstance(message, dict):
+            raise ValueError("a reply that is no object")
+        return message
 
     def compile(self, source: bytes) -> dict[str, Any]:
         """What a compiler that stays warm makes of `source`. Raises BoxDiedError or LimitError, with the box closed."""
         self._compiled += 1
         if self._compiled % COMPILER_LIFE == 0:  # none of them frees all it takes
             self.close()
-        return json.loads(self._exchange(source, self.limits.wall_seconds))
-
-    def _exchange(self, data: bytes, seconds: float) -> bytes:
-        try:
+        with self._broken_is_dead():
             if self._process is None:
                 self._start()
-            self._deadline = time.monotonic() + seconds
+            self._deadline = time.monotonic() + self.limits.wall_seconds
             self._before: float | None = None
-            self._socket.settimeout(WATCH_SECONDS if self._kind in SERVICES else seconds)
-            self._socket.sendall(len(data).to_bytes(4, "big") + data)
-            return self._read(int.from_bytes(self._read(4), "big"))
-        except LimitError:
-            self.close()
-            raise
-        except (OSError, EOFError) as error:
-            said = self.close()
-            raise BoxDiedError(f"{error or 'it ended'}; it said: {said or 'nothing'}") from None
+            self._socket.settimeout(WATCH_SECONDS)
+            self._socket.sendall(len(source).to_bytes(4, "big") + source)
+            return self._message(COMPILED_BYTES)
 
     def _start(self) -> None:
-        command = _command(self._kind, self.limits, self.inside, self._contained)
         with self._lock:
-            if self._cancelled:
+            if self.cancelled:
                 raise EOFError("cancelled")
+            meter = -1
+            self._group = cgroup.make() if self._contained and self._kind not in SERVICES else None
+            if self._group is not None:
+                meter = os.open(self._group / "cpu.stat", os.O_RDONLY | os.O_CLOEXEC)
+            command = _command(self._kind, self.limits, self.inside, self._contained, meter)
+            if self._group is not None:
+                command = ["/bin/sh", "-c", 'echo $$ > "$0"; exec "$@"', str(self._group / "cgroup.procs"), *command]
             self._socket, theirs = socket.socketpair()
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
             with theirs:  # held here too, it would keep the box's end from being seen
@@ -192,7 +257,12 @@ class Box:
                     self._directory = tempfile.TemporaryDirectory()
                     ends["cwd"] = self._directory.name
                     ends["env"] = ENVIRONMENT | {"PYTHONPATH": str(toolchains.INSIDE.parents[2])}
-                self._process = subprocess.Popen(command, **{"cwd": "/", **ends}, start_new_session=True)
+                passed = (meter,) if meter >= 0 else ()
+                self._process = subprocess.Popen(
+                    command, **{"cwd": "/", **ends}, start_new_session=True, pass_fds=passed
+                )
+                if meter >= 0:
+                    os.close(meter)
 
     def _read(self, count: int) -> bytes:
         parts = []
@@ -224,7 +294,7 @@ class Box:
     def cancel(self) -> None:
         """End the program that runs and start no other: the one call that another thread may make."""
         with self._lock:
-            self._cancelled = True
+            self.cancelled = True
             if (process := self._process) is not None:  # its own thread may close it meanwhile
                 self._end(process)
 
@@ -243,12 +313,33 @@ class Box:
         self._end(self._process)
         self._process.wait()
         self._process = None
+        if self._group is not None:
+            cgroup.remove(self._group)
         self._socket.close()
         if not self._contained:
             self._directory.cleanup()
         with self._errors:
             self._errors.seek(0)
             return self._errors.read()[-2000:].decode(errors="replace").strip()
+
+
+def _check_reply(reply: dict[str, Any]) -> None:
+    """Raises ValueError unless `reply` is what inside/server.py answers."""
+    kinds = {
+        "spent": bool,
+        "killed": str,
+        "said": str,
+        "stdout": str,
+        "stderr": str,
+        "wall_seconds": float,
+        "cpu_seconds": float,
+    }
+    if any(not isinstance(reply.get(name), kind) for name, kind in kinds.items()):
+        raise ValueError("a reply without its fields")
+    if reply["killed"] and reply["killed"] not in list(Verdict):
+        raise ValueError("a reply with an unknown verdict")
+    if any(not isinstance(reply.get(name), int | None) for name in ("exit_code", "signal")):
+        raise ValueError("a reply without an exit code")
 
 
 def _usage(pid: int) -> tuple[int, float]:

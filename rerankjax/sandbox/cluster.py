@@ -35,7 +35,7 @@ def run(
     *,
     workers: int | None = None,
     limits: Limits | None = None,
-    control: bool = True,
+    control: bool | str = True,
     contained: bool = True,
     fast: bool = False,
 ) -> Iterator[Result]:
@@ -50,7 +50,7 @@ def run(
     its verdict is SANDBOX_ERROR. Raises SandboxError, which names the host, where one cannot contain programs (before
     any runs) or lacks a toolchain (before the first of its language); also where no host is left.
     """
-    pool.prepare(workers, contained)
+    pool.prepare(workers, contained, control)
     if not ray.is_initialized():
         ray.init(address="auto")
     options = {"control": control, "contained": contained, "fast": fast}
@@ -88,7 +88,7 @@ def _lacks(contained: bool) -> dict[str, str]:
 class _Judge:
     """An actor. Judges one program at a time, in the order in which they were given."""
 
-    def __init__(self, limits: Limits, options: dict[str, bool]) -> None:
+    def __init__(self, limits: Limits, options: dict[str, Any]) -> None:
         self._worker = pool.Worker(limits, **options)
 
     def node(self) -> str:
@@ -112,7 +112,7 @@ class _Actor:
 class _Actors:
     """`count` actors, each replaced when it dies, and the programs they have been given. For one thread."""
 
-    def __init__(self, workers: int | None, limits: Limits, options: dict[str, bool]) -> None:
+    def __init__(self, workers: int | None, limits: Limits, options: dict[str, Any]) -> None:
         self._limits, self._options = limits, options
         self._languages = {""}
         self._lacks: dict[str, dict[str, str]] = {}  # by node ID

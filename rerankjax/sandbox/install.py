@@ -15,8 +15,10 @@ from rerankjax.sandbox.toolchains import (
     CPP_HARNESS,
     CPP_HEADERS,
     CPP_USUAL,
+    CPP_WORD,
     CSHARP_COMPILER,
     CSHARP_HARNESS,
+    CSHARP_TELL,
     GXX,
     INSIDE,
     JAVA,
@@ -56,39 +58,27 @@ def _cpp() -> None:
     shutil.copytree(INSIDE / "cpp", MADE / "cpp", dirs_exist_ok=True)
     for headers in (CPP_HEADERS, f"{CPP_USUAL}/headers.h"):
         _run(GXX, "-std=c++17", "-x", "c++-header", headers, "-o", f"{headers}.gch")
-    _run(GXX, "-c", INSIDE / "cpp" / "harness.cpp", "-o", CPP_HARNESS)
+    for made in (CPP_HARNESS, CPP_WORD):
+        _run(GXX, "-std=c++17", "-O2", "-c", made.replace(".o", ".cpp"), "-o", made)
 
 
 def _java() -> None:
     os.makedirs(MADE / "java", exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
-        _run(JAVAC, "-d", directory, *(INSIDE / "java").glob("*.java"))
+        _run(JAVAC, "-cp", JAVATUPLES, "-d", directory, *(INSIDE / "java" / "rerankjax").glob("*.java"))
         _run(f"{JDK}/bin/jar", "--create", "--file", JAVA_CLASSES, "-C", directory, ".")
-        # A class archive of what a program loads spares the loading and verifying of hundreds of classes.
-        example = pathlib.Path(directory) / "Problem.java"
-        shutil.copy(INSIDE / "java" / "Problem.txt", example)
-        _run(JAVAC, "-cp", JAVATUPLES, "-d", f"{directory}/classes", example)
-        archive = [f"-XX:ArchiveClassesAtExit={JAVA_ARCHIVE}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
-        classpath = f"{JAVA_CLASSES}:{JAVATUPLES}"
-        _run(
-            JAVA,
-            *JAVA_OPTIONS,
-            *archive,
-            "-ea",
-            "-cp",
-            classpath,
-            "Harness",
-            f"{directory}/classes",
-            "Problem",
-            "output",
-        )
+    # A class archive of what a program loads spares the loading and verifying of hundreds of classes.
+    archive = [f"-XX:ArchiveClassesAtExit={JAVA_ARCHIVE}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
+    _run(JAVA, *JAVA_OPTIONS, *archive, "-ea", "-cp", f"{JAVA_CLASSES}:{JAVATUPLES}", "rerankjax.Example")
 
 
 def _csharp() -> None:
     os.makedirs(MADE / "csharp", exist_ok=True)
-    for target in (CSHARP_HARNESS, CSHARP_COMPILER):
-        source = INSIDE / "csharp" / f"{pathlib.Path(target).stem}.cs"
-        _run(MONO, MCS, "-nologo", "/d:DEBUG", f"-r:{MCS}", f"-out:{target}", source)
+    for target in (CSHARP_HARNESS, CSHARP_COMPILER, CSHARP_TELL):
+        made = pathlib.Path(target)
+        kind = "-target:library" if made.suffix == ".dll" else "-target:exe"
+        source = INSIDE / "csharp" / f"{made.stem}.cs"
+        _run(MONO, MCS, "-nologo", kind, "/d:DEBUG", f"-r:{MCS}", f"-out:{target}", source)
 
 
 def _typescript() -> None:

@@ -1,191 +1,117 @@
-"""Seven languages: what runs for a program of each, and what its end means. Python is in python.py."""
+"""Seven languages: what runs for a program of each. Python is in python.py."""
 
 import base64
 import contextlib
-import json
+import functools
+import hashlib
+import io
+import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rerankjax.sandbox import toolchains
+from rerankjax.sandbox.assertions import apart, begin, wrong_tests
 from rerankjax.sandbox.box import Box, BoxDiedError, LimitError
-from rerankjax.sandbox.control import CAUGHT
-from rerankjax.sandbox.control import control as control_of
-from rerankjax.sandbox.output import matches
-from rerankjax.sandbox.verdict import Program, Verdict
-
-_NOT_COMPILED = (Verdict.COMPILE_ERROR, Verdict.UNSUPPORTED)
+from rerankjax.sandbox.task import Judged, Task, first_wrong, run, verdict
+from rerankjax.sandbox.verdict import Control, Program, Verdict
 
 Boxes = Callable[[str], Box]  # by kind
-Judged = tuple[Verdict, dict[str, Any]]
 
-# What a program's last words say of an end that its exit code does not tell. The first that is found counts.
-_SIGNS: dict[str, list[tuple[Verdict, str]]] = {
-    "sh": [
-        (Verdict.COMPILE_ERROR, r"syntax error"),
-        (Verdict.MEMORY_LIMIT, r"cannot allocate|out of memory|memory exhausted"),
-    ],
-    "php": [
-        (Verdict.COMPILE_ERROR, r"Parse error"),
-        (Verdict.FAILED, r"Test failed!"),
-        (Verdict.MEMORY_LIMIT, r"Allowed memory size|Out of memory"),
-    ],
-    "cpp": [(Verdict.FAILED, r"Assertion .* failed"), (Verdict.MEMORY_LIMIT, r"std::bad_alloc")],
-    "js": [
-        (Verdict.FAILED, r"AssertionError"),
-        (Verdict.COMPILE_ERROR, r"SyntaxError"),
-        (Verdict.MEMORY_LIMIT, r"heap out of memory"),
-    ],
-    "java": [(Verdict.FAILED, r"java\.lang\.AssertionError"), (Verdict.MEMORY_LIMIT, r"OutOfMemoryError")],
-    "cs": [
-        (Verdict.RUNTIME_ERROR, r"Unhandled Exception"),
-        (Verdict.FAILED, r"DefaultTraceListener\.Fail"),
-        (Verdict.MEMORY_LIMIT, r"OutOfMemoryException"),
-    ],
-}
-_SIGNS["ts"] = _SIGNS["js"]
+CAUGHT = "sandbox: the program passes even when a test is made wrong, so its pass proves nothing"
+UNMASKED = "sandbox: the program passes where it can see its tests, and fails where it can not"
+LINES, LINE_LETTERS = 10_000, 400  # of a C# program, to look at for what is newer than the compiler
 # What mcs, which knows C# 7, does not: switch expressions, ranges, new(), ??=, `is not`, static local functions.
 _NEWER_CSHARP = re.compile(
     r"\w\s+switch\s*\{|\.\.\^?\w|\[\^|\bnew\s*\(\)|\?\?=|\bis\s+not\b|\bstatic\s+\w+ \w+\([^)]*\)\s*=>"
 )
 
 
+def judge(boxes: Boxes, program: Program, *, control: Control, fast: bool = False) -> Judged:
+    """The verdict on a program that is not Python's, and the reply it rests on. Raises BoxDiedError.
+
+    control: whether ONE or EVERY expected value is made wrong, by turns, where tests decide by themselves, or NONE is.
+    """
+    options = {"fast": True} if fast else {}
+    attempt: Callable[[Task], Judged] = functools.partial(_ATTEMPTS[program.language], boxes, **options)
+    whole = program.source + program.tests
+    if program.expected_output is not None:
+        found, reply = attempt(Task(whole, expected_output=program.expected_output, stdin=program.stdin))
+        return found, reply | {"control": Control.APART}
+    if program.language != "ts":  # whose tests are taken apart once it has been compiled
+        split = apart(program.language, program.source, program.tests)
+        if split is not None:
+            judged = attempt(Task(split.program, split.expected))
+            return unmasked(judged, control, lambda: attempt(Task(whole))[0])
+    found, reply = attempt(Task(whole))
+    if reply.get("control") is Control.APART:
+        return unmasked((found, reply), control, lambda: attempt(Task(whole, together=True))[0])
+    at = begin("js" if program.language == "ts" else program.language, program.source, program.tests)
+    wrong = (whole[:at] + tests for tests in wrong_tests(whole[at:]))
+    return with_controls((found, reply), whole, wrong, control, lambda text: attempt(Task(text))[0])
+
+
+def unmasked(judged: Judged, control: Control, together: Callable[[], Verdict]) -> Judged:
+    """What became of a program apart from its tests; for EVERY it is CHEATED where it passes `together` with them."""
+    found, reply = judged
+    failed = found in (Verdict.FAILED, Verdict.RUNTIME_ERROR)
+    if control is Control.EVERY and failed and together() is Verdict.PASSED:
+        return Verdict.CHEATED, reply | {"stderr": UNMASKED}
+    return found, reply | {"control": Control.NONE if reply.get("believed") else Control.APART}
+
+
+def with_controls(
+    judged: Judged, whole: str, wrong: Iterable[str], control: Control, attempt: Callable[[str], Verdict]
+) -> Judged:
+    """`judged`, but CHEATED where a text of `wrong` passes too; for ONE a hash of `whole` chooses which is tried."""
+    found, reply = judged
+    if found is not Verdict.PASSED or control is Control.NONE:
+        return judged
+    texts = list(wrong)
+    if control is Control.ONE and texts:
+        digest = hashlib.sha256(whole.encode(errors="replace")).digest()
+        texts = [texts[int.from_bytes(digest[:8], "big") % len(texts)]]
+    if any(attempt(text) is Verdict.PASSED for text in texts):
+        return Verdict.CHEATED, reply | {"stderr": CAUGHT}
+    return found, reply | {"control": control if texts else Control.NONE}
+
+
 def _step(
     stage: str, *argv: str, address_space: bool = False, environment: dict[str, str] | None = None
 ) -> dict[str, Any]:
     """What inside/steps.py starts. What reserves memory without using it cannot have its address space limited."""
-    return {
-        "stage": stage,
-        "argv": argv,
-        "limit_address_space": address_space,
-        "quiet": stage == "control",
-        "environment": environment or {},
-    }
+    return {"stage": stage, "argv": argv, "limit_address_space": address_space, "environment": environment or {}}
 
 
-def _run_steps(
-    boxes: Boxes,
-    program: Program,
-    files: Mapping[str, str | bytes],
-    steps: list[dict[str, Any]],
-    word: str,
-    *,
-    tell: bool = True,
-) -> Judged:
-    """Ask for `steps` and judge their ends.
-
-    `word` is what the program's harness says after the last test; `tell`: it learns that from standard input.
-    """
-    by_output = program.expected_output is not None
-    box = boxes("programs")
-    reply = box.ask(
-        {
-            "files": {
-                name: text.decode("latin-1") if isinstance(text, bytes) else text for name, text in files.items()
-            },
-            "encodings": {name: "latin-1" for name, text in files.items() if isinstance(text, bytes)},
-            "steps": steps,
-            "stdin": program.stdin if by_output else word if tell else "",
-            "keep_output": by_output,
-        }
-    )
-    records = {record["stage"]: record for record in map(json.loads, filter(None, reply["said"].split("\n")))}
-    last = records.get("run") or records.get("compile") or {}
-    reply |= {key: last[key] for key in ("exit_code", "signal", "cpu_seconds") if last}
-    if "run" not in records:
-        if reply["killed"]:
-            return Verdict(reply["killed"]), reply
-        return Verdict.COMPILE_ERROR, reply
-    if reply["exit_code"] == 0 and last["said"] == "caught":
-        return Verdict.FAILED, {**reply, "stderr": CAUGHT}
-    wrong = records.get("control")
-    if wrong and wrong["exit_code"] == 0 and wrong["said"] == word:
-        return Verdict.FAILED, {**reply, "stderr": CAUGHT}
-    passed = matches(reply["stdout"], program.expected_output or "") if by_output else last["said"] == word
-    return _verdict(program.language, reply, passed, box.limits.cpu_seconds), reply
+def _word() -> str:
+    return secrets.token_hex(8)[:15]
 
 
-def _verdict(language: str, reply: dict[str, Any], passed: bool, cpu_seconds: float) -> Verdict:
-    """`passed` holds only with exit code 0, and within the limit: a killed control is no reason against a pass."""
-    if reply["cpu_seconds"] > cpu_seconds:
-        return Verdict.TIMEOUT
-    if reply["exit_code"] == 0:
-        return Verdict.PASSED if passed else Verdict.FAILED
-    words = reply["stderr"] + (reply["stdout"] if language == "php" else "")
-    for verdict, sign in _SIGNS[language]:
-        if re.search(sign, words):
-            return verdict
-    # Under `set -e` a test that fails ends Bash without a word.
-    return Verdict.FAILED if language == "sh" and reply["exit_code"] == 1 else Verdict.RUNTIME_ERROR
+_TELL_SH = """_rerankjax_tell() { printf '%s\\0' "$1" >&200; IFS= read -r -N 1 -u 201 _; }
+"""
 
 
-def _alone(program: Program, language: str, wrong: bool) -> str | None:
-    """The program with an assertion that must fail in the place of all others."""
-    found = control_of(language, program.source, program.tests) if wrong and program.expected_output is None else None
-    if found is None:
-        return None
-    whole = program.source + program.tests
-    # Not the last command: the script's own status must not do what the test's failure has to.
-    rest = "\n    true" if language == "sh" else ""
-    return whole[: found.start] + found.wrong + rest + whole[found.end :]
-
-
-def _judge_compiled(
-    program: Program, language: str, control: bool, branch: str, attempt: Callable[[str, bool, bool], Judged]
-) -> Judged:
-    """Judge by `attempt(text, checked, quick)`, which compiles and runs: with a failing branch before the tests.
-
-    What does not compile so is tried as it is. If it compiles then, either the compiler was too quick, or it does not
-    take the wrong assertion where it takes the program: then one that is never so has to do, and a program that cannot
-    be compiled with that has seen to it.
-    """
-    whole = program.source + program.tests
-    found = control_of(language, program.source, program.tests) if control and program.expected_output is None else None
-    begin, rest = (whole[: found.start], whole[found.start :]) if found else (whole, "")
-    checked = [begin + branch.format(text) + rest for text in (found.wrong, found.never)] if found else []
-    judged = attempt(checked[0] if checked else whole, bool(checked), True)
-    if judged[0] not in _NOT_COMPILED:
-        return judged
-    plain = attempt(whole, False, False)
-    if plain[0] is not Verdict.PASSED or not checked:
-        return plain
-    for text in checked:
-        judged = attempt(text, True, False)
-        if judged[0] not in _NOT_COMPILED:
-            return judged
-    return Verdict.FAILED, {**plain[1], "stderr": CAUGHT}
-
-
-def judge_sh(boxes: Boxes, program: Program, *, control: bool) -> Judged:
-    """Bash: the last line, which only a script that was not left reaches, says the word."""
-    word = secrets.token_hex(8)
-    say = "" if program.expected_output is not None else f"\n_status=$?; printf %s {word} >&3; exit $_status\n"
-    files: dict[str, str | bytes] = {"program.sh": program.source + program.tests + say}
+def _sh(boxes: Boxes, task: Task) -> Judged:
+    """Bash: where its tests decide, the last line, which only a script that was not left reaches, says a word."""
+    word = _word()
+    say = f"\n_status=$?; printf '%s\\0' {word} >&200; exit $_status\n" if task.own_word else ""
+    text = f"{_TELL_SH if task.expected else ''}{task.text}{say}"
     steps = [_step("run", toolchains.BASH, "program.sh", address_space=True)]
-    wrong = _alone(program, "sh", control)
-    if wrong is not None:
-        files["control.sh"] = wrong + say
-        steps.append(_step("control", toolchains.BASH, "control.sh"))
-    return _run_steps(boxes, program, files, steps, word, tell=False)
+    return run(boxes("programs"), "sh", task, {"files": {"program.sh": text}, "encodings": {}, "steps": steps}, word)
 
 
-def judge_php(boxes: Boxes, program: Program, *, control: bool) -> Judged:
-    """PHP: a fork of a warm one, and one more for the control."""
+def _php(boxes: Boxes, task: Task) -> Judged:
+    """PHP: a fork of a warm one, which says by itself that the last line has run."""
     box = boxes("php")
-    by_output = program.expected_output is not None
-    body = {"source": program.source + program.tests, "stdin": program.stdin, "keep_output": by_output}
-    reply = box.ask(body)
+    body = {"source": task.text.encode(errors="replace").decode()}
+    if not task.own_word:
+        return run(box, "php", task, body, "")
+    reply = box.ask(body | {"keep_output": False})
     if reply["killed"]:
         return Verdict(reply["killed"]), reply
-    passed = matches(reply["stdout"], program.expected_output or "") if by_output else reply["said"] == "passed"
-    verdict = _verdict("php", reply, passed, box.limits.cpu_seconds)
-    wrong = _alone(program, "php", control)
-    if verdict is Verdict.PASSED and wrong is not None:
-        again = box.ask({**body, "source": wrong})
-        if again["said"] == "passed" and again["exit_code"] == 0:
-            return Verdict.FAILED, {**reply, "stderr": CAUGHT}
-    return verdict, reply
+    return verdict("php", reply, reply["said"] == "passed", box.limits.cpu_seconds), reply
 
 
 _GXX = (toolchains.GXX, "-std=c++17", "-w", "-fuse-ld=mold")
@@ -194,113 +120,160 @@ _ALL_HEADERS = ("-include", toolchains.CPP_HEADERS)
 _USUAL_HEADERS = ("-isystem", toolchains.CPP_USUAL, "-include", f"{toolchains.CPP_USUAL}/headers.h")
 
 
-def judge_cpp(boxes: Boxes, program: Program, *, control: bool) -> Judged:
-    """C++: compiled once for both runs, with the headers that MultiPL-E's programs begin with compiled already.
+def _cpp(boxes: Boxes, task: Task) -> Judged:
+    """C++: with the headers that MultiPL-E's programs begin with compiled already.
 
     At first only the usual ones: what compiles with those means the same with all, unless it brings in the whole
     namespace and so may call something that the others declare, too.
     """
-    by_output = program.expected_output is not None
-    word = secrets.token_hex(8)
-    harness = () if by_output else (toolchains.CPP_HARNESS, "-Wl,--wrap=main")
-    headers = _ALL_HEADERS if _HEADERS.match(program.source) else ()
-    usual = _USUAL_HEADERS if headers and "using namespace" not in program.source else headers
+    word = _word()
+    harness: tuple[str, ...] = ()
+    if task.expected_output is None:
+        harness = (toolchains.CPP_WORD, "-Wl,--wrap=main") if task.own_word else (toolchains.CPP_HARNESS,)
+    headers = _ALL_HEADERS if _HEADERS.match(task.text) else ()
+    usual = _USUAL_HEADERS if headers and "using namespace" not in task.text else headers
 
-    def attempt(text: str, checked: bool, quick: bool) -> Judged:
-        included = usual if quick else headers
-        steps = [_step("compile", *_GXX, *included, "program.cpp", *harness, "-o", "program")]
-        steps.append(_step("run", "./program", address_space=True))
-        if checked:
-            steps.append(_step("control", "./program", environment={"RERANKJAX_CONTROL": "1"}))
-        return _run_steps(boxes, program, {"program.cpp": text}, steps, word)
+    def attempt(included: tuple[str, ...]) -> Judged:
+        tell = ("-include", toolchains.CPP_TELL) if task.expected and not included else ()
+        compile_step = _step("compile", *_GXX, *included, *tell, "program.cpp", *harness, "-o", "program")
+        steps = [compile_step, _step("run", "./program", address_space=True)]
+        body = {"files": {"program.cpp": task.text}, "encodings": {}, "steps": steps}
+        return run(boxes("programs"), "cpp", task, body, word)
 
-    branch = 'if (::getenv("RERANKJAX_CONTROL")) {{\n{}\n    return 0;\n    }}\n'
-    return _judge_compiled(program, "cpp", control, branch, attempt)
-
-
-_NODE_HARNESS = "node/harness.js"
+    judged = attempt(usual)
+    return attempt(headers) if judged[0] is Verdict.COMPILE_ERROR and headers != usual else judged
 
 
-def judge_js(boxes: Boxes, program: Program, *, control: bool, fast: bool = False) -> Judged:
-    """JavaScript: one node, which runs the program and then the control as a module of its own.
+def _js(boxes: Boxes, task: Task, *, fast: bool = False) -> Judged:
+    """JavaScript: a node of its own.
 
     fast: a node that others shared may find that a test fails; whatever else it finds does not count.
     """
-    return _run_node(boxes, program, program, control, fast)
+    return _node(boxes, "js", task, fast)
 
 
-def judge_ts(boxes: Boxes, program: Program, *, control: bool, fast: bool = False) -> Judged:
-    """TypeScript: checked and compiled by a warm compiler, then as JavaScript."""
-    try:
-        compiled = boxes("tsc").compile((program.source + program.tests).encode(errors="replace"))
-    except LimitError as error:
-        return error.verdict, {"stderr": f"tsc: {error}"}
+def _ts(boxes: Boxes, task: Task, *, fast: bool = False) -> Judged:
+    """TypeScript: checked and compiled by a warm compiler, then as JavaScript, its tests taken apart only there."""
+    compiled = _compiled(boxes, "tsc", task.text.encode(errors="replace"), {"program": str, "log": str})
+    if isinstance(compiled, tuple):
+        return compiled
     if not compiled["succeeded"]:
         return Verdict.COMPILE_ERROR, {"stdout": compiled["log"], "exit_code": 2}
-    return _run_node(boxes, program, Program("js", compiled["program"]), control, fast)
+    text = compiled["program"]
+    split = apart("js", text, "") if task.own_word and not task.together else None
+    if split is None:
+        return _node(boxes, "ts", Task(text, None, task.expected_output, task.stdin), fast)
+    found, reply = _node(boxes, "ts", Task(split.program, split.expected), fast)
+    return found, reply | {"control": Control.APART}
 
 
-def _run_node(boxes: Boxes, program: Program, compiled: Program, control: bool, fast: bool) -> Judged:
-    by_output = program.expected_output is not None
-    if fast and not by_output:
+def _node(boxes: Boxes, language: str, task: Task, fast: bool) -> Judged:
+    if fast and task.expected:
         with contextlib.suppress(BoxDiedError, LimitError):
-            reply = boxes("fast").compile((compiled.source + compiled.tests).encode(errors="replace"))
-            if reply["failed"]:
-                return Verdict.FAILED, {"stderr": reply["stderr"], "exit_code": 1}
-    word = secrets.token_hex(8)
-    files: dict[str, str | bytes] = {"program.js": compiled.source + compiled.tests}
-    wrong = None if by_output else _alone(compiled, "js", control)
-    if wrong is not None:
-        files["control.js"] = wrong
+            frames = boxes("fast").compile(task.text.encode(errors="replace")).get("told")
+            wrong = first_wrong(language, task, frames if isinstance(frames, list) else [])
+            if wrong:
+                return Verdict.FAILED, {"stderr": wrong, "exit_code": 1}
     box = boxes("programs")
-    heap = f"--max-old-space-size={box.limits.memory_bytes >> 20}"
-    run = _step("run", toolchains.NODE, heap, f"{box.inside}/{_NODE_HARNESS}", "output" if by_output else "tests")
-    return _run_steps(boxes, program, files, [run], word)
+    tell = ["--require", f"{box.inside}/node/tell.js"] if task.expected else []
+    called = f"{box.inside}/node/harness.js" if task.own_word else "program.js"
+    node = _step("run", toolchains.NODE, f"--max-old-space-size={box.limits.memory_bytes >> 20}", *tell, called)
+    body = {"files": {"program.js": task.text}, "encodings": {}, "steps": [node]}
+    return run(box, language, task, body, _word())
 
 
-def judge_java(boxes: Boxes, program: Program, *, control: bool) -> Judged:
-    """Java: compiled by a warm javac, run by a JVM of its own with a class loader for the control."""
-    by_output = program.expected_output is not None
-    heap = f"-Xmx{boxes('programs').limits.memory_bytes // 2}"
+def _java(boxes: Boxes, task: Task) -> Judged:
+    """Java: compiled by a warm javac, run by a JVM of its own."""
+    by_output = task.expected_output is not None
+    source = (b"o" if by_output else b"j") + task.text.encode(errors="replace")
+    compiled = _compiled(boxes, "javac", source, {"classes": dict, "log": str})
+    if isinstance(compiled, tuple):
+        return compiled
+    if not compiled["succeeded"]:
+        return Verdict.COMPILE_ERROR, {"stderr": compiled["log"], "exit_code": 1}
+    classes = {str(name): _decoded(code) for name, code in compiled["classes"].items()}
+    with_main = [name for name, code in classes.items() if b"([Ljava/lang/String;)V" in code]
+    name = _main_class(task.text, with_main) if by_output else "Problem"
+    heap = f"-Xmx{boxes('programs').limits.memory_bytes * 7 // 8}"
     archive = f"-XX:SharedArchiveFile={toolchains.JAVA_ARCHIVE}"
-    classpath = f"{toolchains.JAVA_CLASSES}:{toolchains.JAVATUPLES}"
-    java = (toolchains.JAVA, *toolchains.JAVA_OPTIONS, heap, archive, "-ea", "-cp", classpath, "Harness", "classes")
-
-    def attempt(text: str, checked: bool, quick: bool) -> Judged:
-        try:
-            compiled = boxes("javac").compile((b"o" if by_output else b"j") + text.encode(errors="replace"))
-        except LimitError as error:
-            return error.verdict, {"stderr": f"javac: {error}"}
-        if not compiled["succeeded"]:
-            return Verdict.COMPILE_ERROR, {"stderr": compiled["log"], "exit_code": 1}
-        classes = {name: base64.b64decode(code) for name, code in compiled["classes"].items()}
-        with_main = [name for name, code in classes.items() if b"([Ljava/lang/String;)V" in code]
-        name = "".join(with_main[:1]) if by_output else "Problem"
-        run = _step("run", *java, name, "output" if by_output else "control" if checked else "tests")
-        files = {f"classes/{name.replace('.', '/')}.class": code for name, code in classes.items()}
-        return _run_steps(boxes, program, files, [run], secrets.token_hex(8))
-
-    branch = 'if (java.lang.Boolean.getBoolean("rerankjax.control")) {{\n{}\n    return;\n    }}\n'
-    return _judge_compiled(program, "java", control, branch, attempt)
+    classpath = f"{toolchains.JAVA_CLASSES}:{toolchains.JAVATUPLES}:program.jar"
+    called = ("rerankjax.Harness", name) if task.own_word else (name,)
+    java = _step("run", toolchains.JAVA, *toolchains.JAVA_OPTIONS, heap, archive, "-ea", "-cp", classpath, *called)
+    body = {"files": {"program.jar": _jar(classes)}, "encodings": {"program.jar": "latin-1"}, "steps": [java]}
+    return run(boxes("programs"), "java", task, body, _word())
 
 
-def judge_cs(boxes: Boxes, program: Program, *, control: bool) -> Judged:
+def _main_class(text: str, names: list[str]) -> str:
+    """Of the classes that have a main the public one, or else the first."""
+    public = re.search(r"\bpublic\s+(?:final\s+)?class\s+(\w+)", text)
+    return public[1] if public and public[1] in names else next(iter(names), "Problem")
+
+
+def _jar(classes: dict[str, bytes]) -> str:
+    """One file, as latin-1: a program may have more classes than /tmp has files, and longer names."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as jar:
+        for name, code in classes.items():
+            jar.writestr(zipfile.ZipInfo(f"{name.replace('.', '/')}.class"), code)
+    return data.getvalue().decode("latin-1")
+
+
+def _cs(boxes: Boxes, task: Task) -> Judged:
     """C#: compiled by a warm mcs, run by a mono of its own."""
-    by_output = program.expected_output is not None
+    compiled = _compiled(boxes, "mcs", task.text.encode(errors="replace"), {"program": str, "log64": str})
+    if isinstance(compiled, tuple):
+        return compiled
+    if not compiled["succeeded"]:
+        log = _decoded(compiled["log64"]).decode(errors="replace")
+        newer = any(_NEWER_CSHARP.search(line[:LINE_LETTERS]) for line in task.text.splitlines()[:LINES])
+        return Verdict.UNSUPPORTED if newer else Verdict.COMPILE_ERROR, {"stderr": log, "exit_code": 1}
+    called = (toolchains.CSHARP_HARNESS, "program.exe") if task.own_word else ("program.exe",)
+    environment = {"MONO_TRACE_LISTENER": "Console.Error", "MONO_PATH": os.path.dirname(toolchains.CSHARP_TELL)}
+    files = {"program.exe": _decoded(compiled["program"]).decode("latin-1")}
+    mono = _step("run", toolchains.MONO, *called, environment=environment)
+    body = {"files": files, "encodings": {"program.exe": "latin-1"}, "steps": [mono]}
+    return run(boxes("programs"), "cs", task, body, _word())
 
-    def attempt(text: str, checked: bool, quick: bool) -> Judged:
+
+def _decoded(text: Any) -> bytes:
+    try:
+        return base64.b64decode(text)
+    except (ValueError, TypeError) as error:
+        raise BoxDiedError(f"a compiler's answer is not as agreed: {error}") from None
+
+
+# What any compiler that is well makes something of.
+_TRIVIAL = {"tsc": b"", "javac": b"jclass A { }", "mcs": b"class A { static void Main() { } }"}
+
+
+def _compiled(boxes: Boxes, kind: str, source: bytes, fields: dict[str, type]) -> dict[str, Any] | Judged:
+    """What a warm compiler answers. A source that makes it pass a limit, or ends it twice, is no program.
+
+    Raises BoxDiedError where the compiler then ends under any source.
+    """
+    box = boxes(kind)
+    for _ in range(2):
         try:
-            compiled = boxes("mcs").compile(text.encode(errors="replace"))
+            compiled = box.compile(source)
+            if all(isinstance(compiled.get(name), of) for name, of in (fields | {"succeeded": bool}).items()):
+                return compiled
+            ended = "its answer is not as agreed"
         except LimitError as error:
-            return error.verdict, {"stderr": f"mcs: {error}"}
-        if not compiled["succeeded"]:
-            verdict = Verdict.UNSUPPORTED if _NEWER_CSHARP.search(text) else Verdict.COMPILE_ERROR
-            return verdict, {"stderr": base64.b64decode(compiled["log64"]).decode(errors="replace"), "exit_code": 1}
-        mode = "output" if by_output else "control" if checked else "tests"
-        command = (toolchains.MONO, toolchains.CSHARP_HARNESS, "program.exe", mode)
-        run = _step("run", *command, environment={"MONO_TRACE_LISTENER": "Console.Error"})
-        files = {"program.exe": base64.b64decode(compiled["program"])}
-        return _run_steps(boxes, program, files, [run], secrets.token_hex(8))
+            return error.verdict, {"stderr": f"{kind}: {error}"}
+        except BoxDiedError as error:
+            ended = str(error)
+    if box.compile(_TRIVIAL[kind]).get("succeeded") is not True:
+        raise BoxDiedError(f"{kind} compiles nothing: {ended}")
+    return Verdict.COMPILE_ERROR, {"stderr": f"{kind} ended under this program: {ended}", "exit_code": 1}
 
-    branch = 'if (System.Environment.GetEnvironmentVariable("RERANKJAX_CONTROL") != null) {{\n{}\n    return;\n    }}\n'
-    return _judge_compiled(program, "cs", control, branch, attempt)
+
+_ATTEMPTS: dict[str, Callable[..., Judged]] = {
+    "sh": _sh,
+    "php": _php,
+    "cpp": _cpp,
+    "js": _js,
+    "ts": _ts,
+    "java": _java,
+    "cs": _cs,
+}
+LANGUAGES = tuple(_ATTEMPTS)

@@ -118,7 +118,9 @@ def repair_csharp_lists(tests: str) -> str:
 
 
 def result_object(program: Program, result: Result, timestamp: int) -> dict[str, Any]:
-    """An entry of "results", with the verdict and the seconds that MultiPL-E's do not have. timestamp: Unix seconds.
+    """An entry of "results", with the verdict, its control and the seconds that MultiPL-E's do not have.
+
+    timestamp: Unix seconds.
 
     exit_code is negative for a signal, and -1 where the program was ended for its time, memory or output. A
     SANDBOX_ERROR is no result of the program and is refused with ValueError.
@@ -134,6 +136,7 @@ def result_object(program: Program, result: Result, timestamp: int) -> dict[str,
         "exit_code": exit_code,
         "status": status(program.language, result.verdict, result.stderr),
         "verdict": str(result.verdict),
+        "control": str(result.control),
         "wall_seconds": result.wall_seconds,
         "cpu_seconds": result.cpu_seconds,
     }
@@ -146,6 +149,11 @@ def status(language: str, verdict: Verdict, stderr: str) -> str:
     if verdict not in _STATUSES and language in ("js", "ts"):
         return next((name for name in ("AssertionError", "ReferenceError") if name in stderr), "Exception")
     return _STATUSES.get(verdict, "Exception")
+
+
+def without_control(results: list[dict[str, Any]]) -> int:
+    """How many of `results` are OK with nothing but the program's own word behind it."""
+    return sum(result["status"] == "OK" and result.get("control", "none") == "none" for result in results)
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:

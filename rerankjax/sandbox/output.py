@@ -16,6 +16,8 @@ def _same(token: str, wanted: str) -> bool:
         return True
     if not any(mark in wanted for mark in ".eE"):  # a whole number is exact, however large
         return False
+    if "_" in token:  # which float() would pass over
+        return False
     try:
         return math.isclose(float(token), float(wanted), rel_tol=TOLERANCE, abs_tol=TOLERANCE)
     except ValueError:

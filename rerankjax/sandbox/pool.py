@@ -8,26 +8,28 @@ import os
 import queue
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from rerankjax.sandbox import languages, python, toolchains
 from rerankjax.sandbox.box import Box, BoxDiedError
-from rerankjax.sandbox.verdict import Limits, Program, Result, SandboxError, Verdict
+from rerankjax.sandbox.task import Judged
+from rerankjax.sandbox.verdict import Control, Limits, Program, Result, SandboxError, Verdict
 
-JUDGES = {
-    "py": python.judge,
-    "sh": languages.judge_sh,
-    "php": languages.judge_php,
-    "cpp": languages.judge_cpp,
-    "js": languages.judge_js,
-    "ts": languages.judge_ts,
-    "java": languages.judge_java,
-    "cs": languages.judge_cs,
-}
+JUDGES: dict[str, Callable[..., Judged]] = {"py": python.judge, **dict.fromkeys(languages.LANGUAGES, languages.judge)}
 FAST = ("js", "ts")
-EMPTY = {"exit_code": None, "signal": None, "stdout": "", "stderr": "", "wall_seconds": 0.0, "cpu_seconds": 0.0}
+ATTEMPTS = 3  # under which the sandbox itself may die
+EMPTY: dict[str, Any] = {
+    "exit_code": None,
+    "signal": None,
+    "stdout": "",
+    "stderr": "",
+    "wall_seconds": 0.0,
+    "cpu_seconds": 0.0,
+}
+EMPTY["control"] = Control.NONE
 TAIL_CHARACTERS = 4096
 UNCONTAINED = "rerankjax.sandbox: contained=False: PROGRAMS RUN WITH YOUR RIGHTS, ON YOUR FILES AND YOUR NETWORK"
 REMEMBERED = 4096  # distinct programs whose results are kept for their repetitions
@@ -71,8 +73,7 @@ def check() -> None:
         raise SandboxError(f"sandbox: needs Linux (namespaces, seccomp), and this is {sys.platform}")
     box = Box(Limits(processes=4))
     try:
-        body = {"source": PROBE, "tests": "", "stdin": "", "quiet": False, "keep_output": False}
-        reply = box.ask(body)
+        reply = box.ask({"source": PROBE, "tests": "", "keep_output": False})
     except BoxDiedError as error:
         raise SandboxError(
             f"sandbox: no box starts here: {error}\nIt needs bubblewrap with unprivileged user namespaces. In a "
@@ -89,9 +90,10 @@ def check() -> None:
 class Worker:
     """The boxes that judge one program at a time, each started when the first program needs it."""
 
-    def __init__(self, limits: Limits, *, control: bool, contained: bool, fast: bool = False) -> None:
+    def __init__(self, limits: Limits, *, control: bool | str, contained: bool, fast: bool = False) -> None:
         self.closing = False
-        self._limits, self._control, self._contained, self._fast = limits, control, contained, fast
+        self._control = Control.ONE if control is True else Control(control or Control.NONE)
+        self._limits, self._contained, self._fast = limits, contained, fast
         self._boxes: dict[str, Box] = {}
         self._lock = threading.Lock()
 
@@ -104,19 +106,34 @@ class Worker:
             return self._boxes[kind]
 
     def judge(self, program: Program) -> dict[str, Any]:
-        """The fields of the program's Result but its index."""
-        fast = {"fast": True} if self._fast and program.language in FAST else {}
-        for attempt in (1, 2):
-            try:
-                verdict, reply = JUDGES[program.language](self.box, program, control=self._control, **fast)
-                break
-            except BoxDiedError as error:
-                reply = {"stderr": f"sandbox: died {attempt} times under this program: {error}"}
-                verdict = Verdict.SANDBOX_ERROR
-                if self.closing:
-                    break
-        fields: dict[str, Any] = {key: reply.get(key, empty) for key, empty in EMPTY.items()}
+        """The fields of the program's Result but its index. Whatever goes wrong here is SANDBOX_ERROR's stderr."""
+        verdict, reply = self._judge(program)
+        fields = EMPTY | {key: reply[key] for key in EMPTY if key in reply}
+        if verdict is not Verdict.PASSED:
+            fields["control"] = Control.NONE
         return fields | {"verdict": verdict, "stdout": fields["stdout"][-TAIL_CHARACTERS:]}
+
+    def _judge(self, program: Program) -> Judged:
+        sizes = (len(program.source) + len(program.tests), self._limits.source_bytes, "source_bytes")
+        stdin = (len(program.stdin), self._limits.stdin_bytes, "stdin_bytes")
+        for size, most, name in (sizes, stdin):
+            if size > most:
+                return Verdict.INPUT_LIMIT, {"stderr": f"sandbox: {size} characters, more than Limits.{name}, {most}"}
+        fast = {"fast": True} if self._fast and program.language in FAST else {}
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return JUDGES[program.language](self.box, program, control=self._control, **fast)
+            except BoxDiedError as error:
+                if attempt == ATTEMPTS or self.closing:
+                    return Verdict.SANDBOX_ERROR, {
+                        "stderr": f"sandbox: died {attempt} times under this program: {error}"
+                    }
+            except Exception:  # a fault of ours ends this program's judgement, not the run
+                self.close()
+                if attempt == ATTEMPTS or self.closing:
+                    return Verdict.SANDBOX_ERROR, {"stderr": f"sandbox: {traceback.format_exc()}"}
 
     def cancel(self) -> None:
         """End what runs and start nothing more: the one call that another thread may make."""
@@ -135,7 +152,7 @@ def run(
     *,
     workers: int | None = None,
     limits: Limits | None = None,
-    control: bool = True,
+    control: bool | str = True,
     contained: bool = True,
     fast: bool = False,
 ) -> Generator[Result, None, None]:
@@ -145,29 +162,34 @@ def run(
         programs: may be endless; at most four a worker are taken ahead of the results that were yielded.
         workers: programs at a time; by default one for each core this process may use.
         limits: of each program, and of its compiler; by default `Limits()`.
-        control: let a pass count only where the program fails with a test made wrong.
+        control: where tests have to run in the program's own process, let a pass count only where the program fails
+            with an expected value made wrong: one of them, or by turns "every" one. Result.control says what stands
+            behind each pass. With "every" also what failed apart from its tests runs once more with them: where that
+            passes the verdict is CHEATED.
         contained: False runs programs with the rights of this process, for a kernel that refuses containment and
             programs that can be trusted. Says so, loudly.
         fast: let JavaScript and TypeScript fail a test in a node that other programs share, where one can make another
             fail; only what does not fail there runs in a node of its own.
 
     A program that occurs again within a few thousand others runs once; each occurrence has its result. Where the
-    sandbox itself dies the program runs once more, then its verdict is SANDBOX_ERROR. Closing the generator ends all
-    that runs. Raises SandboxError, before any program runs, where programs cannot be contained (see `check`), and
-    before the first of a language whose toolchain is not here; ValueError for a language that is not known.
+    sandbox itself dies the program runs again, twice at most, then its verdict is SANDBOX_ERROR. Closing the generator
+    ends all that runs. Raises SandboxError, before any program runs, where programs cannot be contained (see `check`),
+    and before the first of a language whose toolchain is not here; ValueError for a language that is not known.
     """
-    prepare(workers, contained)
+    prepare(workers, contained, control)
     if contained:
         check()
     count = workers or len(os.sched_getaffinity(0))
-    options: dict[str, bool] = {"control": control, "contained": contained, "fast": fast}
+    options: dict[str, Any] = {"control": control, "contained": contained, "fast": fast}
     return _run(iter(programs), [Worker(limits or Limits(), **options) for _ in range(count)])
 
 
-def prepare(workers: int | None, contained: bool) -> None:
+def prepare(workers: int | None, contained: bool, control: bool | str) -> None:
     """What `run` says of its arguments, here and in cluster.py."""
     if workers is not None and workers < 1:
         raise ValueError(f"run: workers is {workers}; it must be at least 1, or None for one a core")
+    if control not in (True, False, Control.ONE, Control.EVERY, Control.NONE):
+        raise ValueError(f"run: control is {control!r}; it must be True, False or 'every'")
     if not contained:
         warnings.warn(UNCONTAINED, RuntimeWarning, stacklevel=3)
         print(f"\n*** {UNCONTAINED} ***\n", file=sys.stderr, flush=True)

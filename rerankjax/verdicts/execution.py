@@ -38,49 +38,76 @@ def execute(
     advance: Callable[[int], object] = lambda programs: None,
     source: Callable[[Problem, str], str] = source,
     judged: VerdictCache | None = None,
+    control: str = "one",
 ) -> list[Candidate]:
     """The candidates with their verdicts, in the order they came. They are drawn only as fast as programs finish.
 
     Of a problem with cases, one run a case until one is known to fail; the verdict is that of the first that does.
     `advance` is called once a candidate. source: the program without its tests, of a problem and a completion. judged:
-    what was executed before, and is not again.
+    what was executed before, and is not again. control: see `sandbox.run`.
+
+    A candidate under which the sandbox itself failed runs again at the end. If that fails too its verdict is
+    SANDBOX_ERROR, which says nothing about the program: leave it out, and count it. CHEATED is what a control caught.
     """
     judged = judged or {}
     problem_of = {p.name: p for p in problems}
     taken: list[Candidate] = []
-    candidate_of: list[int] = []  # by run
-    failures: dict[int, sandbox.Result] = {}
-    passes: dict[int, sandbox.Result] = {}
+    results: dict[int, sandbox.Result] = {}  # by candidate: that of its first run to fail
 
-    def programs() -> Iterator[sandbox.Program]:
+    def programs(numbers: Iterable[int]) -> Iterator[tuple[int, sandbox.Program]]:
+        for i in numbers:
+            problem = problem_of[taken[i].problem]
+            for program in programs_of(problem, source(problem, taken[i].completion)):
+                if i in results and _order(results[i])[0] == 0:
+                    break
+                yield i, program
+
+    def new() -> Iterator[int]:
         for i, candidate in enumerate(candidates):
             before = judged.get((candidate.problem, candidate.completion))
-            if before is not None:
+            if before is None:
+                taken.append(candidate)
+                yield i
+            else:
                 taken.append(dataclasses.replace(candidate, verdict=before.verdict, detail=before.detail))
                 advance(1)
-                continue
-            taken.append(candidate)
-            problem = problem_of[candidate.problem]
-            for program in programs_of(problem, source(problem, candidate.completion)):
-                if i in failures:
-                    break
-                candidate_of.append(i)
-                yield program
 
-    limits = sandbox.Limits(cpu_seconds=config.cpu_seconds, wall_seconds=config.wall_seconds)
+    for i, result in _run(config, programs(new()), control):
+        if i not in results:
+            advance(1)
+        results[i] = min(results.get(i, result), result, key=_order)
+    broken = [i for i, result in results.items() if result.verdict is sandbox.Verdict.SANDBOX_ERROR]
+    for i in broken:
+        del results[i]
+    for i, result in _run(config, programs(broken), control):
+        results[i] = min(results.get(i, result), result, key=_order)
+    return [c if c.verdict else _with_verdict(c, results[i]) for i, c in enumerate(taken)]
+
+
+def _run(
+    config: SandboxConfig, programs: Iterator[tuple[int, sandbox.Program]], control: str
+) -> Iterator[tuple[int, sandbox.Result]]:
+    """The result of each program, with the number that came with it."""
     if config.engine == "ray":
         from rerankjax.sandbox.cluster import run  # needs Ray
     else:
         from rerankjax.sandbox import run
-    for result in run(programs(), workers=config.workers, limits=limits):
-        i = candidate_of[result.index]
-        if i not in passes and i not in failures:
-            advance(1)
-        if result.verdict is sandbox.Verdict.PASSED:
-            passes[i] = result
-        elif i not in failures or result.index < failures[i].index:
-            failures[i] = result
-    return [c if c.verdict else _with_verdict(c, failures.get(i) or passes[i]) for i, c in enumerate(taken)]
+    numbers: list[int] = []
+
+    def numbered() -> Iterator[sandbox.Program]:
+        for i, program in programs:
+            numbers.append(i)
+            yield program
+
+    limits = sandbox.Limits(cpu_seconds=config.cpu_seconds, wall_seconds=config.wall_seconds)
+    for result in run(numbered(), workers=config.workers, limits=limits, control=control):
+        yield numbers[result.index], result
+
+
+def _order(result: sandbox.Result) -> tuple[int, int]:
+    """What counts first of a candidate's runs: one that failed, then one that nobody could judge."""
+    others = {sandbox.Verdict.SANDBOX_ERROR: 1, sandbox.Verdict.PASSED: 2}
+    return others.get(result.verdict, 0), result.index
 
 
 def verdict_cache(candidates: Iterable[Candidate]) -> VerdictCache:

@@ -5,43 +5,59 @@ import sys
 import traceback
 import types
 from collections.abc import Callable
+from typing import Any
+
+INSIDE = __file__.rpartition("/")[0]
 
 
-def run(source: str, tests: str, report: Callable[[str], None], *, quiet: bool) -> int:
+class Unjudged(BaseException):
+    """What leaves `run` as it is."""
+
+
+def exit_code(error: SystemExit) -> int:
+    """The process's exit code for `error`; says what it has to say."""
+    sys.stdout.flush()
+    if error.code is None or isinstance(error.code, int):
+        return (error.code or 0) & 0xFF
+    print(error.code, file=sys.stderr)
+    return 1
+
+
+def run(source: str, tests: str, report: Callable[[str], None], *, names: Callable[[], dict[str, Any]] = dict) -> int:
     """Run `source`, then `tests`, in one fresh __main__. Reports how that ended and returns the exit code.
 
-    quiet: print no traceback, for no one reads a control's. Compiled apart from each other, a source that ends inside a
-    string swallows no test.
+    names: gives what else __main__ has. Compiled apart from each other, a source that ends inside a string swallows
+    no test.
     """
     main = types.ModuleType("__main__")
+    main.__dict__["__file__"] = f"{sys.path[0]}/program.py"
     sys.modules["__main__"] = main
     try:
         compiled = []
-        for name, text in {"program.py": source, "tests.py": tests}.items():
+        for name, text in {"program.py": source.removeprefix("\ufeff"), "tests.py": tests}.items():
             linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
             compiled.append(compile(text, name, "exec", dont_inherit=True))
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # ValueError: null bytes, lone surrogates
-        if not quiet:
-            traceback.print_exc(limit=0)
+        traceback.print_exc(limit=0)
         report("compile error")
         return 1
     try:
+        main.__dict__.update(names())
         for code in compiled:
             exec(code, main.__dict__)
     except SystemExit as error:
-        exit_code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-        if isinstance(error.code, str):
-            print(error.code, file=sys.stderr)
-        sys.stdout.flush()
-        return exit_code & 0xFF
+        return exit_code(error)
+    except Unjudged:
+        raise
     except BaseException as error:
-        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this frame
         kinds = {AssertionError: "failed", MemoryError: "memory limit"}
         kind = next((kind for cls, kind in kinds.items() if isinstance(error, cls)), "runtime error")
         try:
             sys.stdout.flush()
-            if not quiet:
-                traceback.print_exception(error)
+            shown = traceback.TracebackException.from_exception(error)
+            for frame in [frame for frame in shown.stack if frame.filename.startswith(INSIDE)]:
+                shown.stack.remove(frame)
+            print("".join(shown.format()), end="", file=sys.stderr)
         finally:
             report(kind)
         return 1

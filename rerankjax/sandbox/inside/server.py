@@ -2,8 +2,8 @@
 
 Over one socket (its standard input and output) comes, for each program, 4 bytes of length and a JSON body. Only the
 child reads it, so that no later child can find it in memory; the child is forked and confined while the host is still
-busy. Back goes 4 bytes of length and a JSON reply. A child that fails before it was confined ends the server: the host
-then starts another.
+busy. Back goes 4 bytes of length and a JSON reply, which says "spent" where no other program may run here. A child that
+fails before it was confined ends the server: the host then starts another.
 
 The child is a Python program itself, or runs the steps of another one (steps.py). In a box for PHP it is a fork of a
 warm PHP instead (php/zygote.php), which speaks the same way.
@@ -12,20 +12,24 @@ warm PHP instead (php/zygote.php), which speaks the same way.
 import contextlib
 import ctypes
 import dataclasses
+import fcntl
 import gc
 import json
 import os
 import resource
 import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
 
-from rerankjax.sandbox.inside import confine, program, steps
+from rerankjax.sandbox.inside import confine, examiner, program, solver, steps
 
 WATCH_SECONDS = 0.1
 TAIL_BYTES = 4096
+PIPE_BYTES = 1 << 16
+HARNESS_SECONDS = 0.5  # of CPU, that a fork and its confinement may use
 # What a child says when it has its program: whether all its output is kept, and whether it comes in steps.
 READY = {b"!": (False, False), b"+": (True, False), b"s": (False, True), b"S": (True, True)}
 HOST_GONE = b"."
@@ -68,28 +72,43 @@ def child(
     # Opened anew: what a program sets on its end of a pipe (node: not to block) must not be the next one's.
     stdout, stderr, status = outputs = tuple(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY) for fd in outputs)
     try:
-        body = json.loads(read_exactly(requests, int.from_bytes(read_exactly(requests, 4), "big")))
+        with socket.socket(fileno=requests) as host:
+            length, ends, _, _ = socket.recv_fds(host, 4, 3, socket.MSG_CMSG_CLOEXEC)
+            if not length:
+                raise EOFError
+            size = int.from_bytes(length + read_exactly(requests, 4 - len(length)), "big")
+            body = json.loads(read_exactly(requests, size))
     except EOFError:
         os.write(status, HOST_GONE)
         os._exit(0)
-    os.close(requests)
+    stdin, tell, hear = ends
     if "steps" in body:
         os.write(status, b"S" if body["keep_output"] else b"s")
-        steps.run(body, outputs, int(limits["memory_bytes"]), contained=filter_bpf is not None)
+        steps.run(body, (stdin, tell, hear), outputs, int(limits["memory_bytes"]), contained=filter_bpf is not None)
         os._exit(0)
-    if body["stdin"]:
-        os.dup2(steps.holding(body["stdin"].encode(errors="replace")), 0)
     resource.setrlimit(resource.RLIMIT_AS, (int(limits["memory_bytes"]),) * 2)
-    for fd, target in ((stdout, 1), (stderr, 2), (status, 3)):
-        os.dup2(fd, target, inheritable=target != 3)
-    os.closerange(4, 1 << 16)
+    fds = [fcntl.fcntl(fd, fcntl.F_DUPFD, 6) for fd in (stdin, stdout, stderr, status, tell, hear)]
+    for target, fd in enumerate(fds):
+        os.dup2(fd, target, inheritable=target < 3)
+    os.closerange(6, 1 << 16)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.path[0] = os.getcwd()
     sys.argv[:] = ["program.py"]
     sys.setrecursionlimit(sys.getrecursionlimit() + 4)  # for the frames below the program's first
     os.write(3, b"+" if body["keep_output"] else b"!")
-    code = program.run(
-        body["source"], body["tests"], lambda kind: write_all(3, nonce + kind.encode()), quiet=body["quiet"]
-    )
+
+    def report(kind: str) -> None:
+        write_all(3, nonce + kind.encode())
+
+    if "source" in body:
+        with open("program.py", "w", encoding="utf-8", errors="replace", newline="") as file:
+            file.write(body["source"])
+    if "source" not in body:
+        code = examiner.run(body["tests"], report, hear=5, tell=4)
+    elif "tests" not in body:
+        code = solver.run(body["source"], report, hear=5, tell=4)
+    else:
+        code = program.run(body["source"], body["tests"], report)
     os._exit(code)
 
 
@@ -130,9 +149,21 @@ class Child:
                     ticks += sum(map(int, file.read().rpartition(b")")[2].split()[11:15]))
                 with open(f"/proc/{name}/smaps_rollup", "rb") as file:
                     memory += next(int(line.split()[1]) for line in file if line.startswith(b"Pss:")) * 1024
+                with open(f"/proc/{name}/status", "rb") as file:  # page tables
+                    memory += next(int(line.split()[1]) for line in file if line.startswith(b"VmPTE:")) * 1024
             except (OSError, StopIteration):  # it has just ended
                 continue
         return memory, ticks / os.sysconf("SC_CLK_TCK")
+
+
+def metered(limits: Limits) -> float:
+    """CPU seconds of all that ever ran in this box's cgroup, but this server; 0 where it has none."""
+    if limits["meter"] < 0:
+        return 0.0
+    try:
+        return int(os.pread(int(limits["meter"]), 64, 0).split()[1]) / 1e6 - time.process_time()
+    except (OSError, LookupError, ValueError):
+        return 0.0
 
 
 class EndedError(Exception):
@@ -155,10 +186,11 @@ def await_ready(status: int, ended: int) -> tuple[bool, bool]:
 
 def watch(
     child: Child, requests: int, pipes: tuple[int, ...], limits: Limits, keep: int, *, in_steps: bool
-) -> tuple[str, float, list[bytearray]]:
+) -> tuple[str, float, float, list[bytearray]]:
     """Wait until the child ends or must be ended.
 
-    Returns why it was killed (or ""), the CPU seconds last seen, and what came through the pipes.
+    Returns why it was killed (or ""), the CPU seconds last seen, what the cgroup says of the last step beyond what ends
+    of processes can explain, and what came through the pipes.
 
     Each step has the CPU and wall time of a program. Raises EndedError, which ends the box, when the host goes away.
     """
@@ -169,6 +201,7 @@ def watch(
         poller.register(fd, select.POLLIN)
     poller.register(requests, 0)  # for POLLHUP alone
     killed, written, start, before, cpu, lines = "", 0, time.monotonic(), 0.0, 0.0, 0
+    metered_before = metered(limits)
     look = start + WATCH_SECONDS
     alive = True
     while alive:
@@ -186,19 +219,27 @@ def watch(
                     break
         now = time.monotonic()
         if in_steps and lines != held[2].count(b"\n"):
-            lines, start, before = held[2].count(b"\n"), now, child.usage()[1]
+            lines, start, before, metered_before = held[2].count(b"\n"), now, child.usage()[1], metered(limits)
         if not killed and written > limits["output_bytes"]:
             killed = "output limit"
         if not killed and alive and now >= look:
             memory, cpu = child.usage()
             if memory > limits["memory_bytes"]:
                 killed = "memory limit"
-            elif cpu - before > limits["cpu_seconds"] or now - start > limits["wall_seconds"]:
-                killed = "timeout"
+            else:
+                used = max(cpu - before, metered(limits) - metered_before - HARNESS_SECONDS)
+                if used > limits["cpu_seconds"] or now - start > limits["wall_seconds"]:
+                    killed = "timeout"
             look = time.monotonic() + WATCH_SECONDS
         if killed and alive:
             child.kill()
-    return killed, cpu - before, held
+    return killed, cpu - before, metered(limits) - metered_before - HARNESS_SECONDS, held
+
+
+def network_used() -> bool:
+    """Whether anything has gone over this box's loopback: ports may be taken for minutes, so no program may follow."""
+    with open("/proc/net/dev") as file:
+        return any(line.split()[:2] != ["lo:", "0"] for line in file if line.strip().startswith("lo:"))
 
 
 def read_now(fd: int, count: int = 1 << 16) -> bytes | None:
@@ -218,13 +259,19 @@ def serve_one(
     start = time.monotonic()
     keep = int(limits["output_bytes"]) if keep_output else TAIL_BYTES
     try:
-        killed, cpu_seconds, (stdout, stderr, status) = watch(child, requests, ours, limits, keep, in_steps=in_steps)
+        killed, cpu_seconds, hidden_seconds, (stdout, stderr, status) = watch(
+            child, requests, ours, limits, keep, in_steps=in_steps
+        )
     except EndedError:
         child.kill()
         raise
     code, waited_for = child.wait()
+    for fd in ours:  # the next program finds them as this one did
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        os.fchmod(fd, 0o600)
     said = status if in_steps else status[16:] if status[:16] == nonce else b""
     reply = {
+        "spent": child.contained and network_used(),
         "killed": killed,
         "said": said.decode(errors="replace"),
         "exit_code": code if code >= 0 else None,
@@ -232,7 +279,10 @@ def serve_one(
         "stdout": stdout[-keep:].decode(errors="replace"),
         "stderr": stderr[-TAIL_BYTES:].decode(errors="replace"),
         "wall_seconds": time.monotonic() - start,
-        "cpu_seconds": max(cpu_seconds, waited_for),  # what was killed with its parent nobody waited for
+        "metered_seconds": hidden_seconds,
+        "cpu_seconds": max(
+            cpu_seconds, waited_for, hidden_seconds
+        ),  # what was killed with its parent nobody waited for
     }
     data = json.dumps(reply).encode()
     write_all(replies, len(data).to_bytes(4, "big") + data)
@@ -303,8 +353,12 @@ def fork_php(
 
 def main() -> None:
     limits, rules, php = json.loads(sys.argv[1]), bytes.fromhex(sys.argv[2]), json.loads(sys.argv[3])
+    if limits["meter"] >= 0:
+        os.set_inheritable(limits["meter"], False)
     filter_bpf = ctypes.create_string_buffer(rules, len(rules)) if rules else None
     requests, replies = os.dup(0), os.dup(1)
+    # Process 1 of a program's namespace gets no signal that it has no handler for.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)

@@ -41,7 +41,8 @@ static class Compiler
         bool succeeded;
         File.WriteAllBytes("program.cs", source);
         try {
-            var options = new[] { "/d:DEBUG", "-r:System.Numerics.dll", "-nologo", "-out:program.exe", "program.cs" };
+            string tell = "-r:" + Path.Combine(AppDomain.CurrentDomain.BaseDirectory, "Tell.dll");
+            var options = new[] { "/d:DEBUG", "-r:System.Numerics.dll", tell, "-nologo", "-out:program.exe", "program.cs" };
             succeeded = Mono.CSharp.CompilerCallableEntryPoint.InvokeCompiler(options, log);
         } catch (Exception error) {
             log.Write("mcs: " + error);

@@ -11,7 +11,14 @@ function rerankjax_fork_server(array $setup): Closure
         int capset(const char *header, const char *data); int setrlimit(int resource, const char *limits);
         int open(const char *path, int flags, int mode); int dup3(int from, int to, int flags);
         long read(int fd, char *into, unsigned long count); long write(int fd, const char *from, unsigned long count);
-        void _exit(int code); int *__errno_location(void);', 'libc.so.6');
+        void _exit(int code); int *__errno_location(void);
+        struct iovec { void *base; size_t length; };
+        struct control { size_t length; int level; int type; int descriptors[3]; };
+        struct message {
+            void *name; unsigned name_length; struct iovec *vectors; size_t count;
+            void *control; size_t control_length; int flags;
+        };
+        long recvmsg(int fd, struct message *message, int flags);', 'libc.so.6');
     $call = function (string $name, ...$arguments) use ($libc): int {
         $result = $libc->$name(...$arguments);
         if ($result < 0) {
@@ -74,36 +81,78 @@ function rerankjax_child(FFI $libc, Closure $call, array $setup, string $nonce):
         }
         return $data;
     };
-    $length = $read(4);
+    [$length, $ends] = rerankjax_receive($libc, $setup['requests']);
     if ($length === '') {
         $libc->write($status, '.', 1);
         exit(0);
     }
-    $body = json_decode($read(unpack('N', $length)[1]), true);
-    file_put_contents('program.php', $body['source']);
-    if ($body['stdin'] !== '') {
-        file_put_contents('.stdin', $body['stdin']);
-        $call('dup3', $call('open', '.stdin', 0, 0), 0, 0);
-        unlink('.stdin');
-    } else {
-        $call('dup3', $call('open', '/dev/null', 0, 0), 0, 0);
+    $body = json_decode($read(unpack('N', $length . $read(4 - strlen($length)))[1]), true);
+    if (!isset($body['source']) || file_put_contents('program.php', $body['source']) !== strlen($body['source'])) {
+        throw new RuntimeException('the program was not written');
     }
-    $call('dup3', $stdout, 1, 0);
-    $call('dup3', $stderr, 2, 0);
-    $call('dup3', $status, 3, 0x80000);
-    $libc->close_range(4, 0xffffffff, 0);
+    foreach ([0 => $ends[0], 1 => $stdout, 2 => $stderr, 3 => $status, 200 => $ends[1], 201 => $ends[2]] as $to => $from) {
+        $call('dup3', $from, $to, $to < 3 ? 0 : 0x80000); // O_CLOEXEC
+    }
+    $libc->close_range(4, 199, 0);
+    $libc->close_range(202, 0xffffffff, 0);
+    rerankjax_tell(null, [fopen('php://fd/200', 'w'), fopen('php://fd/201', 'r')]);
     $libc->write(3, $body['keep_output'] ? '+' : '!', 1);
     return function (string $word, int $code) use ($libc, $nonce, $body): void {
         if ($word !== '') {
             $libc->write(3, $nonce . $word, strlen($nonce . $word));
         }
-        if (!$body['keep_output']) {
+        if (!$body['keep_output'] && !preg_match('/__destruct|register_shutdown/i', $body['source'])) {
             while (ob_get_level()) {
                 ob_end_flush();
             }
             $libc->_exit($code); // PHP's own way out writes to half of all memory, which a fork has to copy first
         }
     };
+}
+
+/** The first bytes of a request, at most 4, and the three descriptors that come with it. */
+function rerankjax_receive(FFI $libc, int $requests): array
+{
+    $bytes = FFI::new('char[4]');
+    $vector = $libc->new('struct iovec');
+    $vector->base = FFI::cast('void *', FFI::addr($bytes));
+    $vector->length = 4;
+    $control = $libc->new('struct control');
+    $message = $libc->new('struct message');
+    $message->vectors = FFI::addr($vector);
+    $message->count = 1;
+    $message->control = FFI::cast('void *', FFI::addr($control));
+    $message->control_length = FFI::sizeof($control);
+    $got = $libc->recvmsg($requests, FFI::addr($message), 0x40000000); // MSG_CMSG_CLOEXEC
+    return $got > 0 ? [FFI::string($bytes, $got), array_map(fn ($at) => $control->descriptors[$at], [0, 1, 2])] : ['', []];
+}
+
+/** Tells the host a value that a test is about, and waits until it has been found right. `$with` sets the streams. */
+function rerankjax_tell(mixed $value, ?array $with = null): void
+{
+    static $streams;
+    if ($with) {
+        $streams = $with;
+        return;
+    }
+    $text = function (mixed $value) use (&$text): string {
+        if (is_array($value)) {
+            $items = array_map(fn ($key, $item) => $text($key) . ':' . $text($item), array_keys($value), $value);
+            return '{' . implode(',', $items) . '}';
+        }
+        return match (true) {
+            is_null($value) => 'n',
+            is_bool($value) => $value ? 'b1' : 'b0',
+            is_int($value) => "i$value",
+            is_float($value) => 'f' . (is_finite($value) ? sprintf('%.17e', $value) : strtolower("$value")),
+            is_string($value) => 's' . bin2hex($value),
+            default => '?',
+        };
+    };
+    fwrite($streams[0], $text($value) . "\0");
+    if (fread($streams[1], 1) !== "\n") {
+        throw new Exception('Test failed!');
+    }
 }
 
 /** Own mounts, hard limits, no capabilities, system calls filtered, or an exception. */
@@ -130,6 +179,10 @@ function rerankjax_confine(Closure $call, array $limits, string $rules): void
 
 $_rerankjax_end = rerankjax_fork_server(json_decode($argv[1], true));
 $argv = $_SERVER['argv'] = ['program.php'];
+$argc = $_SERVER['argc'] = 1;
+foreach (['PHP_SELF', 'SCRIPT_NAME', 'SCRIPT_FILENAME', 'PATH_TRANSLATED'] as $_rerankjax_name) {
+    $_SERVER[$_rerankjax_name] = 'program.php';
+}
 try {
     require getcwd() . '/program.php';
 } catch (Throwable $_rerankjax_error) {

@@ -48,3 +48,4 @@
 #include <utility>
 #include <variant>
 #include <vector>
+#include "../tell.h"

@@ -1,3 +1,5 @@
+package rerankjax;
+
 import java.util.*;
 import java.lang.reflect.*;
 import org.javatuples.*;
@@ -7,7 +9,7 @@ import java.io.*;
 import java.util.stream.*;
 
 /** What a class archive is made from: it uses what MultiPL-E's programs use. */
-class Problem {
+class Example {
     public static void main(String[] args) {
         ArrayList<Long> list = new ArrayList<Long>(Arrays.asList((long) 3l, (long) 1l));
         Collections.sort(list);
@@ -21,6 +23,11 @@ class Problem {
         assert list.equals(new ArrayList<Long>(Arrays.asList(1l, 3l)));
         assert Pair.with(1, "a").equals(Pair.with(1, "a"));
         assert text.length() == IntStream.range(0, text.length()).sum() * 0 + text.length();
+        try {
+            Tell.tell(list);
+        } catch (AssertionError error) {
+            // nobody listens here
+        }
         assert set.size() == deque.size() && new BigInteger("7").intValue() == 7 && Math.sqrt(4) == 2;
     }
 }

@@ -1,0 +1,15 @@
+// Linked into a C++ program whose tests decide by themselves (ld --wrap=main): takes the word that tells the host of a
+// pass before main, and says it after main has returned 0.
+#include <unistd.h>
+
+extern "C" int __real_main(int, char **, char **);
+
+extern "C" int __wrap_main(int argc, char **argv, char **environment)
+{
+    char word[64];
+    long length = read(201, word, sizeof word);
+    int code = __real_main(argc, argv, environment);
+    if (code == 0 && write(200, word, length) != length)
+        return 1;
+    return code;
+}
