@@ -171,6 +171,23 @@ def test_a_source_that_ends_the_compiler_does_not_compile(language: str, monkeyp
 # Sizes
 
 
+def test_what_a_program_tells_may_be_long() -> None:
+    long = "    return [x].concat(new Array(200000).fill('abc')); }\n"
+    tests = (
+        SHAPES["js"][2]
+        .replace("candidate(1),2", "candidate(1).length,200001")
+        .replace("candidate(2),3", "candidate(2)[9],'abc'")
+    )
+    given = [program("js", long), Program("js", SHAPES["js"][0] + long, f"\n{tests}")]
+    endless = "    const b = Buffer.alloc(1 << 20, 91); for (;;) require('fs').writeSync(200, b); }\n"
+    nested = "    let a = []; for (let i = 0; i < 3000; i++) a = [a]; return a; }\n"
+    for number, body in enumerate((endless, nested)):
+        given.append(program("js", f"{body}// {number}\n"))
+    verdicts = [result.verdict for result in run(*given, cpu_seconds=5, wall_seconds=10)]
+    assert verdicts[1] is Verdict.PASSED
+    assert not {Verdict.PASSED, Verdict.SANDBOX_ERROR} & {*verdicts[:1], *verdicts[2:]}
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_sizes_have_limits_with_a_verdict_of_their_own(language: str) -> None:
     prompt, body, tests = SHAPES[language]

@@ -448,13 +448,11 @@ def test_many_programs_in_a_row_leave_nothing() -> None:
         resident = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         return len(descendants(os.getpid())), len(os.listdir("/proc/self/fd")), resident >> 20
 
-    given = (
-        program(("py", "php", "sh")[i % 3], f"{SHAPES[('py', 'php', 'sh')[i % 3]][1]}# {i}\n") for i in range(1500)
-    )
+    given = (program(("py", "php", "sh")[i % 3], f"{SHAPES[('py', 'php', 'sh')[i % 3]][1]}# {i}\n") for i in range(900))
     seen = []
     for done, result in enumerate(sandbox.run(given, workers=1)):
         assert result.verdict is Verdict.PASSED, result
-        if done in (500, 1000):
+        if done in (300, 600):
             seen.append(state())
     (processes, descriptors, resident), (processes_later, descriptors_later, resident_later) = seen
     assert abs(processes_later - processes) <= 3  # those of the program that runs just then

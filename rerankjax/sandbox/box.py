@@ -234,8 +234,9 @@ class Box:
                 self._start()
             self._deadline = time.monotonic() + self.limits.wall_seconds
             self._before: float | None = None
-            self._socket.settimeout(WATCH_SECONDS)
+            self._socket.settimeout(REPLY_GRACE_SECONDS)  # it may have to start before it takes a large source
             self._socket.sendall(len(source).to_bytes(4, "big") + source)
+            self._socket.settimeout(WATCH_SECONDS)
             return self._message(COMPILED_BYTES)
 
     def _start(self) -> None:

@@ -7,7 +7,7 @@ import select
 import time
 from collections.abc import Callable
 
-MESSAGE_BYTES = 64 << 20  # most that a program can tell in one piece
+MESSAGE_BYTES = 16 << 20  # most that a program can tell in one piece
 PIPE_BYTES = 1 << 16
 SEALED = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 NOWHERE = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -48,7 +48,7 @@ class Conversation:
 
     def __init__(self, tell: int, heard: int, listen: Listener) -> None:
         self._tell, self._heard, self._listen = tell, heard, listen
-        self._buffer = b""
+        self._buffer = bytearray()
         self._going = True
         os.set_blocking(tell, False)
         os.set_blocking(heard, False)
@@ -69,9 +69,12 @@ class Conversation:
         """Take what has been told already."""
         with contextlib.suppress(BlockingIOError):
             while self._going and (data := os.read(self._tell, 1 << 16)):
-                *frames, self._buffer = (self._buffer + data).split(b"\0") if b"\0" in data else [self._buffer + data]
+                self._buffer += data
+                frames: list[bytearray] = []
+                if 0 in data:
+                    *frames, self._buffer = self._buffer.split(b"\0")
                 for frame in frames:
-                    self._going = self._going and self._listen(frame)
+                    self._going = self._going and self._listen(bytes(frame))
                 if len(self._buffer) > MESSAGE_BYTES:
                     self._going = False
                 with contextlib.suppress(OSError):

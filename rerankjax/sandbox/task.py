@@ -15,6 +15,8 @@ from rerankjax.sandbox.verdict import Verdict
 Judged = tuple[Verdict, dict[str, Any]]
 
 SHOWN_BYTES = 200
+# What is longer than this, and this much for each letter of the assertion, is not read: no equal value is.
+TOLD_BYTES, TOLD_PER_LETTER = 4096, 64
 # What a program's last words say of an end that its exit code does not tell. The first that is found counts.
 _SIGNS: dict[str, list[tuple[Verdict, str]]] = {
     "sh": [
@@ -143,6 +145,8 @@ class _Hearing:
         return False
 
     def _equal(self, expected: Expected, frame: bytes) -> bool:
+        if len(frame) > TOLD_BYTES + TOLD_PER_LETTER * len(expected.text):
+            return False
         actual = ("text", frame) if self._language == "sh" else values.told(frame)
         try:
             return values.equal(self._language, expected.operator, expected.value, actual)
