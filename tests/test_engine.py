@@ -98,7 +98,8 @@ def test_prompts_of_several_stop_sets_share_a_stream(tiny, params, prompts):
     sets = [tuple(texts[2:50]), (), tuple(texts[50:])]
     table, starts = joined_table(texts, sets)
     mixed = [prompt._replace(start=int(starts[i % 3])) for i, prompt in enumerate(prompts)]
-    together, used = drawn(engine(tiny), params, mixed, stops=table), engine(tiny)
+    used = engine(tiny)
+    together = drawn(used, params, mixed, stops=table)
     for i, stops in enumerate(sets):
         own = drawn(used, params, prompts, stops=stop_table(texts, stops))
         for at, sample in own.items():
