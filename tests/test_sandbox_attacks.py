@@ -264,6 +264,25 @@ FREE = {  # a program, its tests, and what makes it pass wrongly
 }
 
 
+FREE_TOO = {  # more that an examination found
+    "a patched util": (
+        "js",
+        "require('util').isDeepStrictEqual = () => true;\nfunction f(x) { return 0; }\n",
+        "const util = require('util');\nif (!util.isDeepStrictEqual(f(1), 2)) throw new Error('no');\n",
+    ),
+    "no throw": (
+        "cpp",
+        "long f(long x) { return 0; }\n#define throw (void)\n",
+        "int main() { if (f(1) != 2) throw 1; }\n",
+    ),
+}
+
+
+@pytest.mark.parametrize(("language", "source", "tests"), FREE_TOO.values(), ids=FREE_TOO.keys())
+def test_a_control_catches_these_too(language: str, source: str, tests: str) -> None:
+    assert [r.verdict for r in sandbox.run([Program(language, source, tests)], workers=1)] == [Verdict.CHEATED]
+
+
 @pytest.mark.parametrize("language", FREE)
 def test_a_control_where_an_expected_value_can_be_found(language: str) -> None:
     source, tests, forged = FREE[language]

@@ -149,11 +149,8 @@ OURS = [
         "    return 0; }\nclass E extends Exception {} set_exception_handler(null);\nob_start(fn($b) => exit(0));\nreturn;\n",
     ),
     # C++: another main; the answers from the text of the assertion, or from the file; any type; another __assert_fail
-    ("cpp", "    return 0; }\n#define main fake() { return 0; }\nint main() { return 0; }\nint other\nint g() {\n"),
-    (
-        "cpp",
-        '    return 0; }\n#define main other\nextern "C" int _start2();\nint g() { return 0; }\n#define int int main() { return 0; } int\nlong h() {\n',
-    ),
+    ("cpp", "    return 0; }\n#define main() fake(); int main() { return 0; } int fake()\nint g() {\n"),
+    ("cpp", '    return 0; }\n#define assert(x) (void) 0\n#define tell(x) send("i2"), exit(0)\nint g() {\n'),
     (
         "cpp",
         "    extern std::map<long, long> answers; return answers[x]; }\nstd::map<long, long> answers;\n"
