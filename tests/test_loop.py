@@ -61,7 +61,7 @@ def artifacts(workdir):
         "*/*/metrics.jsonl",
         "scores/*/*/scores.npy",
         "export/[!s]*",
-        "models/*/*.json",
+        "models/*/model.json",
     )
     bytewise += ("problems/*.jsonl",)
     for pattern in (f"seed*/{name}" for name in bytewise):
@@ -71,7 +71,7 @@ def artifacts(workdir):
 
 def test_a_run_ends_in_a_table_and_a_report_with_every_system(whole):
     workdir, output = whole
-    for said in ("SFT, reranker 1", "self-training", "Share of held-out problems solved", "report.html"):
+    for said in ("SFT, reranker 1", "self-training", "Fraction of held-out problems solved", "report.html"):
         assert said in output
     page = (workdir / "report.html").read_text()
     assert "<svg" in page
@@ -180,7 +180,7 @@ def test_a_finished_run_starts_again_in_no_time_and_says_the_same(whole):
     before = {p: p.stat().st_mtime_ns for p in workdir.glob("seed*/**/stage.json")}
     again = finish(start(workdir))
     assert {p: p.stat().st_mtime_ns for p in workdir.glob("seed*/**/stage.json")} == before
-    assert again.split("Share of held-out")[1] == output.split("Share of held-out")[1]
+    assert again.split("Fraction of held-out")[1] == output.split("Fraction of held-out")[1]
 
 
 def test_another_config_in_the_directory_is_refused_with_the_difference(whole):

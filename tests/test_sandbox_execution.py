@@ -6,7 +6,7 @@ from rerankjax import sandbox
 from rerankjax.candidates.candidate import Candidate
 from rerankjax.problems.problem import Case, Problem
 from rerankjax.sandbox import Verdict, box, pool, python
-from rerankjax.verdicts.execution import SandboxConfig, by_program, execute
+from rerankjax.verdicts.execution import SandboxConfig, execute, verdict_cache
 
 CONFIG = SandboxConfig(2, 5.0, 20.0)
 PROBLEM = Problem("one", "py", "def one():\n", "assert one() == 1\n", ())
@@ -35,7 +35,7 @@ def test_what_the_sandbox_could_not_judge_is_tried_again(monkeypatch: pytest.Mon
     assert "gone" in executed[1].detail
     assert sum(done) == len(texts)
     assert sorted(calls.values()) == [1, 1, pool.ATTEMPTS + 1, 2 * pool.ATTEMPTS]
-    assert sorted(completion for _, completion in by_program(executed)) == sorted([texts[0], *texts[2:]])
+    assert sorted(completion for _, completion in verdict_cache(executed)) == sorted([texts[0], *texts[2:]])
 
 
 def test_a_case_that_fails_counts_before_one_that_nobody_could_judge(monkeypatch: pytest.MonkeyPatch) -> None:
