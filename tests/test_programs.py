@@ -143,7 +143,7 @@ def no_larger(one, other) -> bool:
     return all(a.dtype == b.dtype and all(x <= y for x, y in zip(a.shape, b.shape, strict=True)) for a, b in pairs)
 
 
-@pytest.mark.parametrize("make", [two_models, adapters])
+@pytest.mark.parametrize("make", [pytest.param(two_models, marks=pytest.mark.long), adapters])
 def test_preflight_compiles_what_a_run_calls(make, calls, monkeypatch, tmp_path):
     config = resolve(make(tmp_path), 8)
     run = open_seed(config, 0, tmp_path / "run", make_mesh(config.mesh))
