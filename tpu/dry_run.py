@@ -30,7 +30,6 @@ def show(dag: Any, *_: Any, **__: Any) -> NoReturn:
     accelerator = next(iter(resources.accelerators or {}), "")
     hosts = task.num_nodes * (hosts_of(accelerator) if accelerator.startswith("tpu-") else 1)
     run = string.Template(task.run).safe_substitute(task.envs)
-    run = string.Template(task.run).safe_substitute(task.envs)
     for host in range(hosts):
         print(f"\nhost {host} of {hosts}:\n{task.setup}\n{run}", end="")
     sys.exit()
