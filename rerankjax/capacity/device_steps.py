@@ -247,8 +247,8 @@ def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
     ]
     # The dev problems are drawn with the policy, and first with the SFT model, which without adapters has its shapes.
     drawn_with = [run.attached(run.sft, state.params["decoder"]), *([run.sft] if config.lora.rank else [])]
-    drawing, beside = programs.dev_drawing(config), [*held, state]
-    return [*steps, *(step for policy in drawn_with for step in _engine(run, policy, "PPO's dev", drawing, beside))]
+    dev, beside = programs.dev_drawing(config), [*held, state]
+    return [*steps, *(step for policy in drawn_with for step in _engine(run, policy, "PPO's dev", dev, beside))]
 
 
 def _engine(run: RunShapes, policy: Params, name: str, drawing: Drawing, resident: list[Any]) -> Iterator[Step]:
