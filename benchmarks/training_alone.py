@@ -23,11 +23,12 @@ from jax.sharding import Mesh
 from rerankjax.capacity import roofline
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, init_decoder
-from rerankjax.model.likelihood import Rows, Tree
 from rerankjax.model.lora import FULL, LoraConfig, init_adapter
-from rerankjax.model.sharding import by_row, on_mesh, shardings_of
-from rerankjax.model.training import OptimizerConfig, TrainState, start_state
-from rerankjax.policy.ppo import PPOConfig, Rollout, ppo_update
+from rerankjax.model.packing import PackConfig
+from rerankjax.model.sharding import by_row, feed, replicated, row_shards, shardings_of
+from rerankjax.model.training import OptimizerConfig, TrainState, batch_of, start_state
+from rerankjax.policy.ppo import PPOBatch, PPOConfig
+from rerankjax.policy.ppo_step import make_ppo_programs
 from rerankjax.policy.sft import make_sft_step
 from rerankjax.reranker.bradley_terry import RerankerConfig, make_reranker_step
 
@@ -79,26 +80,27 @@ def make_step(
     trunk = init_adapter(config, lora, jax.random.key(0)) if lora.rank else decoder
     vector = jax.random.normal(jax.random.key(1), (config.hidden_size,)) * config.hidden_size**-0.5
     optimizer = OptimizerConfig(LEARNING_RATE, steps=UPDATES)
-    tokens, mask = rng.integers(1, config.vocab_size, (rows, length), np.int32), np.ones((rows, length), bool)
-    logits, batch = length - P, Rows(tokens, mask)
+    tokens = rng.integers(1, config.vocab_size, (rows, length), np.int32)
+    items: list[Any] = [(row[:P], [row[P:]]) for row in tokens]
+    logits, sizes = length - P, PackConfig.of(rows, 1, P, length - P, shards=row_shards(mesh))
     if trainer == "SFT":
-        params, step = trunk, make_sft_step(config, optimizer, P, mesh, lora)
+        params, step = trunk, make_sft_step(config, optimizer, mesh, lora)
     elif trainer == "reranker":
         params = {"decoder": {name: part for name, part in trunk.items() if name != "lm_head"}, "score": vector}
         step = make_reranker_step(config, RerankerConfig("last", 0.0), optimizer, mesh, lora)
-        logits, batch = 0, Tree(tokens[::2, :1], mask[::2, :1], tokens[:, 1:], mask[:, 1:])
+        items = [(a[:1], [a[1:], b[1:]]) for a, b in zip(tokens[::2], tokens[1::2], strict=True)]
+        logits, sizes = 0, PackConfig.of(rows // 2, 1, 1, length - 1, 2, row_shards(mesh))
     else:
         ppo = PPOConfig(UPDATES, rows, LEARNING_RATE, epochs=1, minibatches=1, kl_coef=0.05)
         params, optimizer = {"decoder": trunk, "value": vector}, ppo.optimizer
-        batch = Rollout(batch, *(rng.normal(size=(rows, length - P)).astype(np.float32) for _ in range(4)))
-
-        def update(state: TrainState, base: Params | None, rollout: Rollout) -> Any:
-            return ppo_update(config, ppo, lora, mesh, state, base, rollout, P, 1.0)
-
-        step = jax.jit(on_mesh(mesh, update), in_shardings=(None, None, by_row(mesh)), donate_argnums=0)
-    batch = jax.device_put(batch, by_row(mesh))
+        step = make_ppo_programs(config, "last", 1.0, ppo, P, length - P, mesh, lora).update
+    parts, counts = batch_of(items, sizes)
+    if trainer == "PPO":
+        figures = rng.normal(size=(4, *parts[0].mask.shape)).astype(np.float32)
+        parts = [PPOBatch(part, *figures) for part in parts]
+    batch = feed(parts, by_row(mesh)), feed(counts, replicated(mesh))
     cost = roofline.train_step_cost(config, rows, length, lora=lora, logits=logits, remat=False)
-    return lambda state: step(state, base, batch), start_state(params, optimizer, mesh), cost.flops
+    return lambda state: step(state, base, *batch), start_state(params, optimizer, mesh), cost.flops
 
 
 def step_seconds(step: Callable[[TrainState], tuple[TrainState, Any]], state: TrainState, rounds: int) -> float:

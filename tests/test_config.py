@@ -99,9 +99,13 @@ TEST = {"sources": ["synthetic"], "samples": 4}
         ("sampling.temperature", 0.0, "config.sampling.temperature = 0.0: greedy never explores"),
         # The mesh and what its devices share: two devices here.
         ("mesh.data", 3, "config.mesh.data = 3, .* do not fill 2 devices"),
-        ("sft.batch_size", 127, "config.sft.batch_size = 127: not a positive multiple of the 2 devices.* use 128"),
+        (
+            "ppo.rollouts_in_flight",
+            3,
+            "config.ppo.rollouts_in_flight = 3: not a positive multiple of the 2 devices.*use 4",
+        ),
         ("candidates.prompts_in_flight", 0, "config.candidates.prompts_in_flight = 0: .* use 2"),
-        ("ppo.minibatches", 256, r"config.ppo.batch_size / minibatches = 1: .* use 2"),
+        ("sft.batch_size", 0, "config.sft.batch_size = 0: use 1 or more"),
         # Models.
         ("generator.shape.num_key_value_heads", 3, "config.generator.shape.num_key_value_heads = 3 does not divide"),
         (

@@ -10,12 +10,13 @@ import pytest
 from rerankjax.candidates.sampling import SamplingConfig, make_sampler
 from rerankjax.model.decoder import decode_step, hidden_states, hidden_states_behind, init_decoder, prefill, to_logits
 from rerankjax.model.decoder import unstack as layers_of
-from rerankjax.model.likelihood import Rows, Tree, completion_log_probs, masked_mean
+from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean
 from rerankjax.model.lora import FULL, TARGETS, LoraConfig, attach, init_adapter, merge
+from rerankjax.model.packing import PackConfig
 from rerankjax.model.sharding import make_mesh, replicated
-from rerankjax.model.training import OptimizerConfig, init_state, make_optimizer
+from rerankjax.model.training import OptimizerConfig, batch_of, init_state, make_optimizer
 from rerankjax.policy.ppo import PPOConfig, Reward, init_policy
-from rerankjax.policy.ppo_step import make_ppo_programs, make_ppo_step
+from rerankjax.policy.ppo_step import Drawn, make_ppo_programs, make_ppo_step
 from rerankjax.policy.sft import make_sft_step
 from rerankjax.reranker.bradley_terry import RerankerConfig, init_reranker, make_reranker_step
 
@@ -189,14 +190,21 @@ def start(params, optimizer, mesh):
     return make(params)
 
 
+def items(each):
+    """Of the four rows' texts: a prompt with `each` of their completions behind it."""
+    prompts = [tokens[real].tolist() for tokens, real in zip(TOKENS[:, :P], MASK[:, :P], strict=True)]
+    found = [tokens[real].tolist() for tokens, real in zip(TOKENS[:, P:], MASK[:, P:], strict=True)]
+    return [(prompts[i], found[each * i : each * (i + 1)]) for i in range(len(found) // each)]
+
+
 def test_sft_trains_the_adapter_alone(tiny, base):
     config, mesh = OptimizerConfig(3e-2, steps=20), MESH
-    step = make_sft_step(tiny, config, P, mesh, LORA)
+    step = make_sft_step(tiny, config, mesh, LORA)
     state = start(init_adapter(tiny, LORA, jax.random.key(0)), make_optimizer(config), mesh)
     before, rows = jax.device_get(base), Rows(jnp.asarray(TOKENS), jnp.asarray(MASK))
     losses = []
     for _ in range(20):
-        state, metrics = step(state, base, rows)
+        state, metrics = step(state, base, *batch_of(items(1), PackConfig.of(4, 1, P, C)))
         losses.append(float(metrics["loss"]))
     expected = -masked_mean(completion_log_probs(tiny, before, rows, P)[0], rows.mask[:, P:])
     assert losses[0] == pytest.approx(float(expected), rel=1e-5)
@@ -215,10 +223,11 @@ def test_a_reranker_is_an_adapter_and_a_head(tiny, base):
     )
     whole = init_reranker(base, jax.random.key(5))
     params = whole | {"decoder": init_adapter(tiny, LORA, jax.random.key(6))}
-    pairs = Tree(*map(jnp.asarray, (TOKENS[:2, :P], MASK[:2, :P], TOKENS[:, P:], MASK[:, P:])))
+    pairs = batch_of(items(2), PackConfig.of(2, 1, P, C, 2))
     optimizer = make_optimizer(dataclasses.replace(config, max_grad_norm=1e9))
-    state, metrics = make_reranker_step(tiny, reranker, config, mesh, LORA)(start(params, optimizer, mesh), base, pairs)
-    full, full_metrics = make_reranker_step(tiny, reranker, config, mesh)(start(whole, optimizer, mesh), None, pairs)
+    adapted, trained = (make_reranker_step(tiny, reranker, config, mesh, lora) for lora in (LORA, FULL))
+    state, metrics = adapted(start(params, optimizer, mesh), base, *pairs)
+    full, full_metrics = trained(start(whole, optimizer, mesh), None, *pairs)
     assert float(metrics["loss"]) == pytest.approx(float(full_metrics["loss"]), rel=1e-5)
     moved = state.params["score"] - whole["score"]
     np.testing.assert_allclose(moved, full.params["score"] - whole["score"], rtol=1e-2, atol=1e-4)
@@ -232,14 +241,12 @@ def test_four_models_on_one_base(tiny, base, adapter):
     before = jax.device_get(base)
     new = init_adapter(config, LORA, jax.random.key(6))
     state = start(init_policy(base) | {"decoder": new}, make_optimizer(PPO.optimizer), mesh)
-    programs = make_ppo_programs(config, "mean", SamplingConfig(1.0, 1.0, C), PPO, P, 1, 0, mesh, LORA)
-    step = make_ppo_step(programs, PPO, mesh)
-    # An automaton that says a stop string was met after C tokens, whatever they are: scores are then the reranker's.
-    stops = np.repeat(np.minimum(np.arange(C + 1) + 1, C)[:, None], 97, axis=1).astype(np.int32)
-    of_batch = TOKENS[:, :P].astype(np.int32), MASK[:, :P], np.arange(B, dtype=np.uint32)
+    step = make_ppo_step(make_ppo_programs(config, "mean", 1.0, PPO, P, C, mesh, LORA), PPO, mesh)
+    prompts, completions = zip(*items(1), strict=True)
+    drawn = [Drawn(completion, True) for (completion,) in completions]
     kl_coef, history = jnp.float32(PPO.kl_coef), []
     for i in range(2):
-        state, kl_coef, metrics = step(state, base, base, reward, *of_batch, jax.random.key(i), kl_coef, stops)
+        state, kl_coef, metrics = step(state, base, base, reward, prompts, drawn, jax.random.key(i), kl_coef)
         history.append(jax.device_get(metrics))
     for metrics in history:
         assert metrics["first_ratio_deviation"] == 0.0

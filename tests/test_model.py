@@ -12,8 +12,9 @@ from rerankjax.model import likelihood
 from rerankjax.model.attention import attend
 from rerankjax.model.decoder import hidden_states, init_decoder, rotate, to_logits
 from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean, token_log_probs
+from rerankjax.model.packing import PackConfig
 from rerankjax.model.sharding import make_mesh
-from rerankjax.model.training import OptimizerConfig, apply_gradients, init_state, make_optimizer
+from rerankjax.model.training import OptimizerConfig, apply_gradients, batch_of, init_state, make_optimizer
 from rerankjax.policy.sft import make_sft_step
 
 MESH = make_mesh(devices=jax.devices()[:2])
@@ -111,12 +112,13 @@ def test_a_step_holds_no_logits_of_all_positions(tiny):
     """The compiled SFT step's temporary memory, beside the size of [batch, length, vocabulary]."""
     config = dataclasses.replace(tiny, vocab_size=64_000)
     optimizer = OptimizerConfig(1e-3, steps=2)
-    step = make_sft_step(config, optimizer, 1, MESH)
+    sizes = PackConfig.of(8, 1, 1, 255)
+    update = make_sft_step(config, optimizer, MESH)
     state = jax.eval_shape(
         lambda key: init_state(init_decoder(config, key), make_optimizer(optimizer)), jax.random.key(0)
     )
-    rows = Rows(jax.ShapeDtypeStruct((8, 256), jnp.int32), jax.ShapeDtypeStruct((8, 256), bool))
-    memory = step.lower(state, None, rows).compile().memory_analysis()
+    (part,), counts = batch_of([([1], [[1] * 255])] * 8, sizes)
+    memory = update.add.lower(state.params, state.params, None, part, counts).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 0.7 * 8 * 255 * config.vocab_size * 4
 
 

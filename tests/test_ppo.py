@@ -8,25 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rerankjax.candidates.engine import EngineConfig, Prompt, make_engine
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.model.decoder import init_decoder
-from rerankjax.model.likelihood import Rows
+from rerankjax.model.likelihood import Rows, completion_log_probs
+from rerankjax.model.packing import PackConfig, pack
 from rerankjax.model.sharding import make_mesh, replicated
-from rerankjax.model.training import init_state, make_optimizer
+from rerankjax.model.training import init_state, make_optimizer, start_state
 from rerankjax.policy.advantages import adapt_kl_coef, gae, token_rewards, whiten
 from rerankjax.policy.ppo import (
+    PPOBatch,
     PPOConfig,
     Reward,
-    Rollout,
-    collect,
     init_policy,
     normalised_scores,
     policy_loss,
     ppo_loss,
     value_loss,
 )
-from rerankjax.policy.ppo_step import make_ppo_programs, make_ppo_step
-from rerankjax.reranker.bradley_terry import init_reranker
+from rerankjax.policy.ppo_step import Drawn, make_ppo_programs, make_ppo_step
+from rerankjax.prompts.rows import pad_completions, pad_prompts, pad_rows
+from rerankjax.reranker.bradley_terry import init_reranker, score_rows
 from rerankjax.reranker.rerank import score_behind
 
 P, C, B = 6, 8, 8
@@ -112,28 +114,37 @@ def test_scores_are_normalised_clipped_and_replaced_where_the_text_was_cut():
 
 @pytest.fixture
 def setting(tiny):
-    """A policy, its reference and a reranker, far enough from uniform to matter."""
+    """A policy, its reference, a reranker, far enough from uniform to matter; prompts, and a stop table."""
     trunk = jax.tree.map(lambda a: a * 2, init_decoder(tiny, jax.random.key(0)))
     reward = Reward(init_reranker(trunk, jax.random.key(1)), jnp.float32(0), jnp.float32(1))
     rng = np.random.default_rng(0)
-    prompts = rng.integers(2, 97, (B, P)).astype(np.int32)
-    mask = np.arange(P) >= rng.integers(0, P - 2, B)[:, None]
+    prompts = [rng.integers(2, 97, rng.integers(3, P + 1)).tolist() for _ in range(B)]
     # An automaton that says a stop string was met after C tokens, whatever they are: scores are then the reranker's.
     stops = np.repeat(np.minimum(np.arange(C + 1) + 1, C)[:, None], 97, axis=1).astype(np.int32)
-    return trunk, reward, prompts, mask, np.arange(B, dtype=np.uint32), stops
+    return trunk, reward, prompts, stops
+
+
+def drawn_by(tiny, policy, prompts, stops, key, temperature=1.0, mesh=None):
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
+    engine = make_engine(
+        tiny, SamplingConfig(temperature, 1.0, C), EngineConfig(min(64, len(prompts)), 1, P), 1, 0, mesh
+    )
+    numbered = [Prompt(ids, i) for i, ids in enumerate(prompts)]
+    samples = sorted(engine.stream(policy, numbered, samples=1, key=key, stops=stops))
+    return [Drawn(s.tokens.tolist(), s.finished) for s in samples]
 
 
 def iterate(tiny, setting, ppo=PPO, temperature=1.0, iterations=1, devices=1, policy=None):
-    trunk, reward, prompts, mask, ids, stops = setting
+    trunk, reward, prompts, stops = setting
     mesh = make_mesh(devices=jax.devices()[:devices])
-    programs = make_ppo_programs(tiny, "mean", SamplingConfig(temperature, 1.0, C), ppo, P, 1, 0, mesh)
-    step = make_ppo_step(programs, ppo, mesh)
+    step = make_ppo_step(make_ppo_programs(tiny, "mean", temperature, ppo, P, C, mesh), ppo, mesh)
     optimizer = make_optimizer(ppo.optimizer)
     start = jax.jit(lambda p: init_state(jax.tree.map(jnp.copy, p), optimizer), out_shardings=replicated(mesh))
     state, kl_coef, history = start(init_policy(policy or trunk)), jnp.float32(ppo.kl_coef), []
     for i in range(iterations):
-        key = jax.random.fold_in(jax.random.key(0), i)
-        state, kl_coef, metrics = step(state, None, trunk, reward, prompts, mask, ids, key, kl_coef, stops)
+        draw_key, key = jax.random.split(jax.random.fold_in(jax.random.key(0), i))
+        drawn = drawn_by(tiny, state.params["decoder"], prompts, stops, draw_key, temperature, mesh)
+        state, kl_coef, metrics = step(state, None, trunk, reward, prompts, drawn, key, kl_coef)
         history.append(jax.device_get(metrics))
     return state, history
 
@@ -153,40 +164,38 @@ def test_policy_starts_without_divergence_from_the_reference(tiny, setting):
     assert abs(history[1]["kl"]) > 1e-4
 
 
-def rollout_of(tiny, trunk, seed=0):
+def batch_of(seed=0):
     rng = np.random.default_rng(seed)
-    mask = jnp.asarray(np.concatenate([np.ones((B, P), bool), np.arange(C) < rng.integers(2, C, B)[:, None]], 1))
-    tokens = jnp.asarray(rng.integers(2, 97, (B, P + C)), jnp.int32)
-    old = jnp.where(mask[:, P:], jnp.asarray(rng.normal(-3, 1, (B, C)), jnp.float32), 0)
-    values, advantages, returns = (jnp.asarray(rng.normal(size=(B, C)), jnp.float32) for _ in range(3))
-    return Rollout(Rows(tokens, mask), old, values, advantages, returns)
+    items = [([*rng.integers(2, 97, P)], [[*rng.integers(2, 97, rng.integers(2, C))]]) for _ in range(B)]
+    (part,), _ = pack(items, PackConfig.of(B, 1, P, C))
+    figures = [np.where(part.mask, rng.normal(size=part.mask.shape), 0).astype(np.float32) for _ in range(4)]
+    return PPOBatch(part, figures[0] - 3, *figures[1:])
 
 
 def test_clips_bind_against_the_old_policy(tiny, setting):
     """Old log-probabilities are the rollout's: were they computed anew in each update, no clip would ever bind."""
-    policy = init_policy(setting[0])
-    rollout = rollout_of(tiny, setting[0])
-    _, metrics = ppo_loss(tiny, PPO, policy, rollout, P, 1.0)
+    _, metrics = ppo_loss(tiny, PPO, init_policy(setting[0]), batch_of(), 1.0)
     assert metrics["clip_fraction"] > 0.5
 
 
 def test_the_update_is_blind_to_padding(tiny, setting):
-    policy = init_policy(setting[0])
-    rollout = rollout_of(tiny, setting[0])
-    pad = ~rollout.rows.mask
-    noisy = rollout._replace(
-        rows=Rows(jnp.where(pad, 5, rollout.rows.tokens), rollout.rows.mask),
-        advantages=jnp.where(pad[:, P:], 100.0, rollout.advantages),
-        returns=jnp.where(pad[:, P:], 100.0, rollout.returns),
+    policy, batch = init_policy(setting[0]), batch_of()
+    packed = batch.packed
+    noisy = batch._replace(
+        packed=packed._replace(tokens=np.where(packed.sequence == 0, 5, packed.tokens)),
+        old_log_probs=np.where(packed.mask, batch.old_log_probs, -50.0),
+        advantages=np.where(packed.mask, batch.advantages, 100.0),
+        returns=np.where(packed.mask, batch.returns, 100.0),
     )
-    first, second = (ppo_loss(tiny, PPO, policy, r, P, 1.0)[0] for r in (rollout, noisy))
-    np.testing.assert_allclose(first, second, rtol=1e-6)
+    assert (packed.sequence == 0).any()
+    first, second = (ppo_loss(tiny, PPO, policy, b, 1.0) for b in (batch, noisy))
+    np.testing.assert_allclose(first[0], second[0], rtol=1e-6)
+    assert first[1]["ratio_deviation"] == second[1]["ratio_deviation"]
 
 
 def test_temperature_divides_the_logits_of_the_update(tiny, setting):
     policy = init_policy(setting[0])
-    rollout = rollout_of(tiny, setting[0])
-    first, second = (ppo_loss(tiny, PPO, policy, rollout, P, t)[0] for t in (1.0, 0.7))
+    first, second = (ppo_loss(tiny, PPO, policy, batch_of(), t)[0] for t in (1.0, 0.7))
     assert abs(float(first - second)) > 1e-3
 
 
@@ -210,11 +219,10 @@ def test_every_epoch_and_iteration_has_an_order_of_its_own(tiny, setting, monkey
 
 def test_the_penalty_alone_pulls_a_policy_back_to_its_reference(tiny, setting):
     """From a policy that was moved away, and with a reranker that is indifferent, by the last ones' mean."""
-    trunk, reward, prompts, mask, _, stops = setting
-    many = [np.tile(a, (64, 1)) for a in (prompts, mask)]
+    trunk, reward, prompts, stops = setting
     leaves, tree = jax.tree.flatten(trunk)
     moved = [a + 0.3 * jnp.std(a) * jax.random.normal(jax.random.key(i), a.shape) for i, a in enumerate(leaves)]
-    apart = (trunk, reward._replace(std=jnp.float32(1e9)), *many, np.arange(512, dtype=np.uint32), stops)
+    apart = (trunk, reward._replace(std=jnp.float32(1e9)), 64 * prompts, stops)
     kl = {}
     for beta in (0.0, 1.0):
         ppo = dataclasses.replace(PPO, iterations=20, batch_size=512, kl_coef=beta, learning_rate=3e-3)
@@ -226,10 +234,30 @@ def test_the_penalty_alone_pulls_a_policy_back_to_its_reference(tiny, setting):
 
 
 def test_ppo_raises_the_score(tiny, setting):
-    steps = dataclasses.replace(PPO, iterations=20, learning_rate=3e-3, kl_coef=0.0)
-    _, history = iterate(tiny, setting, steps, iterations=20)
+    trunk, reward, prompts, stops = setting
+    steps = dataclasses.replace(PPO, iterations=20, batch_size=8 * B, learning_rate=2e-2, kl_coef=0.0)
+    _, history = iterate(tiny, (trunk, reward, 8 * prompts, stops), steps, iterations=20)
     scores = [m["score"] for m in history]
-    assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 0.2
+    assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 0.5
+
+
+def test_figures_of_an_iteration_are_those_of_padded_rows(tiny, setting):
+    """Old log-probabilities, the reference's and the scores find their way from packed rows to their completions."""
+    trunk, reward, prompts, stops = setting
+    policy = jax.tree.map(lambda a: a + 0.05 * jax.random.normal(jax.random.key(a.size), a.shape), trunk)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    drawn = drawn_by(tiny, policy, prompts, stops, jax.random.key(3))
+    drawn[2] = drawn[2]._replace(finished=False)
+    step = make_ppo_step(make_ppo_programs(tiny, "mean", 0.7, PPO, P, C, mesh), PPO, mesh)
+    state = start_state(init_policy(policy), PPO.optimizer, mesh)
+    _, _, metrics = step(state, None, trunk, reward, prompts, drawn, jax.random.key(0), jnp.float32(0.1))
+    rows = Rows(*pad_rows(prompts, [d.tokens for d in drawn], P, C, 0))
+    own, other = (np.asarray(completion_log_probs(tiny, params, rows, P, 0.7)[0]) for params in (policy, trunk))
+    assert float(metrics["kl"]) == pytest.approx((own - other).sum(1).mean(), abs=1e-4)
+    scores = np.array(score_rows(tiny, "mean", reward.params, rows, P))
+    scores[2] = PPO.missing_eos_penalty
+    assert float(metrics["score"]) == pytest.approx(scores.mean(), abs=1e-5)
+    assert float(metrics["length"]) == np.mean([len(d.tokens) for d in drawn])
 
 
 def test_a_reranker_of_another_shape_rewards(tiny, setting):
@@ -237,33 +265,23 @@ def test_a_reranker_of_another_shape_rewards(tiny, setting):
     larger = dataclasses.replace(
         tiny, hidden_size=48, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=6
     )
-    trunk, _, prompts, mask, _, stops = setting
+    trunk, _, prompts, stops = setting
     reranker = init_reranker(init_decoder(larger, jax.random.key(1)), jax.random.key(2))
-    draw = functools.partial(
-        collect, tiny, "last", SamplingConfig(1.0, 1.0, C), PPO, 1, 0, make_mesh(), reward_config=larger
+    drawn = drawn_by(tiny, trunk, prompts, stops, jax.random.key(3))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    programs = make_ppo_programs(tiny, "last", 1.0, PPO, P, C, mesh, reward_config=larger)
+    items = [(prompt, [d.tokens]) for prompt, d in zip(prompts, drawn, strict=True)]
+    completions = pad_completions([d.tokens for d in drawn], C, 0)
+    expected = jax.jit(functools.partial(score_behind, larger, "last"))(
+        reranker, *pad_prompts(prompts, P, 0), *completions
     )
-    reward = Reward(reranker, np.float32(0.5), np.float32(2.0))
-    keys = jax.random.split(jax.random.key(3), B)
-    found = jax.jit(draw)({"decoder": trunk}, trunk, reward, prompts, mask, keys, stops)
-    rows = np.asarray(found.rows.tokens[:, P:]), np.asarray(found.rows.mask[:, P:])
-    scores = jax.jit(functools.partial(score_behind, larger, "last"))(reranker, prompts, mask, *rows)
-    assert np.std(scores) > 0
-    np.testing.assert_allclose(found.scores, np.clip((scores - 0.5) / 2.0, -5, 5), atol=1e-5)
-
-
-def test_prompts_stop_at_strings_of_their_own(tiny, setting):
-    """From a row's start in the automaton: half of the prompts end after two tokens, the other half after four."""
-    trunk, reward, prompts, mask, _, _ = setting
-    stops = np.repeat(np.array([1, 2, 3, 4, 4])[:, None], 97, axis=1).astype(np.int32)
-    starts = np.where(np.arange(B) % 2, 2, 0).astype(np.int32)
-    draw = functools.partial(collect, tiny, "mean", SamplingConfig(1.0, 1.0, C), PPO, 1, 0, make_mesh())
-    keys = jax.random.split(jax.random.key(3), B)
-    found = jax.jit(draw)({"decoder": trunk}, trunk, reward, prompts, mask, keys, stops, starts)
-    rows = jax.device_get(found.rows)
-    lengths, ended = rows.mask[:, P:].sum(1), (rows.tokens[:, P:] == 1).any(1)
-    np.testing.assert_array_equal(lengths[~ended], np.where(starts, 2, 4)[~ended])
-    assert not ended.all()
-    assert (found.scores != PPO.missing_eos_penalty).all()  # met stops are ends
+    found = np.zeros(B)
+    for part, source in zip(*pack(items, programs.sizes), strict=True):
+        _, scores = programs.judge(trunk, reranker, part)
+        for row, target in zip(*np.nonzero(part.mask), strict=True):
+            found[source.item[row, target]] = scores[row, part.completion[row, target]]
+    assert np.std(expected) > 0
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_sharded_iteration_equals_single_device(tiny, setting):

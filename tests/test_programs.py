@@ -11,7 +11,7 @@ from rerankjax.candidates import generate
 from rerankjax.capacity import topology
 from rerankjax.capacity.device_steps import every_step
 from rerankjax.capacity.run_shapes import open_run
-from rerankjax.loop import programs, stages
+from rerankjax.loop import programs, stages, trainers
 from rerankjax.loop.resolve import resolve
 from rerankjax.loop.seed_run import open_seed
 from rerankjax.loop.train import run_seed
@@ -103,18 +103,22 @@ def calls(monkeypatch):
         maker = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *arguments: wrapped(maker(*arguments)))
 
-    def watched(engine):
-        for name in ("read", "draw"):
-            if engine not in engines:
-                monkeypatch.setattr(engine, name, recorded(getattr(engine, name)))
-        engines.append(engine)
-        return engine
+    def watched(owner, *names):
+        for name in names if owner not in owners else ():
+            monkeypatch.setattr(owner, name, recorded(getattr(owner, name)))
+        owners.append(owner)
+        return owner
 
-    engines = []
-    watch(programs, "make_sft_step", recorded)
-    watch(programs, "make_reranker_step", recorded)
-    watch(programs, "make_ppo_programs", lambda made: type(made)(*map(recorded, made)))
-    watch(generate, "make_engine", watched)
+    def recorded_ppo(made):
+        watched(made.update, "add", "apply")
+        return made._replace(judge=recorded(made.judge), outputs=recorded(made.outputs))
+
+    owners = []
+    watch(programs, "make_sft_step", lambda update: watched(update, "add", "apply"))
+    watch(programs, "make_reranker_step", lambda update: watched(update, "add", "apply"))
+    watch(programs, "make_ppo_programs", recorded_ppo)
+    for module in (generate, trainers):
+        watch(module, "make_engine", lambda engine: watched(engine, "read", "draw"))
     watch(rerank, "make_scorer", recorded)
     monkeypatch.setattr(stages, "execute", judged_in_turn)
     return found

@@ -152,18 +152,21 @@ def test_divergence_stops_with_the_inputs_of_its_step(tmp_path, monkeypatch):
     def make(*arguments):
         step = broken(*arguments)
 
-        def diverge(state, base, rows):
-            state, metrics = step(state, base, rows)
-            return state, metrics | {"loss": metrics["loss"] / (state.step != 9)}
+        class Diverging:
+            add, apply = step.add, step.apply
 
-        return diverge
+            def __call__(self, state, base, parts, counts):
+                state, metrics = step(state, base, parts, counts)
+                return state, metrics | {"loss": metrics["loss"] / (state.step != 9)}
+
+        return Diverging()
 
     monkeypatch.setattr(programs, "make_sft_step", make)
     with pytest.raises(FloatingPointError, match=r"loss is inf at step 9 .*cut.recovery-step9.npz"):
         train("sft", tmp_path / "cut", make_mesh(devices=jax.devices()[:1]))
     saved = np.load(tmp_path / "cut.recovery-step9.npz")
-    assert saved["tokens"].shape == (8, config.max_prompt_length + config.sampling.max_completion_length)
-    assert saved["mask"].dtype == bool
+    assert saved["0.tokens"].shape == (8, config.max_prompt_length + config.sampling.max_completion_length)
+    assert saved["0.mask"].dtype == bool
 
 
 def test_training_moves_nothing_to_the_device_unasked(tmp_path, monkeypatch):

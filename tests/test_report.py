@@ -177,7 +177,14 @@ class Page(HTMLParser):
 
 
 HOSTILE = "</pre></style><script>fetch('//evil')</script><img src=x onerror=alert(1)> &lt; \u202e\x1b[31m\ud800\"'"
-RUN = report.Run(HOSTILE, HOSTILE, {"sft": 61.4, HOSTILE: 1.0}, {"jax": HOSTILE}, HOSTILE, {HOSTILE: HOSTILE})
+RUN = report.Run(
+    HOSTILE,
+    HOSTILE,
+    {"sft": report.StageCost(61.4, 0, 0.9), HOSTILE: report.StageCost(1.0, 10**9, None)},
+    {"jax": HOSTILE},
+    HOSTILE,
+    {HOSTILE: HOSTILE},
+)
 
 
 @pytest.fixture(scope="module")

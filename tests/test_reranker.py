@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from rerankjax.model.decoder import init_decoder
-from rerankjax.model.likelihood import Rows, Tree, completion_log_probs, masked_mean
+from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean
+from rerankjax.model.packing import PackConfig
 from rerankjax.model.sharding import make_mesh, replicated
-from rerankjax.model.training import OptimizerConfig, init_state, make_optimizer
+from rerankjax.model.training import OptimizerConfig, batch_of, init_state, make_optimizer
 from rerankjax.reranker.bradley_terry import (
     POOLINGS,
     RerankerConfig,
@@ -77,11 +78,21 @@ def test_last_pools_the_last_real_token_not_the_last_that_is_no_padding_id(tiny,
 
 
 def pairs_of(seed, batch=4):
-    """Pairs as rows that share their prompt, and the same as rows of their own: better, worse."""
-    better, other = rows_of(seed, batch), rows_of(seed + 1000, batch)
-    worse = Rows(*(jnp.concatenate([a[:, :P], b[:, P:]], axis=1) for a, b in zip(better, other, strict=True)))
-    tokens, mask = (jnp.stack([a[:, P:], b[:, P:]], axis=1).reshape(-1, C) for a, b in zip(better, worse, strict=True))
-    return Tree(better.tokens[:, :P], better.mask[:, :P], tokens, mask), better, worse
+    """Pairs as items that share their prompt, and the same as rows of their own: chosen, rejected."""
+    chosen, other = rows_of(seed, batch), rows_of(seed + 1000, batch)
+    rejected = Rows(*(jnp.concatenate([a[:, :P], b[:, P:]], axis=1) for a, b in zip(chosen, other, strict=True)))
+
+    def texts(rows, start, end):
+        return [t[start:end][m[start:end]].tolist() for t, m in zip(*map(np.asarray, rows), strict=True)]
+
+    completions = zip(texts(chosen, P, P + C), texts(rejected, P, P + C), strict=True)
+    return list(zip(texts(chosen, 0, P), completions, strict=True)), chosen, rejected
+
+
+def packed(pairs):
+    """All in one part."""
+    (part,), _ = batch_of(pairs, PackConfig.of(len(pairs), 1, P, C, 2))
+    return part
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -95,7 +106,7 @@ def test_rows_that_share_their_prompt_have_the_loss_and_gradient_of_rows_of_thei
 
     with jax.default_matmul_precision("highest"):
         config = RerankerConfig(pooling, 0.5)
-        shared = jax.jit(jax.value_and_grad(lambda params: reranker_loss(tiny, config, params, pairs)[0]))
+        shared = jax.jit(jax.value_and_grad(lambda params: reranker_loss(tiny, config, params, packed(pairs))[0]))
         loss, gradient = shared(reranker)
         expected, expected_gradient = jax.jit(jax.value_and_grad(apart))(reranker)
     assert float(loss) == pytest.approx(float(expected), abs=1e-6)
@@ -110,10 +121,10 @@ def test_the_loss_is_the_mean_over_pairs_plus_the_weighted_lm_loss(tiny, reranke
     scores = [score_rows(tiny, "mean", reranker, rows, P) for rows in (better, worse)]
     margin = np.asarray(scores[0] - scores[1])
     expected = np.mean(np.log1p(np.exp(-margin)))
-    loss, metrics = reranker_loss(tiny, config, reranker, pairs)
+    loss, metrics = reranker_loss(tiny, config, reranker, packed(pairs))
     assert float(loss) == pytest.approx(expected, abs=1e-6)
     assert float(metrics["accuracy"]) == pytest.approx(np.mean(margin > 0))
-    both, metrics = reranker_loss(tiny, dataclasses.replace(config, lm_coef=0.5), reranker, pairs)
+    both, metrics = reranker_loss(tiny, dataclasses.replace(config, lm_coef=0.5), reranker, packed(pairs))
     assert float(both) == pytest.approx(expected + 0.5 * float(metrics["lm_loss"]), abs=1e-6)
 
 
@@ -127,8 +138,8 @@ def test_training_learns_which_of_two_tokens_is_better(tiny, reranker, pooling):
     state = start(jax.tree.map(jnp.copy, reranker))
     for i in range(30):
         pairs, _, _ = pairs_of(i, batch=16)
-        tokens = pairs.completions.at[::2, 0].set(40).at[1::2, 0].set(50)
-        state, metrics = step(state, None, pairs._replace(completions=tokens))
+        pairs = [(prompt, ([40, *a[1:]], [50, *b[1:]])) for prompt, (a, b) in pairs]
+        state, metrics = step(state, None, *batch_of(pairs, PackConfig.of(16, 1, P, C, 2)))
     assert metrics["accuracy"] == 1.0
     assert metrics["pair_loss"] < 0.3
 

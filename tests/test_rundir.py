@@ -51,7 +51,7 @@ def snapshot(root: Path) -> dict[str, Any]:
     """Every file but for how long its stage took."""
     found: dict[str, Any] = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
     manifests = {name: json.loads(text) for name, text in found.items() if name.endswith("stage.json")}
-    return found | {name: manifest | {"seconds": 0} for name, manifest in manifests.items()}
+    return found | {name: manifest | {"seconds": 0, "peak_bytes": {}} for name, manifest in manifests.items()}
 
 
 def text(content: str) -> Callable[[Path, Any], object]:
@@ -85,7 +85,7 @@ def test_a_stage_says_what_it_was_made_from(tmp_path: Path) -> None:
     assert [m["reads"] for m in manifests] == [{"sft.steps": 3}, {"ppo.kl_coef": 0.15}]
     assert [m["inputs"] for m in manifests] == [{}, {"seed0/sft": digest_of(first)}]
     assert [m["facts"] for m in manifests] == [{"p.jsonl": "abc"}, {}]
-    assert set(manifests[0]) == {"seconds", "digest", "reads", "inputs", "facts"}
+    assert set(manifests[0]) == {"seconds", "peak_bytes", "digest", "reads", "inputs", "facts"}
     assert saved_config(tmp_path)["ppo.epochs"] == 2
 
 

@@ -14,8 +14,8 @@ from rerankjax.candidates.engine import Engine, EngineConfig, Prompt
 from rerankjax.candidates.sampling import SamplingConfig, make_sampler
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import init_decoder
-from rerankjax.model.likelihood import Rows, Tree
-from rerankjax.model.lora import FULL
+from rerankjax.model.likelihood import Rows
+from rerankjax.model.packing import PackConfig, pack
 from rerankjax.model.sharding import (
     MeshConfig,
     Rules,
@@ -25,8 +25,9 @@ from rerankjax.model.sharding import (
     replicated_parameters,
     shardings_of,
 )
-from rerankjax.model.training import OptimizerConfig, gradients_of, start_state
-from rerankjax.policy.ppo import PPOConfig, Rollout, init_policy, ppo_loss, ppo_update
+from rerankjax.model.training import Counts, OptimizerConfig, batch_of, start_state
+from rerankjax.policy.ppo import PPOBatch, PPOConfig, init_policy, ppo_loss
+from rerankjax.policy.ppo_step import make_ppo_programs
 from rerankjax.policy.sft import make_sft_step, sft_loss
 from rerankjax.reranker.bradley_terry import RerankerConfig, init_reranker, make_reranker_step, reranker_loss
 from rerankjax.reranker.rerank import score_behind
@@ -71,38 +72,64 @@ def uneven(rng, rows, length, least):
     return np.arange(length) < rng.integers(least, length + 1, rows)[:, None]
 
 
-def problem(trainer):
-    """(parameters, batch, loss(parameters, batch), update(mesh)) of a trainer."""
+def texts():
+    """Rows, and two completions behind each prompt with their mask."""
     rng = np.random.default_rng(1)
     tokens = functools.partial(rng.integers, 2, CONFIG.vocab_size, dtype=np.int32)
     rows = Rows(tokens((B, P + C)), np.concatenate([uneven(rng, B, P, 1)[:, ::-1], uneven(rng, B, C, 1)], axis=1))
+    return rows, tokens((2 * B, C)), uneven(rng, 2 * B, C, 1)
+
+
+def packable(trainer, microbatches):
+    """(items, sizes) of SFT or of the reranker."""
+    rows, completions, mask = texts()
+    prompts = [tokens[real].tolist() for tokens, real in zip(rows.tokens[:, :P], rows.mask[:, :P], strict=True)]
+    if trainer == "sft":
+        completions, mask = rows.tokens[:, P:], rows.mask[:, P:]
+    found = [tokens[real].tolist() for tokens, real in zip(completions, mask, strict=True)]
+    each = len(found) // B
+    items = [(prompt, found[each * i : each * (i + 1)]) for i, prompt in enumerate(prompts)]
+    return items, PackConfig.of(B, microbatches, P, C, each)
+
+
+def problem(trainer):
+    """(parameters, arguments, loss(parameters, batch), update(mesh)) of a trainer; of the arguments the first is the
+    batch, or its only part."""
     if trainer == "sft":
         return (
             trunk(),
-            rows,
-            lambda params, rows: sft_loss(CONFIG, params, rows, P),
-            lambda mesh: make_sft_step(CONFIG, OPTIMIZER, P, mesh),
+            batch_of(*packable("sft", 1)),
+            lambda params, parts: sft_loss(CONFIG, params, parts[0]),
+            lambda mesh: make_sft_step(CONFIG, OPTIMIZER, mesh),
         )
     if trainer == "reranker":
-        pairs = Tree(rows.tokens[:, :P], rows.mask[:, :P], tokens((2 * B, C)), uneven(rng, 2 * B, C, 1))
         return (
             init_reranker(trunk(), jax.random.key(1)),
-            pairs,
-            lambda params, pairs: reranker_loss(CONFIG, RERANKER, params, pairs)[0],
+            batch_of(*packable("reranker", 1)),
+            lambda params, parts: reranker_loss(CONFIG, RERANKER, params, parts[0])[0],
             lambda mesh: make_reranker_step(CONFIG, RERANKER, OPTIMIZER, mesh),
         )
-    per_token = [np.where(rows.mask[:, P:], rng.normal(size=(B, C)), 0).astype(np.float32) for _ in range(4)]
-    rollout = Rollout(rows, per_token[0] / 10 - 4, *per_token[1:])
-
-    def update(mesh):
-        def step(state, base, rollout):
-            return ppo_update(CONFIG, PPO, FULL, mesh, state, base, rollout, P, 1.0)
-
-        return jax.jit(on_mesh(mesh, step), in_shardings=(None, None, by_row(mesh)), donate_argnums=0)
-
     policy = init_policy(trunk())
     policy["value"] = jax.random.normal(jax.random.key(2), policy["value"].shape)
-    return policy, rollout, lambda params, rollout: ppo_loss(CONFIG, PPO, params, rollout, P, 1.0)[0], update
+    return (
+        policy,
+        ppo_batch(1),
+        lambda params, parts: ppo_loss(CONFIG, PPO, params, parts[0], 1.0)[0],
+        lambda mesh: make_ppo_programs(CONFIG, "mean", 1.0, PPO, P, C, mesh).update,
+    )
+
+
+def ppo_batch(microbatches):
+    """(parts, counts), each completion token's figures the same however many parts there are."""
+    items, sizes = packable("sft", microbatches)
+    figures = np.random.default_rng(2).normal(size=(4, B, C)).astype(np.float32)
+    figures[0] = figures[0] / 10 - 4
+    parts, sources = pack(items, sizes)
+    batch = [
+        PPOBatch(part, *(np.where(part.mask, f[source.item, source.token], 0) for f in figures))
+        for part, source in zip(parts, sources, strict=True)
+    ]
+    return batch, Counts.of(parts, 1)
 
 
 @functools.cache
@@ -113,7 +140,7 @@ def trained(trainer, mesh_name, steps=5):
     state = start_state(params, OPTIMIZER, mesh)
     step, losses, moments = update(mesh), [], []
     for _ in range(steps):
-        state, metrics = step(state, None, batch)
+        state, metrics = step(state, None, *batch)
         losses.append(float(metrics["loss"]))
         moments.append(jax.device_get(state.opt_state[1][0].mu))
     gradient = jax.tree.map(lambda mu: mu / (1 - 0.9), moments[0])  # Adam's first moment after one step, undone
@@ -153,25 +180,28 @@ def test_losses_and_gradients_are_those_of_one_device(trainer, mesh_name):
 def test_microbatches_change_no_gradient(trainer):
     """Completions differ in length: were microbatches averaged, short ones would weigh more."""
     params, batch, loss, _ = problem(trainer)
-    whole = jax.grad(loss)(params, batch)
-    if trainer == "sft":
-        count = jnp.sum(batch.mask[:, P:])
-        parts = gradients_of(lambda p, b: (sft_loss(CONFIG, p, b, P, count), {}), params, batch, 4)[1]
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6), parts, whole)
+    whole = jax.grad(loss)(params, batch[0])
+    batch = parts, counts = ppo_batch(4) if trainer == "ppo" else batch_of(*packable(trainer, 4))
+    assert len(parts) > 1
+    shares = {
+        "sft": lambda p, part: sft_loss(CONFIG, p, part, counts.tokens),
+        "reranker": lambda p, part: reranker_loss(CONFIG, RERANKER, p, part, counts)[0],
+        "ppo": lambda p, part: ppo_loss(CONFIG, PPO, p, part, 1.0, counts.tokens)[0],
+    }[trainer]
+    summed = jax.tree.map(lambda *g: sum(g), *(jax.grad(shares)(params, part) for part in parts))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6), summed, whole)
     mesh = make_mesh(MeshConfig(2, fsdp=2, tensor=2))
     optimizer = dataclasses.replace(OPTIMIZER, microbatches=4)
     ppo = dataclasses.replace(PPO, microbatches=4)
     update = {
-        "sft": lambda: make_sft_step(CONFIG, optimizer, P, mesh),
+        "sft": lambda: make_sft_step(CONFIG, optimizer, mesh),
         "reranker": lambda: make_reranker_step(CONFIG, RERANKER, optimizer, mesh),
-        "ppo": lambda: jax.jit(
-            on_mesh(mesh, lambda s, base, b: ppo_update(CONFIG, ppo, FULL, mesh, s, base, b, P, 1.0))
-        ),
+        "ppo": lambda: make_ppo_programs(CONFIG, "mean", 1.0, ppo, P, C, mesh).update,
     }[trainer]()
     state = start_state(params, optimizer, mesh)
     losses = []
     for _ in range(5):
-        state, metrics = update(state, None, batch)
+        state, metrics = update(state, None, *batch)
         losses.append(float(metrics["loss"]))
     np.testing.assert_allclose(losses, trained(trainer, None)[0], rtol=1e-6, atol=1e-6)
 
@@ -201,7 +231,8 @@ def test_samples_and_scores_are_those_of_one_device(mesh_name):
 
     def scores(mesh):
         reranker = init_reranker(params, jax.random.key(1))
-        tree = problem("reranker")[1]
+        rows, *behind = texts()
+        tree = rows.tokens[:, :P], rows.mask[:, :P], *behind
         score = jax.jit(
             on_mesh(mesh, functools.partial(score_behind, CONFIG, "mean")),
             in_shardings=(shardings_of(reranker, mesh), *[by_row(mesh)] * 4),

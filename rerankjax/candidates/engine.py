@@ -239,6 +239,7 @@ class Engine:
         )
         self._empty = jax.jit(empty, static_argnums=0, out_shardings=sharding)
         self.idle_seconds = 0.0  # at most, in which the device had nothing to draw but waited for the host
+        self.real_tokens = self.computed_tokens = 0  # so far, of prompts read and samples drawn
         self.compilations = 0  # so far; bounded by the lengths and numbers of prompts that are read together
 
         def compiled(function: Callable[..., _State], state: int) -> Callable[..., _State]:
@@ -304,6 +305,8 @@ class Engine:
                 start[r] = prompt.start
             for chosen, tokens, mask in self._padded([(r, index, prompt.tokens) for r, index, prompt in fresh]):
                 state = self.read(params, state, tokens, mask, chosen)
+                self.computed_tokens += tokens.size
+            self.real_tokens += sum(len(prompt.tokens) for _, _, prompt in fresh)
             begin, sample = np.zeros(R * S, bool), np.zeros(R * S, np.uint32)
             for slot in range(R * S):
                 if drawing[slot] is None and todo[slot // S]:
@@ -312,6 +315,7 @@ class Engine:
             if any(drawing):
                 of_slots = np.repeat(number, S), sample, np.repeat(start, S)
                 state = self.draw(others, layers, state, stops, begin, key, *of_slots)
+                self.computed_tokens += R * S * self._engine.chunk
             begun = time.monotonic()
             self.idle_seconds += begun - ready
             yield from finished  # while the device draws on
@@ -327,6 +331,7 @@ class Engine:
                 out = jax.device_get((state.tokens, state.log_probs, state.raw_log_probs))
                 for slot, index, which in ended:
                     tokens, log_probs, raw_log_probs = (a[slot, : drawn[slot]].copy() for a in out)
+                    self.real_tokens += len(tokens)
                     finished.append(Sample(index, which, tokens, log_probs, raw_log_probs, bool(stopped[slot])))
                     drawing[slot] = None
 

@@ -34,18 +34,18 @@ def generate(
     prompt_length: int,
     batch_size: int,
     mesh: Mesh,
-    waited: Callable[[float], object] = lambda seconds: None,
+    used: Callable[[float, float], object] = lambda waited_seconds, real_tokens: None,
 ) -> Iterator[Candidate]:
     """`samples` candidates of each problem, as they end; `batch_size` problems are under way at a time.
 
-    The device draws on while the caller works on what has ended; `waited` hears in the end for how many seconds, at
-    most, it waited for the caller nevertheless.
+    The device draws on while the caller works on what has ended; `used` hears in the end for how many seconds, at most,
+    it waited for the caller nevertheless, and which fraction of the tokens that it computed were real.
     """
     if not problems:
         return
     shape = EngineConfig(batch_size, samples, prompt_length)
     engine = make_engine(config, sampling, shape, tokenizer.eos_token_id, tokenizer.pad_token_id, mesh)
-    before = engine.idle_seconds
+    before, real, computed = engine.idle_seconds, engine.real_tokens, engine.computed_tokens
     encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
     stops, starts = stops_of(tokenizer, [p.stop_tokens for p in problems])
     prompts = map(Prompt, encoded, problem_ids(problems).tolist(), starts.tolist())
@@ -61,4 +61,4 @@ def generate(
             length=len(drawn.tokens),
             finished=drawn.finished,
         )
-    waited(engine.idle_seconds - before)
+    used(engine.idle_seconds - before, (engine.real_tokens - real) / (engine.computed_tokens - computed))

@@ -14,16 +14,23 @@ import jax
 from jax.sharding import Mesh
 
 from rerankjax.candidates.engine import EngineConfig
-from rerankjax.capacity.roofline import Cost, cache_bytes, decode_cost, prefill_cost, score_cost, train_step_cost
-from rerankjax.capacity.run_shapes import RunShapes, as_drawn, device_bytes, dtype_bytes, head_shards, open_run
+from rerankjax.capacity.roofline import (
+    Cost,
+    adam_cost,
+    cache_bytes,
+    decode_cost,
+    gradient_cost,
+    prefill_cost,
+    score_cost,
+)
+from rerankjax.capacity.run_shapes import RunShapes, device_bytes, dtype_bytes, head_shards, open_run
 from rerankjax.capacity.topology import Topology
 from rerankjax.loop import programs
 from rerankjax.loop.config import ExperimentConfig, TrainingConfig
 from rerankjax.loop.models import Model
 from rerankjax.loop.problem_sets import DEV, TRAIN
-from rerankjax.loop.programs import DeviceProgram, Drawing
+from rerankjax.loop.programs import DeviceProgram, Drawing, UpdatePrograms
 from rerankjax.model.decoder import Params
-from rerankjax.model.sharding import row_shards
 from rerankjax.policy.ppo import init_policy
 from rerankjax.run import checkpoint
 
@@ -32,8 +39,9 @@ from rerankjax.run import checkpoint
 class Step:
     """One program of the run.
 
-    arguments: those of the program by what they are ("weights", "optimiser", "cache", "batch"), and `resident` what is
-    on the devices beside them: trees of shapes with shardings; an array that is in them more than once is there once.
+    arguments: those of the program, and what else its trainer holds, by what they are ("weights", "optimiser", "cache",
+    "batch"), and `resident` what is on the devices beside them: trees of shapes with shardings; an array that is in
+    them more than once is there once.
     """
 
     kind: str  # steps of a kind are alike but for their sizes
@@ -90,11 +98,11 @@ def every_step(run: RunShapes) -> list[Step]:
     if not config.first_iteration and not config.sft.enabled:
         return found
     if config.sft.enabled:
-        found.append(_sft(run, "SFT", generator, []))
+        found += _sft(run, "SFT", generator, [])
     if not config.first_iteration:
         return [*found, *(step for name in config.evaluation for step in _evaluation(run, run.sft, name, [run.sft]))]
     if own and config.sft.enabled:
-        found.append(_sft(run, "SFT of the reranker", run.reranker, [run.sft]))
+        found += _sft(run, "SFT of the reranker", run.reranker, [run.sft])
     resident = [run.sft, run.trunk]
     ppo = any(iteration.ppo and iteration.run for iteration in config.iterations.values())
     policies = [run.sft]
@@ -105,9 +113,9 @@ def every_step(run: RunShapes) -> list[Step]:
             found += _engine(run, policy, split, programs.drawing_of(config, split), resident)
         for name in config.evaluation:
             found += _evaluation(run, policy, name, resident)
-    found.append(_reranker(run, "reranker", config.reranker_training, resident, again=False))
+    found += _reranker(run, "reranker", config.reranker_training, resident, again=False)
     if config.later_iterations():
-        found.append(_reranker(run, "reranker, again", config.retraining, resident, again=True))
+        found += _reranker(run, "reranker, again", config.retraining, resident, again=True)
     if ppo:
         found += _ppo(run, resident)
     for split in (TRAIN, DEV, *config.evaluation):
@@ -120,29 +128,26 @@ def _evaluation(run: RunShapes, policy: Params, name: str, resident: list[Any]) 
     yield from _engine(run, policy, f"{name}, greedy", programs.greedy_drawing(run.config, name), resident)
 
 
-def _sft(run: RunShapes, name: str, model: Model, resident: list[Any]) -> Step:
+def _sft(run: RunShapes, name: str, model: Model, resident: list[Any]) -> Iterator[Step]:
     """SFT from scratch trains all parameters; SFT of a checkpoint what the config says."""
     config, training = run.config, run.config.sft
     start = model.abstract(run.mesh)
     base = run.base(start) if model.folder else None
     params = start if base is None else run.trained(model, start)
     program = programs.sft(config, model.shape, params, base, run.mesh)
-    P, C = config.max_prompt_length, config.sampling.max_completion_length
-    return _training(run, "SFT", name, model, training, program, base, [*resident, params], P + C, C)
+    return _training(run, "SFT", name, model, training, program, base, [*resident, params], logits=True)
 
 
-def _reranker(run: RunShapes, name: str, training: TrainingConfig, resident: list[Any], again: bool) -> Step:
+def _reranker(run: RunShapes, name: str, training: TrainingConfig, resident: list[Any], again: bool) -> Iterator[Step]:
     """again: it starts from a reranker that was read, not from the trunk."""
     config, model, base = run.config, run.reranker, run.base(run.trunk)
     params = run.with_head(model, run.trunk)
     if not again and base is None:
         params["decoder"] = run.trunk
     program = programs.reranker(config, model.shape, training, params, base, run.mesh)
-    P, C = config.max_prompt_length, config.sampling.max_completion_length
-    logits = C if config.reranker.lm_coef else 0
-    found = _training(run, "reranker", name, model, training, program, base, [*resident, params], P + 2 * C, logits)
+    logits = config.reranker.lm_coef > 0
     times = len(config.later_iterations()) if again else 1
-    return dataclasses.replace(found, calls=times * training.optimizer.steps)
+    return _training(run, "reranker", name, model, training, program, base, [*resident, params], logits, times)
 
 
 def _training(
@@ -151,102 +156,105 @@ def _training(
     name: str,
     model: Model,
     training: TrainingConfig,
-    program: DeviceProgram,
+    program: UpdatePrograms,
     base: Params | None,
     resident: list[Any],
-    length: int,
-    logits: int,
-) -> Step:
-    state, _, rows = program.arguments
-    optimizer = training.optimizer
-    return Step(
+    logits: bool,
+    times: int = 1,
+) -> Iterator[Step]:
+    """The part of an update that takes gradients, and that which applies them; `times`: how many train so."""
+    (state, _), sizes = program.apply.arguments, program.sizes
+    total, params, _, part, _ = program.add.arguments
+    optimizer, lora, of = training.optimizer, programs.adapters(run.config, base), dtype_bytes(model.shape)
+    most, logits_each = optimizer.microbatches * times, sizes.targets if logits else 0
+    yield Step(
         kind,
         name,
-        program,
-        {"weights": (state.params, base), "optimiser": (state.opt_state, state.step), "batch": rows},
+        program.add,
+        {"weights": (params, base), "optimiser": (state.opt_state, state.step), "batch": (total, part)},
         resident,
-        train_step_cost(
-            model.shape,
-            training.batch_size,
-            length,
-            lora=programs.adapters(run.config, base),
-            logits=logits,
-            microbatches=optimizer.microbatches,
-            dtype_bytes=dtype_bytes(model.shape),
-        ),
+        gradient_cost(model.shape, sizes.rows, sizes.length, lora=lora, logits=logits_each, dtype_bytes=of),
         run.mesh,
-        (training.batch_size / optimizer.microbatches, training.batch_size),
-        temporaries=device_bytes(state.params),  # gradients
-        calls=optimizer.steps,
+        (sizes.rows, sizes.length, sizes.targets),
+        calls=most * optimizer.steps,
+    )
+    yield Step(
+        f"{kind}, Adam",
+        f"{name}, Adam",
+        program.apply,
+        {"weights": state.params, "optimiser": (state.opt_state, state.step), "batch": total},
+        [*resident, base],
+        adam_cost(model.shape, lora),
+        run.mesh,
+        calls=times * optimizer.steps,
     )
 
 
 def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
     config, mesh, ppo = run.config, run.mesh, run.config.ppo
     shape, judge = run.generator.shape, run.reranker.shape
-    P, C, B = config.max_prompt_length, config.sampling.max_completion_length, ppo.batch_size
     base, best = run.base(run.sft), run.trained(run.generator, run.sft)
     value = jax.eval_shape(lambda trunk: init_policy(trunk)["value"], run.sft)
     params = {"decoder": run.trained(run.generator, run.sft), "value": checkpoint.abstract(value, mesh)}
     reward = run.with_head(run.reranker, run.trunk)
     reward["decoder"] = run.attached(run.trunk, reward["decoder"])
-    rollout, outputs, update = programs.ppo(config, shape, judge, params, base, run.sft, reward, run.vocabulary, mesh)
-    state, _, batch, _ = update.arguments
+    of_run = programs.ppo(config, shape, judge, params, base, run.sft, reward, mesh)
+    (state, total), sizes, lora = of_run.apply.arguments, of_run.programs.sizes, programs.adapters(config, base)
+    packed, part = of_run.outputs.arguments[2], of_run.add.arguments[3]
     held = [*resident, reward, best]
-
-    read = functools.partial(prefill_cost, dtype_bytes=dtype_bytes(shape))
-    drawing = read(shape, B, P)
-    for own in range(1, C):
-        drawing += decode_cost(shape, B, own, prefix=P, dtype_bytes=dtype_bytes(shape))
-    judging = read(shape, B, P + C, logits=C) + prefill_cost(judge, B, P + C, logits=0, dtype_bytes=dtype_bytes(judge))
-    rows = B // ppo.minibatches
-    again = read(shape, rows // ppo.microbatches, P + C, logits=C) * ppo.microbatches
-    learning = train_step_cost(
-        shape,
-        rows,
-        P + C,
-        lora=programs.adapters(config, base),
-        logits=C,
-        microbatches=ppo.microbatches,
-        dtype_bytes=dtype_bytes(shape),
+    read = functools.partial(prefill_cost, shape, sizes.rows, sizes.length, dtype_bytes=dtype_bytes(shape))
+    scored = prefill_cost(judge, sizes.rows, sizes.length, logits=0, dtype_bytes=dtype_bytes(judge))
+    learning = gradient_cost(
+        shape, sizes.rows, sizes.length, lora=lora, logits=sizes.targets, dtype_bytes=dtype_bytes(shape)
     )
-    times = sum(iteration.ppo and iteration.run for iteration in config.iterations.values())
+    runs = sum(iteration.ppo and iteration.run for iteration in config.iterations.values())
+    updates = runs * ppo.iterations * ppo.epochs * ppo.minibatches
     weights = state.params, base
     steps = [
         Step(
-            "PPO rollout",
-            "PPO rollout",
-            rollout,
-            {"weights": (*weights, run.sft, reward), "batch": rollout.arguments[4:]},
+            "PPO judges",
+            "PPO judges",
+            of_run.judge,
+            {"weights": (run.sft, reward), "batch": packed},
             [*held, state],
-            drawing + judging,
+            read(logits=sizes.targets) + scored,
             mesh,
-            cache=cache_bytes(shape, B * (P + C), dtype_bytes(shape)) / row_shards(mesh) / head_shards(shape, mesh),
-            temporaries=device_bytes(as_drawn(run, run.attached(run.sft, params["decoder"]))),
         ),
         Step(
             "PPO outputs",
             "PPO outputs",
-            outputs,
-            {"weights": weights, "batch": outputs.arguments[2:]},
+            of_run.outputs,
+            {"weights": weights, "batch": packed},
             [*held, state],
-            again,
+            read(logits=sizes.targets),
             mesh,
         ),
         Step(
             "PPO update",
             "PPO update",
-            update,
-            {"weights": weights, "optimiser": (state.opt_state, state.step), "batch": batch},
+            of_run.add,
+            {"weights": weights, "optimiser": (state.opt_state, state.step), "batch": (total, part)},
             held,
-            learning + again,  # the forward pass is made again as a whole, whatever is rematerialised of it
+            learning + read(logits=sizes.targets),  # the forward pass is made again, whatever is rematerialised of it
             mesh,
-            temporaries=device_bytes(state.params),  # gradients
-            calls=ppo.iterations * ppo.epochs * ppo.minibatches * times,
+            calls=updates * ppo.microbatches,
+        ),
+        Step(
+            "PPO update, Adam",
+            "PPO update, Adam",
+            of_run.apply,
+            {"weights": state.params, "optimiser": (state.opt_state, state.step), "batch": total},
+            [*held, base],
+            adam_cost(shape, lora),
+            mesh,
+            calls=updates,
         ),
     ]
+    attached = run.attached(run.sft, state.params["decoder"])
+    rollouts = programs.rollout_drawing(config, mesh.size // run.host_mesh.size)
+    steps += _engine(run, attached, "PPO", rollouts, [*held, state])
     # The dev problems are drawn with the policy, and first with the SFT model, which without adapters has its shapes.
-    drawn_with = [run.attached(run.sft, state.params["decoder"]), *([run.sft] if config.lora.rank else [])]
+    drawn_with = [attached, *([run.sft] if config.lora.rank else [])]
     dev, beside = programs.dev_drawing(config), [*held, state]
     return [*steps, *(step for policy in drawn_with for step in _engine(run, policy, "PPO's dev", dev, beside))]
 

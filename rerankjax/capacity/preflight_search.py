@@ -22,9 +22,9 @@ from rerankjax.policy.ppo import PPOConfig
 MICROBATCHES = {
     ("SFT",): ("sft.optimizer",),
     ("reranker",): ("reranker_training.optimizer", "retraining.optimizer"),
-    ("PPO outputs", "PPO update"): ("ppo",),
+    ("PPO judges", "PPO outputs", "PPO update"): ("ppo",),
 }
-WHOLE = "PPO rollout", "scoring"  # which nothing but the mesh changes
+WHOLE = "SFT, Adam", "reranker, Adam", "PPO update, Adam", "scoring"  # which nothing but the mesh changes
 SAMPLING = "read prompts", "draw"
 
 

@@ -212,7 +212,38 @@ def train_step_cost(
     dtype_bytes: int = 2,
     state_bytes: int = 4,
 ) -> Cost:
-    """One update with Adam: forward and backward over `batch` rows of `length` tokens, and the optimiser's part.
+    """One update with Adam over `batch` rows of `length` tokens: gradients, summed over `microbatches` parts of the
+    batch that each read the parameters anew, and the optimiser's part. The other arguments are `gradient_cost`'s."""
+    part = gradient_cost(
+        config,
+        batch // microbatches,
+        length,
+        lora=lora,
+        logits=logits,
+        remat=remat,
+        dtype_bytes=dtype_bytes,
+        state_bytes=state_bytes,
+    )
+    return part * microbatches + adam_cost(config, lora, state_bytes)
+
+
+def adam_cost(config: ModelConfig, lora: LoraConfig = FULL, state_bytes: int = 4) -> Cost:
+    """An update of the trained parameters and both moments, each read and written; its few FLOPs are not counted."""
+    return Cost(0, 2 * 3 * _trained(config, lora) * state_bytes)
+
+
+def gradient_cost(
+    config: ModelConfig,
+    batch: int,
+    length: int,
+    *,
+    lora: LoraConfig = FULL,
+    logits: int | None = None,
+    remat: bool | None = None,
+    dtype_bytes: int = 2,
+    state_bytes: int = 4,
+) -> Cost:
+    """Forward and backward over `batch` rows of `length` tokens, and adding to the gradients of other parts.
 
     With adapters the frozen kernels get no gradient, but activations pass theirs through them.
 
@@ -222,7 +253,6 @@ def train_step_cost(
         remat: whether layers are computed once more in the backward pass (by default where the config
             says "full"; what "dots" computes again are no projections, and not counted). Model FLOPs
             utilisation counts useful FLOPs alone: give it False.
-        microbatches: parts of the batch that run one after another, each reading the parameters anew.
         dtype_bytes: of parameters as they are multiplied, and of activations.
         state_bytes: of trained parameters, their gradients and each of Adam's two moments, as they are kept.
     """
@@ -233,7 +263,7 @@ def train_step_cost(
     pairs = batch * causal_pairs(length)
     layers, head = forward_flops(c, tokens, pairs, 0), forward_flops(c, 0, 0, mapped)
     attention = forward_flops(c, 0, pairs, 0)
-    trained = adapter_count(c, lora) if lora.rank else parameter_count(c)
+    trained = _trained(c, lora)
     last = 2 * c.num_hidden_layers * c.intermediate_size * c.hidden_size * tokens  # a layer's last product
     if lora.rank:
         # Of the backward pass's two products a kernel, the one for the kernel itself falls away.
@@ -246,14 +276,17 @@ def train_step_cost(
     # What a layer gives is not computed again: no gradient needs it.
     flops = layers + head + backward + (layers - last if remat else 0)
 
-    parameters = parameter_count(c) * dtype_bytes * (3 if remat else 2) * microbatches
+    parameters = parameter_count(c) * dtype_bytes * (3 if remat else 2)
     # Without remat what every product was given and gave is written and read; with it each layer's input alone.
     given = 2 * c.hidden_size + c.num_attention_heads * c.head_dim + c.intermediate_size
     of_token = c.hidden_size if remat else given + sum(outputs for _, outputs in _projections(c).values())
     kept = c.num_hidden_layers * tokens * of_token * dtype_bytes
-    gradients = 2 * trained * state_bytes * microbatches
-    adam = 2 * 3 * trained * state_bytes  # parameters and both moments, read and written
-    return Cost(flops, parameters + 2 * kept + gradients + adam)
+    gradients = 2 * trained * state_bytes
+    return Cost(flops, parameters + 2 * kept + gradients)
+
+
+def _trained(config: ModelConfig, lora: LoraConfig) -> int:
+    return adapter_count(config, lora) if lora.rank else parameter_count(config)
 
 
 def _read_bytes(config: ModelConfig, tokens: int, logits: bool, dtype_bytes: int) -> int:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from rerankjax.capacity.topology import Topology
 from rerankjax.loop import trainers
-from rerankjax.loop.checks import check_context
+from rerankjax.loop.checks import check_shape
 from rerankjax.loop.config import ConfigError, ExperimentConfig, ModelSource
 from rerankjax.loop.models import GENERATOR, RERANKER, Model
 from rerankjax.loop.programs import Vocabulary
@@ -51,7 +51,7 @@ def find_shape(config: ExperimentConfig, name: str) -> ModelConfig:
             f"config.{name}.checkpoint = {source.checkpoint!r}: its shape is unknown here: {error}; give a folder with "
             "its config.json, for which no weights are needed"
         ) from error
-    check_context(config, shape, f"{name}.checkpoint's max_position_embeddings")
+    check_shape(config, shape, f"{name}.checkpoint's max_position_embeddings")
     return source.computed(shape)
 
 

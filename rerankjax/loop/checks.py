@@ -33,7 +33,7 @@ def check(config: ExperimentConfig, devices: int) -> None:
     )
     for name, source in (("generator", config.generator), ("reranker", config.reranker)):
         if source.shape is not None:
-            check_context(config, source.shape, f"{name}.shape.max_position_embeddings")
+            check_shape(config, source.shape, f"{name}.shape.max_position_embeddings")
     sampling = config.sampling
     require(sampling.top_p == 1.0, "sampling.top_p", sampling.top_p, "PPO learns from whole distributions; use 1.0")
     require(sampling.top_k == 0, "sampling.top_k", sampling.top_k, "PPO learns from whole distributions; use 0")
@@ -43,8 +43,13 @@ def check(config: ExperimentConfig, devices: int) -> None:
     require(bool(config.log_prob_weights), "log_prob_weights", (), "give at least one, such as 0.0")
 
 
-def check_context(config: ExperimentConfig, model: ModelConfig, field: str) -> None:
-    """Raises ConfigError unless a model's context holds the longest prompt, completion and an end-of-text token."""
+def check_shape(config: ExperimentConfig, model: ModelConfig, field: str) -> None:
+    """Raises ConfigError unless a model's context, `field`, holds the longest prompt, completion and an end-of-text
+    token, and the mesh splits it between heads."""
+    try:
+        config.mesh.check_heads(model.num_key_value_heads)
+    except ValueError as error:
+        raise ConfigError(f"config.mesh.{error}") from error
     lengths = [(config.sampling, config.max_prompt_length), *(sampling_of(config, name) for name in config.evaluation)]
     longest = max(prompt + sampling.max_completion_length for sampling, prompt in lengths)
     require(
@@ -57,18 +62,17 @@ def check_context(config: ExperimentConfig, model: ModelConfig, field: str) -> N
 
 
 def _check_batches(config: ExperimentConfig, devices: int) -> None:
+    """What is drawn side by side is split over the devices; batches that are trained on are filled up to that."""
+    whole = "rollouts_in_flight" if config.ppo.rollouts_in_flight else "batch_size"
     for field, value in {
-        "sft.batch_size": config.sft.batch_size,
-        "reranker_training.batch_size": config.reranker_training.batch_size,
-        "retraining.batch_size": config.retraining.batch_size,
         "candidates.prompts_in_flight": config.candidates.prompts_in_flight,
-        "ppo.batch_size / minibatches": config.ppo.batch_size // config.ppo.minibatches,
+        f"ppo.{whole}": getattr(config.ppo, whole),
     }.items():
         require(
             value > 0 and value % devices == 0,
             field,
             value,
-            f"not a positive multiple of the {devices} devices that share a batch; "
+            f"not a positive multiple of the {devices} devices that share it; "
             f"use {max(1, round(value / devices)) * devices}",
         )
 
@@ -76,6 +80,9 @@ def _check_batches(config: ExperimentConfig, devices: int) -> None:
 def _check_numbers(config: ExperimentConfig) -> None:
     least = {
         "max_prompt_length": (config.max_prompt_length, 1),
+        "sft.batch_size": (config.sft.batch_size, 1),
+        "reranker_training.batch_size": (config.reranker_training.batch_size, 1),
+        "retraining.batch_size": (config.retraining.batch_size, 1),
         "candidates.train": (config.candidates.train, 1),
         "candidates.dev": (config.candidates.dev, 1),
         "candidates.train_problems": (config.candidates.train_problems, 0),

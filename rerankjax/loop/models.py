@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from rerankjax.loop.checks import check_context
+from rerankjax.loop.checks import check_shape
 from rerankjax.loop.config import ConfigError, ExperimentConfig, ModelSource
 from rerankjax.model import weights
 from rerankjax.model.config import ModelConfig, RopeScaling
@@ -72,7 +72,7 @@ def open_model(config: ExperimentConfig, name: str, root: Path, seed: int, texts
                 f"config.{name}.checkpoint = {source.checkpoint!r} cannot be loaded: {error}; give a folder with a "
                 "checkpoint, or a hub id where the hub can be reached"
             ) from error
-        check_context(config, shape, f"{name}.checkpoint's max_position_embeddings")
+        check_shape(config, shape, f"{name}.checkpoint's max_position_embeddings")
     else:
         assert source.shape is not None
         shape = source.shape
@@ -115,9 +115,20 @@ def _write_tokenizer(directory: Path, folder: Path | None, shape: ModelConfig, t
             raise ConfigError(
                 f"config.generator.checkpoint = {str(folder)!r}: its tokenizer names no eos_token; save one with it"
             )
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token  # masks, not tokens, tell what is padding
+        if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+            tokenizer.pad_token = padding_token(tokenizer)
     tokenizer.save_pretrained(directory)
+
+
+def padding_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A special token that no text ends with, begins with or holds; the end of text where there is none.
+
+    Masks tell what is padding here, but `transformers` goes by the token: it finds a reranker's last token by it.
+    """
+    named = {tokenizer.bos_token, tokenizer.eos_token}
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    unused = [t for t in [tokenizer.unk_token, *special] if t and t not in named]
+    return next((t for t in unused if t not in str(tokenizer.chat_template)), str(tokenizer.eos_token))
 
 
 def check_same_tokens(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, reranker: Model) -> None:

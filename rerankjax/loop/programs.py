@@ -18,11 +18,11 @@ from rerankjax.loop.config import ExperimentConfig, TrainingConfig, sampling_of
 from rerankjax.loop.problem_sets import DEV, TRAIN
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
-from rerankjax.model.likelihood import Rows, Tree
 from rerankjax.model.lora import FULL, LoraConfig
+from rerankjax.model.packing import PackConfig, pack
 from rerankjax.model.sharding import by_row, placed, replicated, row_shards, shardings_of
-from rerankjax.model.training import OptimizerConfig, TrainState, init_state, make_optimizer
-from rerankjax.policy.ppo import Reward, Rollout
+from rerankjax.model.training import Counts, OptimizerConfig, TrainState, Update, init_state, make_optimizer
+from rerankjax.policy.ppo import PPOBatch
 from rerankjax.policy.ppo_step import Programs, make_ppo_programs
 from rerankjax.policy.sft import make_sft_step
 from rerankjax.reranker.bradley_terry import make_reranker_step
@@ -52,13 +52,25 @@ def adapters(config: ExperimentConfig, base: Params | None) -> LoraConfig:
     return FULL if base is None else whole(config.lora)
 
 
-def sft(config: ExperimentConfig, model: ModelConfig, params: Params, base: Params | None, mesh: Mesh) -> DeviceProgram:
-    """The update of SFT: (state, base, rows) -> (state, metrics)."""
+class UpdatePrograms(NamedTuple):
+    """An update and the sizes of the parts that it takes; its programs, which preflight compiles.
+
+    add: (summed gradients, parameters, base, part, counts) -> (gradients, metrics). apply: (state, gradients) -> state.
+    """
+
+    update: Update
+    sizes: PackConfig
+    add: DeviceProgram
+    apply: DeviceProgram
+
+
+def sft(
+    config: ExperimentConfig, model: ModelConfig, params: Params, base: Params | None, mesh: Mesh
+) -> UpdatePrograms:
+    """The update of SFT."""
     training: TrainingConfig = whole(config.sft)
-    P, C = config.max_prompt_length, config.sampling.max_completion_length
-    update = make_sft_step(model, training.optimizer, P, mesh, adapters(config, base))
-    rows = Rows(*_tokens(training.batch_size, P + C, by_row(mesh)))
-    return DeviceProgram(update, (_state(params, training.optimizer, mesh), base, rows))
+    update = make_sft_step(model, training.optimizer, mesh, adapters(config, base))
+    return _update(config, update, training, 1, params, base, mesh)
 
 
 def reranker(
@@ -68,26 +80,50 @@ def reranker(
     params: Params,
     base: Params | None,
     mesh: Mesh,
-) -> DeviceProgram:
-    """The update of a reranker: (state, base, pairs) -> (state, metrics)."""
-    P, C = config.max_prompt_length, config.sampling.max_completion_length
+) -> UpdatePrograms:
+    """The update of a reranker on pairs, the chosen completion first."""
     loss = whole(config.reranker).loss
     update = make_reranker_step(model, loss, training.optimizer, mesh, adapters(config, base))
-    rows = by_row(mesh)
-    pairs = Tree(*_tokens(training.batch_size, P, rows), *_tokens(2 * training.batch_size, C, rows))
-    return DeviceProgram(update, (_state(params, training.optimizer, mesh), base, pairs))
+    return _update(config, update, training, 2, params, base, mesh)
+
+
+def _update(
+    config: ExperimentConfig,
+    update: Update,
+    training: TrainingConfig,
+    each: int,
+    params: Params,
+    base: Params | None,
+    mesh: Mesh,
+) -> UpdatePrograms:
+    """each: completions of a sequence."""
+    lengths = config.max_prompt_length, config.sampling.max_completion_length
+    sizes = PackConfig.of(training.batch_size, training.optimizer.microbatches, *lengths, each, row_shards(mesh))
+    state = _state(params, training.optimizer, mesh)
+    part, counts = _part(sizes, mesh)
+    return UpdatePrograms(
+        update,
+        sizes,
+        DeviceProgram(update.add, (state.params, state.params, base, part, counts)),
+        DeviceProgram(update.apply, (state, state.params)),
+    )
+
+
+def _part(sizes: PackConfig, mesh: Mesh) -> tuple[Any, Any]:
+    """A part of a batch, and the counts of the whole."""
+    (empty,), _ = pack([], sizes)
+    part = jax.tree.map(lambda a: _array(a.shape, a.dtype, by_row(mesh)), empty)
+    return part, Counts(*(_array((), jnp.int32, replicated(mesh)) for _ in Counts._fields))
 
 
 class PPOPrograms(NamedTuple):
-    """The large programs of an iteration of PPO, in their order."""
+    """PPO's programs (see `policy.ppo_step`), and as preflight compiles them; `add` and `apply` as an update's."""
 
-    rollout: DeviceProgram
+    programs: Programs
+    judge: DeviceProgram
     outputs: DeviceProgram
-    update: DeviceProgram
-
-    @property
-    def functions(self) -> Programs:
-        return Programs(*(program.function for program in self))
+    add: DeviceProgram
+    apply: DeviceProgram
 
 
 def ppo(
@@ -98,28 +134,23 @@ def ppo(
     base: Params | None,
     reference: Params,
     reward: Params,
-    vocabulary: Vocabulary,
     mesh: Mesh,
 ) -> PPOPrograms:
-    """PPO's programs (see `policy.ppo_step`). params: the policy's, over `base`; reward: the reranker's."""
+    """params: the policy's, over `base`; reward: the reranker's."""
     settings, sampling = whole(config.ppo), whole(config.sampling)
-    P, C, B = config.max_prompt_length, sampling.max_completion_length, settings.batch_size
-    ends = vocabulary.eos, vocabulary.pad
-    shapes = model, config.reranker.pooling, sampling, settings, P, *ends
-    functions = make_ppo_programs(*shapes, mesh, adapters(config, base), reward_model)
-    rows = by_row(mesh)
+    lengths = config.max_prompt_length, sampling.max_completion_length
+    shapes = model, config.reranker.pooling, sampling.temperature, settings, *lengths
+    made = make_ppo_programs(*shapes, mesh, adapters(config, base), reward_model)
     state = _state(params, settings.optimizer, mesh)
-    prompts = *_tokens(B, P, rows), _array((B,), jax.eval_shape(jax.random.key, 0).dtype, rows)
-    stops = _array((vocabulary.stop_states, vocabulary.tokens), jnp.int32, replicated(mesh))
-    scaled: Any = Reward(reward, _array((), jnp.float32), _array((), jnp.float32))
-    sampled: Any = Rows(*_tokens(B, P + C, rows))
-    rollout: Any = Rollout(sampled, *(_array((B, C), jnp.float32, rows) for _ in range(4)))
-    index = _array((B // settings.minibatches,), jnp.int32)
-    starts = _array((B,), jnp.int32, rows)
+    packed, counts = _part(made.sizes, mesh)
+    figures = (_array(packed.mask.shape, jnp.float32, by_row(mesh)) for _ in range(4))
+    part = PPOBatch(packed, *figures)
     return PPOPrograms(
-        DeviceProgram(functions.gather, (state.params, base, reference, scaled, *prompts, stops, starts)),
-        DeviceProgram(functions.outputs, (state.params, base, sampled, index)),
-        DeviceProgram(functions.update, (state, base, rollout, index)),
+        made,
+        DeviceProgram(made.judge, (reference, reward, packed)),
+        DeviceProgram(made.outputs, (state.params, base, packed)),
+        DeviceProgram(made.update.add, (state.params, state.params, base, part, counts)),
+        DeviceProgram(made.update.apply, (state, state.params)),
     )
 
 
@@ -159,6 +190,12 @@ def dev_drawing(config: ExperimentConfig) -> Drawing:
         config.max_prompt_length,
         config.candidates.prompts_in_flight,
     )
+
+
+def rollout_drawing(config: ExperimentConfig, hosts: int) -> Drawing:
+    """How each of so many hosts draws its share of an iteration's completions."""
+    in_flight = config.ppo.rollouts_in_flight or config.ppo.batch_size // hosts
+    return Drawing(1, whole(config.sampling), config.max_prompt_length, in_flight)
 
 
 class EnginePrograms(NamedTuple):

@@ -30,8 +30,7 @@ from rerankjax.loop.models import Model
 from rerankjax.loop.problem_sets import DEV, TRAIN
 from rerankjax.loop.programs import Drawing, dev_drawing, drawing_of, greedy_drawing
 from rerankjax.loop.seed_run import SeedRun
-from rerankjax.model.config import ModelConfig
-from rerankjax.model.decoder import Params, in_compute_dtype
+from rerankjax.model.decoder import Params
 from rerankjax.model.lora import attach, attach_trunk, merge
 from rerankjax.pairs.mining import Pair, later_pairs, partition_by_verdict, sample_pairs, write_pairs
 from rerankjax.policy.ppo import Reward
@@ -39,10 +38,10 @@ from rerankjax.problems.problem import Problem, Solution
 from rerankjax.progress import progress
 from rerankjax.prompts.ask import ProblemSet
 from rerankjax.prompts.tokenizer import encode_completions
-from rerankjax.reranker.rerank import Reranker
+from rerankjax.reranker.rerank import Reranker, Used
 from rerankjax.run import checkpoint
-from rerankjax.run.hosts import exchange, is_first, own_copy, own_mesh, share
-from rerankjax.run.metrics import write_waits
+from rerankjax.run.hosts import exchange, is_first, own_copy, own_decoder, own_mesh, share
+from rerankjax.run.metrics import write_usage
 from rerankjax.run.reads import whole
 from rerankjax.sandbox import Verdict
 from rerankjax.verdicts.execution import VerdictCache, execute, verdict_cache
@@ -163,9 +162,9 @@ def _write_candidates(
     """Samples and executes, each process its share of the problems; the first writes what all of them found."""
     # What goes into tables is controlled for each assertion: a program that cheats on one of them is caught.
     control = "one" if split in (TRAIN, DEV) else "every"
-    own, waited = share(problems.asked), functools.partial(write_waits, directory, "host")
+    own, used = share(problems.asked), functools.partial(write_usage, directory, "host")
     with progress(f"seed {run.seed}: {title}", drawing.samples * len(own), "programs") as advance:
-        sampled = _sample(run, params(), own, drawing, key, waited)
+        sampled = _sample(run, params(), own, drawing, key, used)
         executed = execute(
             whole(run.config.sandbox), own, sampled, advance, _source(problems), _judged(run, split), control
         )
@@ -192,14 +191,14 @@ def _sample(
     problems: Sequence[Problem],
     drawing: Drawing,
     key: jax.Array,
-    waited: Callable[[float], object] = lambda seconds: None,
+    used: Callable[[float, float], object] = lambda waited_seconds, real_tokens: None,
 ) -> Iterator[Candidate]:
     """Candidates of this process's problems, drawn on its own devices."""
     shape = run.generator.shape
     return generate(
         shape,
         drawing.sampling,
-        own_copy(_light(run, shape, params), run.mesh),
+        own_decoder(shape, params, run.mesh),
         problems,
         run.tokenizer,
         key=key,
@@ -207,13 +206,8 @@ def _sample(
         prompt_length=drawing.prompt_length,
         batch_size=drawing.prompts_in_flight,
         mesh=own_mesh(run.mesh),
-        waited=waited,
+        used=used,
     )
-
-
-def _light(run: SeedRun, shape: ModelConfig, decoder: Params) -> Params:
-    """A decoder of which every process makes a copy: in what it computes in, half of its float32."""
-    return decoder if own_mesh(run.mesh) is run.mesh else in_compute_dtype(shape, decoder)
 
 
 def scores(
@@ -228,11 +222,12 @@ def scores(
             (name, [c.completion for c in found]) for name, found in itertools.groupby(of, lambda c: c.problem)
         ]
         model = params()
-        copy, mesh = own_copy(model | {"decoder": _light(run, shape, model["decoder"])}, run.mesh), own_mesh(run.mesh)
-        del model
+        mesh, head = own_mesh(run.mesh), own_copy({"score": model["score"]}, run.mesh)
+        copy = head | {"decoder": own_decoder(shape, model.pop("decoder"), run.mesh)}
         scorer = Reranker(shape, copy, run.tokenizer, config.reranker.pooling, mesh=mesh)
-        own = share(by_problem)
-        found = scorer.score_all((prompt_of[name], texts) for name, texts in own)
+        own, used = share(by_problem), list[Used]()
+        found = scorer.score_all(((prompt_of[name], texts) for name, texts in own), used=used.append)
+        write_usage(directory, "host", 0.0, sum(u.real for u in used) / max(1, sum(u.computed for u in used)))
         rows = [{"problem": name, "scores": of.tolist()} for (name, _), of in zip(own, found, strict=True)]
         scores_of = {row["problem"]: row["scores"] for row in exchange(rows)}
         if is_first():

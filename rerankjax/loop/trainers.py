@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,25 +14,26 @@ import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
+from rerankjax.candidates.engine import EngineConfig, Prompt, make_engine
 from rerankjax.candidates.generate import problem_ids
 from rerankjax.candidates.stop import stops_of
 from rerankjax.loop import programs
 from rerankjax.loop.config import ExperimentConfig, TrainingConfig
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, init_decoder
-from rerankjax.model.likelihood import Rows, Tree
 from rerankjax.model.lora import attach, init_adapter
-from rerankjax.model.sharding import by_row, replicated, shardings_of
-from rerankjax.model.training import TrainState, start_state
+from rerankjax.model.packing import Item, Packed, real_fraction
+from rerankjax.model.sharding import by_row, feed, replicated, shardings_of
+from rerankjax.model.training import Counts, TrainState, batch_of, start_state
 from rerankjax.pairs.mining import Pair
 from rerankjax.policy.ppo import Reward, init_policy
-from rerankjax.policy.ppo_step import make_ppo_step
+from rerankjax.policy.ppo_step import Drawn, make_ppo_step
 from rerankjax.problems.problem import Problem, Solution
 from rerankjax.progress import progress
-from rerankjax.prompts.rows import pad_completions, pad_prompts, pad_rows, shuffled_batches
+from rerankjax.prompts.rows import shuffled_batches
 from rerankjax.prompts.tokenizer import encode_completions
 from rerankjax.reranker.bradley_terry import init_reranker
-from rerankjax.run.hosts import feed
+from rerankjax.run.hosts import exchange, own_decoder, own_mesh, share
 from rerankjax.run.metrics import WriteMetrics, metric_writer, write_waits
 from rerankjax.run.prefetch import Ahead
 from rerankjax.run.reads import whole
@@ -60,7 +62,9 @@ def train_sft(
 ) -> Params:
     """A decoder trained on the corpus's solutions: from scratch, or from `start`, of which it may be an adapter."""
     prompt_of = {p.name: p.prompt for p in problems}
-    tokens, mask = _rows(config, tokenizer, [prompt_of[s.problem] for s in corpus], [s.completion for s in corpus])
+    prompts = tokenizer([prompt_of[s.problem] for s in corpus], add_special_tokens=False)["input_ids"]
+    completions = encode_completions(tokenizer, [s.completion for s in corpus])
+    items = [(prompt, (completion,)) for prompt, completion in zip(prompts, completions, strict=True)]
     key = jax.random.key(seed)
     if start is None:
         base, init = None, functools.partial(init_decoder, model)
@@ -68,11 +72,7 @@ def train_sft(
     else:
         base, params = frozen(config, start), start_decoder(config, model, start, key)
     program = programs.sft(config, model, params, base, work.mesh)
-
-    def batch(index: np.ndarray) -> Rows:
-        return Rows(tokens[index], mask[index])
-
-    return _fit(config, program, params, base, batch, len(corpus), whole(config.sft), [seed, 0], work)
+    return _fit(config, program, params, base, items, whole(config.sft), [seed, 0], work)
 
 
 def train_reranker(
@@ -89,19 +89,13 @@ def train_reranker(
 ) -> Params:
     """The reranker `params`, over `base` if that is not None, trained on the pairs."""
     prompt_of = {p.name: p.prompt for p in problems}
-    encoded = tokenizer([prompt_of[p.problem] for p in pairs], add_special_tokens=False)["input_ids"]
-    prompts, prompt_mask = pad_prompts(encoded, config.max_prompt_length, tokenizer.pad_token_id)
-    C = config.sampling.max_completion_length
-    texts = [text for p in pairs for text in (p.chosen, p.rejected)]
-    rows = pad_completions(encode_completions(tokenizer, texts), C, tokenizer.pad_token_id)
-    completions, mask = (a.reshape(-1, 2, C) for a in rows)
+    prompts = tokenizer([prompt_of[p.problem] for p in pairs], add_special_tokens=False)["input_ids"]
+    chosen, rejected = (
+        encode_completions(tokenizer, texts) for texts in ([p.chosen for p in pairs], [p.rejected for p in pairs])
+    )
+    items = [(prompt, (a, b)) for prompt, a, b in zip(prompts, chosen, rejected, strict=True)]
     program = programs.reranker(config, model, training, params, base, work.mesh)
-
-    def batch(index: np.ndarray) -> Tree:
-        of_batch = completions[index].reshape(-1, C), mask[index].reshape(-1, C)
-        return Tree(prompts[index], prompt_mask[index], *of_batch)
-
-    return _fit(config, program, params, base, batch, len(pairs), training, seed, work)
+    return _fit(config, program, params, base, items, training, seed, work)
 
 
 def frozen(config: ExperimentConfig, sft: Params) -> Params | None:
@@ -138,16 +132,11 @@ def train_ppo(
     model, reward_model: the shapes of the policy and of the reranker.
     """
     ppo, early_stopping, mesh = whole(config.ppo), whole(config.early_stopping), work.mesh
-    table, starts = stops_of(tokenizer, [p.stop_tokens for p in problems])
-    stops = feed(table, replicated(mesh))
-    encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
-    prompts = pad_prompts(encoded, config.max_prompt_length, tokenizer.pad_token_id)
-    rows = (*prompts, problem_ids(problems), starts)
+    prompts, draw = _drawer(config, model, problems, tokenizer, mesh)
     base, best = frozen(config, sft), start_decoder(config, model, sft, jax.random.fold_in(key, 0))
     params, lora = init_policy(sft) | {"decoder": best}, programs.adapters(config, base)
-    vocabulary = programs.Vocabulary(tokenizer.eos_token_id, tokenizer.pad_token_id, table.shape[1], table.shape[0])
-    of_run = programs.ppo(config, model, reward_model, params, base, sft, reward.params, vocabulary, mesh)
-    step = make_ppo_step(of_run.functions, ppo, mesh)
+    of_run = programs.ppo(config, model, reward_model, params, base, sft, reward.params, mesh)
+    step = make_ppo_step(of_run.programs, ppo, mesh)
     state = start_state(params, ppo.optimizer, mesh)
     kl_coef, unknown = (feed(np.float32(x), replicated(mesh)) for x in (ppo.kl_coef, -1.0))
     every = whole(config.checkpoints)
@@ -164,10 +153,10 @@ def train_ppo(
                 metrics.append(write(0, pass_rate=best_rate))
             advance(done)
             for i, index in enumerate(itertools.islice(batches, done, None), start=done + 1):
-                *batch, of_batch = feed(tuple(a[index] for a in rows), by_row(mesh))
-                state, kl_coef, found = step(
-                    now.state, base, sft, reward, *batch, jax.random.fold_in(key, i), now.kl_coef, stops, of_batch
-                )
+                draw_key, order_key = jax.random.split(jax.random.fold_in(key, i))
+                drawn = draw(attach(base, now.state.params["decoder"], lora), index, draw_key)
+                batch = [prompts[n] for n in index], drawn
+                state, kl_coef, found = step(now.state, base, sft, reward, *batch, order_key, now.kl_coef)
                 figures = {name: float(value) for name, value in jax.device_get(found).items()}
                 best = now.best
                 if i % early_stopping.every == 0 or i == ppo.iterations:
@@ -181,6 +170,34 @@ def train_ppo(
     return now.best
 
 
+def _drawer(
+    config: ExperimentConfig,
+    model: ModelConfig,
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    mesh: Mesh,
+) -> tuple[list[list[int]], Callable[[Params, np.ndarray, jax.Array], list[Drawn]]]:
+    """The problems' prompts as token ids, and (policy, indices of problems, key) -> a completion for each of them."""
+    drawing = programs.rollout_drawing(config, jax.process_count())
+    table, starts = stops_of(tokenizer, [p.stop_tokens for p in problems])
+    encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
+    numbered = list(map(Prompt, encoded, problem_ids(problems).tolist(), starts.tolist()))
+    shape = EngineConfig(drawing.prompts_in_flight, 1, drawing.prompt_length)
+    ends = tokenizer.eos_token_id, tokenizer.pad_token_id
+    engine = make_engine(model, drawing.sampling, shape, *ends, own_mesh(mesh))
+
+    def draw(policy: Params, index: np.ndarray, key: jax.Array) -> list[Drawn]:
+        places = share(range(len(index)))
+        own = [numbered[index[place]] for place in places]
+        stream = engine.stream(own_decoder(model, policy, mesh), own, samples=1, key=key, stops=table)
+        found = exchange(
+            [{"place": places[s.prompt], "tokens": s.tokens.tolist(), "finished": s.finished} for s in stream]
+        )
+        return [Drawn(row["tokens"], row["finished"]) for row in sorted(found, key=operator.itemgetter("place"))]
+
+    return encoded, draw
+
+
 class _Ppo(NamedTuple):
     """All that an iteration of PPO leaves to the next."""
 
@@ -190,39 +207,36 @@ class _Ppo(NamedTuple):
     best_rate: jax.Array
 
 
-def _rows(
-    config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    return pad_rows(
-        tokenizer(list(prompts), add_special_tokens=False)["input_ids"],
-        encode_completions(tokenizer, completions),
-        config.max_prompt_length,
-        config.sampling.max_completion_length,
-        tokenizer.pad_token_id,
-    )
-
-
 def _fit(
     config: ExperimentConfig,
-    program: programs.DeviceProgram,
+    program: programs.UpdatePrograms,
     params: Params,
     base: Params | None,
-    batch: Callable[[np.ndarray], Any],
-    examples: int,
+    items: Sequence[Item],
     training: TrainingConfig,
     seed: Sequence[int],
     work: Work,
 ) -> Params:
     """What `params` become by all steps of training, from where a run that was cut had come."""
-    steps, sharding = training.optimizer.steps, by_row(work.mesh)
-    every = whole(config.checkpoints)
+    steps, every = training.optimizer.steps, whole(config.checkpoints)
+    limit = config.max_prompt_length
+    for number, (prompt, _) in enumerate(items):
+        if len(prompt) > limit:
+            raise ValueError(
+                f"prompt {number} has {len(prompt)} tokens, max_prompt_length = {limit}: drop it, or raise that"
+            )
+
+    def batch(index: np.ndarray) -> tuple[list[Packed], Counts, float]:
+        parts, counts = batch_of([items[i] for i in index], program.sizes)
+        return feed(parts, by_row(work.mesh)), feed(counts, replicated(work.mesh)), real_fraction(parts)
+
     with Recovery(work.recovery, every.steps, every.keep) as recovery:
         done, state, metrics = recovery.restore(start_state(params, training.optimizer, work.mesh))
-        indices = itertools.islice(shuffled_batches(examples, training.batch_size, steps, seed), done, None)
+        indices = itertools.islice(shuffled_batches(len(items), training.batch_size, steps, seed), done, None)
         with (
             metric_writer(work.directory, metrics) as write,
             progress(work.title, steps) as advance,
-            Ahead(feed(batch(index), sharding) for index in indices) as batches,
+            Ahead(map(batch, indices)) as batches,
         ):
             advance(done)
             late = None
@@ -238,10 +252,10 @@ def _fit(
                 late = None
                 return state, metrics
 
-            for step, rows in enumerate(batches, start=done + 1):
-                state, found = program.function(state, base, rows)
+            for step, (parts, counts, real) in enumerate(batches, start=done + 1):
+                state, found = program.update(state, base, parts, counts)
                 record()  # of the step before, while this one runs
-                late = step, found, rows
+                late = step, found | {"real_tokens": real}, parts
                 recovery.after(step, snapshot)
             record()
             write_waits(work.directory, "input", batches.waited_seconds)

@@ -20,11 +20,11 @@ from rerankjax.results import results
 from rerankjax.results.evaluation import Evaluation
 from rerankjax.results.plots import Curve
 from rerankjax.results.render import markdown, print_results
-from rerankjax.results.report import HardNegative, Run, report
+from rerankjax.results.report import HardNegative, Run, StageCost, report
 from rerankjax.results.summary import summarise
 from rerankjax.run.metrics import read_metrics
 from rerankjax.run.reads import flatten, semantic
-from rerankjax.run.rundir import durable, stage_seconds
+from rerankjax.run.rundir import durable, stage_cost
 
 PACKAGES = ("rerankjax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 NEGATIVES = 12  # in the report's gallery
@@ -41,8 +41,8 @@ def write_report(root: Path, config: ExperimentConfig, evaluations: Sequence[Eva
     run = Run(
         command=shlex.join(["rerankjax", *sys.argv[1:]]),
         config=json.dumps({name: v for name, v in fields.items() if name != "assumptions"}, indent=2),
-        durations={
-            str(path.parent.relative_to(root)): stage_seconds(path.parent)
+        stages={
+            str(path.parent.relative_to(root)): _stage_cost(path.parent)
             for path in sorted(root.glob("seed*/**/stage.json"), key=lambda p: p.stat().st_mtime)
         },
         versions={"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
@@ -57,6 +57,12 @@ def write_report(root: Path, config: ExperimentConfig, evaluations: Sequence[Eva
     write_text(root / "report.html", report(summary, evaluations, run, ppo, losses, negatives))
     print_results(summary)
     print(f"report: {durable(root / 'report.html')}")
+
+
+def _stage_cost(path: Path) -> StageCost:
+    rows = read_metrics(path) if (path / "metrics.jsonl").is_file() else []
+    real = [row["real_tokens"] for row in rows if "real_tokens" in row]
+    return StageCost(*stage_cost(path), float(np.mean(real)) if real else None)
 
 
 def _curves(seed: int, root: Path, pattern: str) -> list[Curve]:

@@ -11,12 +11,12 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from rerankjax.model.sharding import RULES
 
@@ -33,6 +33,25 @@ class Prefix(NamedTuple):
     keys: Float[Array, "R K P E"]
     values: Float[Array, "R K P E"]
     mask: Bool[Array, "R P"]
+
+
+class Segments(NamedTuple):
+    """Which sequence of its row each token is of (0: padding), and of which completion of it (0: of the prompt).
+
+    Without branches each sequence is one text.
+    """
+
+    sequence: Int[Array, "B L"]
+    branch: Int[Array, "B L"] | None = None
+
+
+def segments_mask(queries: Segments, keys: Segments) -> Bool[Array, "B L S"]:
+    """Which keys each query sees where it also may by their order: its sequence's, but for other completions'."""
+    seen = queries.sequence[:, :, None] == keys.sequence[:, None, :]
+    if queries.branch is None or keys.branch is None:
+        return seen
+    branch = keys.branch[:, None, :]
+    return seen & ((branch == 0) | (branch == queries.branch[:, :, None]))
 
 
 def causal_mask(mask: Bool[Array, "B L"]) -> Bool[Array, "B L L"]:
@@ -69,11 +88,18 @@ def attend_causal(
     q: Float[Array, "B H L E"],
     k: Float[Array, "B K L E"],
     v: Float[Array, "B K L E"],
-    mask: Bool[Array, "B L"],
+    mask: Bool[Array, "B L"] | Segments,
     attention: str = "auto",
 ) -> Float[Array, "B H L E"]:
-    """`attend` to real tokens up to each query's own, by the kernel that `pick` gives; a pad token's is finite."""
+    """`attend` to real tokens up to each query's own, by the kernel that `pick` gives; a pad token's is finite.
+
+    With `Segments` to those of its own sequence: splash does that as well where they have no branches, else XLA.
+    """
     kernel = pick(attention, jnp.result_type(q, k, v), q.shape[-1])
+    if isinstance(mask, Segments):
+        if kernel != "splash" or mask.branch is not None:
+            return attend_blocks(q, k, v, mask)
+        return on_each_device(attend_splash, q, k, v, mask.sequence)
     if kernel == "xla":
         return attend_blocks(q, k, v, mask)
     return on_each_device(attend_splash if kernel == "splash" else attend_cudnn, q, k, v, mask)
@@ -111,34 +137,40 @@ def _dividing(mesh: AbstractMesh, axes: tuple[str, ...], size: int) -> tuple[str
 
 
 def attend_blocks(
-    q: Float[Array, "B H L E"], k: Float[Array, "B K L E"], v: Float[Array, "B K L E"], mask: Bool[Array, "B L"]
+    q: Float[Array, "B H L E"],
+    k: Float[Array, "B K L E"],
+    v: Float[Array, "B K L E"],
+    mask: Bool[Array, "B L"] | Segments,
 ) -> Float[Array, "B H L E"]:
     """`attend` to real tokens up to each query's own, a block of queries at a time: half of the products, which a mask
     would throw away, are never made, and the gradient makes a block's weights again instead of keeping them all."""
     length = q.shape[2]
     width = max(BLOCK, -(-length // MOST_BLOCKS))
-    if length <= width:
-        return attend(q, k, v, causal_mask(mask))
 
-    @jax.checkpoint
-    def block(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    def block(q: Array, k: Array, v: Array, queries: Any, keys: Any) -> Array:
         L, S = q.shape[2], k.shape[2]
-        return attend(q, k, v, jnp.tril(jnp.ones((L, S), bool), S - L) & mask[:, None, :])
+        seen = segments_mask(queries, keys) if isinstance(keys, Segments) else keys[:, None, :]
+        return attend(q, k, v, jnp.tril(jnp.ones((L, S), bool), S - L) & seen)
 
-    edges = [*range(0, length, width), length]
-    blocks = [
-        block(q[:, :, start:end], k[:, :, :end], v[:, :, :end], mask[:, :end])
-        for start, end in itertools.pairwise(edges)
-    ]
+    if length <= width:
+        return block(q, k, v, mask, mask)
+    remade = jax.checkpoint(block)
+    blocks = []
+    for start, end in itertools.pairwise([*range(0, length, width), length]):
+        queries, keys = (jax.tree.map(lambda a, s=s: a[:, s], mask) for s in (slice(start, end), slice(0, end)))
+        blocks.append(remade(q[:, :, start:end], k[:, :, :end], v[:, :, :end], queries, keys))
     return jnp.concatenate(blocks, axis=2)
 
 
 def attend_splash(
-    q: Float[Array, "B H L E"], k: Float[Array, "B K L E"], v: Float[Array, "B K L E"], mask: Bool[Array, "B L"]
+    q: Float[Array, "B H L E"],
+    k: Float[Array, "B K L E"],
+    v: Float[Array, "B K L E"],
+    segments: Bool[Array, "B L"] | Int[Array, "B L"],
 ) -> Float[Array, "B H L E"]:
     """Causal attention by JAX's TPU kernel, which holds no [L, L] array; interpreted, and slow, on what is no TPU.
 
-    Pad tokens are a segment of their own: they see each other, so that no softmax is over nothing.
+    Tokens see those of their own segment. Pad tokens are one: they see each other, so that no softmax is over nothing.
     """
     # Here, because Pallas takes a while to import and CPUs and GPUs have no use for it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
@@ -148,7 +180,7 @@ def attend_splash(
     block = math.gcd(L + padding, SPLASH_BLOCK)
     of_length = ((0, 0), (0, 0), (0, padding), (0, 0))
     q, k, v = jnp.pad(q * E**-0.5, of_length), jnp.pad(k, of_length), jnp.pad(v, of_length)  # it does not scale itself
-    segments = jnp.pad(mask, ((0, 0), (0, padding))).astype(jnp.int32)
+    segments = jnp.pad(segments, ((0, 0), (0, padding))).astype(jnp.int32)
 
     def run(interpret: bool, q: Array, k: Array, v: Array, segments: Array) -> Array:
         causal = splash_attention_mask.CausalMask((L + padding, L + padding))

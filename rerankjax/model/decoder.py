@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rerankjax.model.attention import Prefix, attend, attend_causal, attend_shared, causal_mask
+from rerankjax.model.attention import Prefix, Segments, attend, attend_causal, attend_shared, causal_mask
 from rerankjax.model.config import UNSCALED, ModelConfig, RopeScaling
+from rerankjax.model.packing import Packed
 from rerankjax.model.sharding import constrain_rows
 
 Params = Any  # a pytree of arrays, as flax.linen's init returns under "params"
@@ -96,7 +97,8 @@ class Linear(nn.Module):
 class Block(nn.Module):
     """One layer. With a cache, keys and values are written into it at `start`, and attended with the rest.
 
-    `mask` says which keys each query sees, or, as [B, L], which tokens are real: each then sees those up to itself.
+    `mask` says which keys each query sees, or, as [B, L], which tokens are real: each then sees those up to itself. As
+    `Segments` it says of which sequence they are.
     """
 
     config: ModelConfig
@@ -106,7 +108,7 @@ class Block(nn.Module):
         self,
         x: Float[Array, "B L D"],
         positions: Int[Array, "B L"],
-        mask: Bool[Array, "B L S"] | Bool[Array, "B L"],
+        mask: Bool[Array, "B L S"] | Bool[Array, "B L"] | Segments,
         cache: Cache | None = None,
         start: Int[Array, ""] | int = 0,
         prefix: Prefix | None = None,
@@ -129,7 +131,7 @@ class Block(nn.Module):
         if cache is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache.keys, k, start, axis=2)
             v = jax.lax.dynamic_update_slice_in_dim(cache.values, v, start, axis=2)
-        if mask.ndim == 2:
+        if isinstance(mask, Segments) or mask.ndim == 2:
             y = attend_causal(q, k, v, mask, c.attention)
         else:
             y = attend(q, k, v, mask) if prefix is None else attend_shared(q, k, v, mask, prefix)
@@ -163,9 +165,20 @@ class Decoder(nn.Module):
         if not c.tie_word_embeddings:
             self.lm_head = nn.Dense(c.vocab_size, use_bias=False, kernel_init=init)
 
-    def __call__(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> tuple[Float[Array, "B L D"], Cache]:
-        """Hidden states and every layer's keys and values (stacked over layers), for rows padded on either side."""
-        x, cache = self.layers(self.embed_tokens(tokens), positions_of(mask), mask)
+    def __call__(
+        self,
+        tokens: Int[Array, "B L"],
+        mask: Bool[Array, "B L"] | Segments,
+        positions: Int[Array, "B L"] | None = None,
+    ) -> tuple[Float[Array, "B L D"], Cache]:
+        """Hidden states and every layer's keys and values (stacked over layers), for rows padded on either side.
+
+        positions: of tokens in their sequences, where those are packed; else they follow from the mask.
+        """
+        if positions is None:
+            assert not isinstance(mask, Segments)
+            positions = positions_of(mask)
+        x, cache = self.layers(self.embed_tokens(tokens), positions, mask)
         return self.norm(x), cache
 
     def logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
@@ -198,6 +211,14 @@ def hidden_states(
     config: ModelConfig, params: Params, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]
 ) -> Float[Array, "B L D"]:
     return Decoder(config).apply({"params": in_compute_dtype(config, params)}, tokens, mask)[0]
+
+
+def packed_hidden_states(config: ModelConfig, params: Params, packed: Packed) -> Float[Array, "B L D"]:
+    """Those of sequences that stand end to end in rows."""
+    segments = Segments(packed.sequence, packed.branch)
+    return Decoder(config).apply(
+        {"params": in_compute_dtype(config, params)}, packed.tokens, segments, packed.positions
+    )[0]
 
 
 def hidden_states_behind(

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rerankjax.model.config import ModelConfig
-from rerankjax.model.decoder import Params, hidden_states, hidden_states_behind, to_logits
+from rerankjax.model.decoder import Params, hidden_states, packed_hidden_states, to_logits
+from rerankjax.model.packing import Packed
 
 BLOCK = 1 << 24  # logits held at a time, 64 MB in float32
 
@@ -21,18 +22,6 @@ class Rows(NamedTuple):
 
     tokens: Int[Array, "B L"]
     mask: Bool[Array, "B L"]
-
-
-class Tree(NamedTuple):
-    """Prompts, padded on the left, and n completions behind each, padded on the right; those of a prompt together.
-
-    B = R * n. A row of its own for each would hold, and compute, the prompt n times.
-    """
-
-    prompts: Int[Array, "R P"]
-    prompt_mask: Bool[Array, "R P"]
-    completions: Int[Array, "B C"]
-    mask: Bool[Array, "B C"]
 
 
 def select_log_probs(logits: Float[Array, "B C V"], tokens: Int[Array, "B C"]) -> Float[Array, "B C"]:
@@ -82,13 +71,19 @@ def completion_log_probs(
     return jnp.where(rows.mask[:, prompt_length:], log_probs, 0.0), hidden
 
 
-def tree_hidden_states(
-    config: ModelConfig, params: Params, tree: Tree
-) -> tuple[Float[Array, "B C D"], Float[Array, "B C D"]]:
-    """Hidden states of the completions' tokens, and those of the tokens before them, which foretell them."""
-    ends, hidden = hidden_states_behind(config, params, *tree)
-    first = jnp.repeat(ends, len(hidden) // len(ends), axis=0)[:, None]
-    return hidden, jnp.concatenate([first, hidden[:, :-1]], axis=1)
+def packed_log_probs(
+    config: ModelConfig, params: Params, packed: Packed, temperature: float = 1.0
+) -> tuple[Float[Array, "B T"], Float[Array, "B L D"]]:
+    """As `completion_log_probs`, of sequences that stand end to end."""
+    hidden = packed_hidden_states(config, params, packed)
+    tokens = jnp.take_along_axis(packed.tokens, packed.at, axis=1)
+    log_probs = token_log_probs(config, params, take_places(hidden, packed.before), tokens, temperature)
+    return jnp.where(packed.mask, log_probs, 0.0), hidden
+
+
+def take_places(hidden: Float[Array, "B L D"], places: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """The hidden states at those places of their rows."""
+    return jnp.take_along_axis(hidden, places[..., None], axis=1)
 
 
 def masked_mean(

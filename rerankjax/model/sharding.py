@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "sequence", "tensor")
@@ -144,6 +145,15 @@ def sharding_of(path: Sequence[str], shape: Sequence[int], mesh: Mesh, rules: Ru
 def placed(tree: T, shardings: Any) -> T:
     """The shapes and types of a tree of arrays or shapes, with their shardings: what is compiled or restored for."""
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
+
+
+def feed(batch: Any, sharding: NamedSharding) -> Any:
+    """Arrays that every process holds, on the mesh: each process moves its devices' rows alone."""
+
+    def place(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(place, batch)
 
 
 def shardings_of(tree: T, mesh: Mesh, rules: Rules = RULES) -> T:

@@ -1,17 +1,22 @@
 """What every trainer shares: the state that a step maps to the next, its gradients, and the optimiser."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from rerankjax.model.decoder import Params
-from rerankjax.model.sharding import constrain, shardings_of
+from rerankjax.model.packing import Item, PackConfig, Packed, pack
+from rerankjax.model.sharding import by_row, constrain, on_mesh, shardings_of
+
+LossOf = Callable[..., tuple[Float[Array, ""], dict[str, Array]]]
 
 
 class TrainState(NamedTuple):
@@ -26,7 +31,8 @@ class OptimizerConfig:
 
     `schedule` is "cosine" or "linear"; `eps` is 1e-5 in PPO for language models (openai/lm-human-preferences), where it
     damps the first steps on tiny gradients; `max_grad_norm` clips the global norm. A batch's gradient is summed over
-    `microbatches` parts of it, one at a time: memory is that of one, the result that of the whole.
+    parts of it, one at a time: memory is that of one, the result that of the whole. There are `microbatches` of them
+    where every sequence is of the greatest length, else fewer (see `model.packing`).
     """
 
     learning_rate: float
@@ -72,36 +78,70 @@ def start_state(params: Params, config: OptimizerConfig, mesh: Mesh) -> TrainSta
     return jax.jit(start, out_shardings=shardings_of(jax.eval_shape(start, params), mesh))(params)
 
 
-def microbatches_of(batch: Any, parts: int) -> Any:
-    """Arrays [B, ...] as [parts, B / parts, ...]. Each part has rows of every device: none has to move."""
-    return jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
+class Counts(NamedTuple):
+    """Of a whole batch, so that the losses of its parts add up to its mean."""
+
+    sequences: Int[Array, ""]
+    tokens: Int[Array, ""]  # of each sequence's first completion
+
+    @classmethod
+    def of(cls, parts: Sequence[Packed], each: int) -> "Counts":
+        """Those of a batch of sequences with `each` completions."""
+        sequences = sum(int(np.sum(part.real)) for part in parts) // each
+        tokens = sum(int(np.sum(part.mask & (part.completion % each == 0))) for part in parts)
+        return cls(np.int32(sequences), np.int32(tokens))  # type: ignore[arg-type]  # a host's scalars
 
 
-def gradients_of(
-    loss_of: Callable[[Params, Any], tuple[Float[Array, ""], dict[str, Array]]],
-    params: Params,
-    batch: Any,
-    parts: int,
-) -> tuple[dict[str, Float[Array, " parts"]], Params]:
-    """The metrics of each of `parts` microbatches, the loss among them, and the gradient of the sum of their losses.
+def batch_of(items: Sequence[Item], sizes: PackConfig) -> tuple[list[Packed], Counts]:
+    """What `Update` takes of a batch of sequences, on the host."""
+    parts, _ = pack(items, sizes)
+    return parts, Counts.of(parts, sizes.each)
 
-    loss_of: (parameters, microbatch) -> (loss, metrics), divided by the counts of the whole batch, so that they add up.
+
+class Update:
+    """An update of a training state: (state, frozen base, parts of the batch, their `Counts`) -> (state, metrics).
+
+    The state is donated; without adapters the base is None. Both are split as they come, the state as `start_state`
+    does. Gradients are summed over the parts, which are as many as the batch's lengths ask for, by one program.
+
+    loss_of: (parameters, base, part, counts) -> (loss, metrics), the part's shares of the batch's; of the metrics in
+    `largest` the batch has its parts' largest.
     """
 
-    def of(part: Any) -> tuple[dict[str, Array], Params]:
-        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, part)
-        return {"loss": loss, **metrics}, gradients
+    def __init__(self, loss_of: LossOf, config: OptimizerConfig, mesh: Mesh, largest: Collection[str] = ()) -> None:
+        optimizer = make_optimizer(config)
+        self._largest = largest
 
-    if parts == 1:  # a loop of one would be compiled as a loop
-        metrics, gradients = of(batch)
-        return jax.tree.map(lambda m: m[None], metrics), gradients
+        def add(
+            total: Params, params: Params, base: Params | None, part: Any, counts: Counts
+        ) -> tuple[Params, dict[str, Array]]:
+            of_part = jax.value_and_grad(lambda p: loss_of(p, base, part, counts), has_aux=True)
+            (loss, metrics), gradients = of_part(params)
+            return constrain(jax.tree.map(jnp.add, total, gradients), mesh), {"loss": loss, **metrics}
 
-    def add(total: Params, part: Any) -> tuple[Params, dict[str, Array]]:
-        metrics, gradients = of(part)
-        return jax.tree.map(jnp.add, total, gradients), metrics
+        def apply(state: TrainState, total: Params) -> TrainState:
+            return apply_gradients(state, total, optimizer, mesh)
 
-    total, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), microbatches_of(batch, parts))
-    return metrics, total
+        def zeros(params: Params) -> Params:
+            return constrain(jax.tree.map(jnp.zeros_like, params), mesh)
+
+        rows = by_row(mesh)
+        self.zeros = jax.jit(zeros)
+        self.add = jax.jit(on_mesh(mesh, add), in_shardings=(None, None, None, rows, None), donate_argnums=0)
+        self.apply = jax.jit(on_mesh(mesh, apply), donate_argnums=(0, 1))
+
+    def __call__(
+        self, state: TrainState, base: Params | None, parts: Sequence[Any], counts: Counts
+    ) -> tuple[TrainState, dict[str, Array]]:
+        total, each = self.zeros(state.params), []
+        for part in parts:
+            total, metrics = self.add(total, state.params, base, part, counts)
+            each.append(metrics)
+        metrics = {
+            name: functools.reduce(jnp.maximum if name in self._largest else jnp.add, (m[name] for m in each))
+            for name in each[0]
+        }
+        return self.apply(state, total), metrics
 
 
 def apply_gradients(

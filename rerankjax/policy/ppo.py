@@ -10,24 +10,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
-from rerankjax.candidates.sampling import SamplingConfig, sample
 from rerankjax.model.config import ModelConfig
-from rerankjax.model.decoder import Params, in_compute_dtype
-from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean
-from rerankjax.model.lora import LoraConfig, attach_trunk
-from rerankjax.model.sharding import DRAWING, constrain
-from rerankjax.model.training import (
-    OptimizerConfig,
-    TrainState,
-    apply_gradients,
-    gradients_of,
-    make_optimizer,
-)
+from rerankjax.model.decoder import Params
+from rerankjax.model.likelihood import masked_mean, packed_log_probs, take_places
+from rerankjax.model.packing import Packed
+from rerankjax.model.training import OptimizerConfig
 from rerankjax.policy.advantages import adapt_kl_coef, gae, token_rewards, whiten
-from rerankjax.reranker.bradley_terry import score_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +39,7 @@ class PPOConfig:
     value_coef: float = 0.1
     score_clip: float = 5.0  # standard deviations of the reference's scores
     missing_eos_penalty: float = -1.0  # the score of a completion that the length limit cut
+    rollouts_in_flight: int = 0  # on each host, drawn side by side; 0: all that an iteration takes
     whiten_rewards: bool = False
     microbatches: int = 1  # parts of a minibatch that are computed one at a time
 
@@ -73,22 +64,27 @@ class PPOConfig:
         return OptimizerConfig(self.learning_rate, updates, schedule="linear", eps=1e-5, microbatches=self.microbatches)
 
 
-class Experience(NamedTuple):
-    """Sampled rows and what others think of them."""
-
-    rows: Rows
-    scores: Float[Array, " B"]  # normalised, as rewarded
-    reference_log_probs: Float[Array, "B C"]
-
-
 class Rollout(NamedTuple):
-    """What one iteration learns from; `old_*`, advantages and returns are those of the policy that sampled."""
+    """What an iteration learns from, of B completions of at most C tokens: all by the policy that sampled them."""
 
-    rows: Rows
+    mask: Bool[Array, "B C"]
     old_log_probs: Float[Array, "B C"]
     old_values: Float[Array, "B C"]
     advantages: Float[Array, "B C"]
     returns: Float[Array, "B C"]
+
+
+class PPOBatch(NamedTuple):
+    """A part of a minibatch: sequences that stand end to end, and the rollout's figures for each of their T tokens.
+
+    The mask, the sequences and `real` of `packed` are what `model.training.Counts` counts.
+    """
+
+    packed: Packed
+    old_log_probs: Float[Array, "B T"]
+    old_values: Float[Array, "B T"]
+    advantages: Float[Array, "B T"]
+    returns: Float[Array, "B T"]
 
 
 class Reward(NamedTuple):
@@ -105,12 +101,12 @@ def init_policy(trunk: Params) -> Params:
 
 
 def policy_outputs(
-    config: ModelConfig, params: Params, rows: Rows, prompt_length: int, temperature: float
-) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
+    config: ModelConfig, params: Params, packed: Packed, temperature: float
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Log-probability of each completion token, and the value of the state before it."""
-    log_probs, hidden = completion_log_probs(config, params["decoder"], rows, prompt_length, temperature)
-    values = hidden[:, prompt_length - 1 : -1].astype(jnp.float32) @ params["value"]
-    return log_probs, jnp.where(rows.mask[:, prompt_length:], values, 0.0)
+    log_probs, hidden = packed_log_probs(config, params["decoder"], packed, temperature)
+    values = take_places(hidden, packed.before).astype(jnp.float32) @ params["value"]
+    return log_probs, jnp.where(packed.mask, values, 0.0)
 
 
 def normalised_scores(
@@ -138,16 +134,15 @@ def ppo_loss(
     config: ModelConfig,
     ppo: PPOConfig,
     params: Params,
-    batch: Rollout,
-    prompt_length: int,
+    batch: PPOBatch,
     temperature: float,
     count: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Means over the completions' tokens; `count` as in `masked_mean`."""
-    mask = batch.rows.mask[:, prompt_length:]
+    mask = batch.packed.mask
     # Rematerialised as a whole, so that this forward pass is the very program that gave the old log-probabilities: the
     # first ratio is then exactly 1, not 1 to within rounding.
-    outputs = jax.checkpoint(lambda p: policy_outputs(config, p, batch.rows, prompt_length, temperature))
+    outputs = jax.checkpoint(lambda p: policy_outputs(config, p, batch.packed, temperature))
     log_probs, values = outputs(params)
     log_ratio = log_probs - batch.old_log_probs
     losses = policy_loss(log_ratio, batch.advantages, ppo.policy_clip)
@@ -157,7 +152,7 @@ def ppo_loss(
         "policy_loss": policy,
         "value_loss": value,
         "clip_fraction": masked_mean(jnp.abs(jnp.expm1(log_ratio)) > ppo.policy_clip, mask, count=count),
-        "ratio_deviation": jnp.max(jnp.abs(jnp.expm1(log_ratio))),
+        "ratio_deviation": jnp.max(jnp.where(mask, jnp.abs(jnp.expm1(log_ratio)), 0.0)),
         "approx_kl": masked_mean(
             jnp.expm1(log_ratio) - log_ratio, mask, count=count
         ),  # k3, joschu.net/blog/kl-approx.html
@@ -165,82 +160,33 @@ def ppo_loss(
     return policy + ppo.value_coef * value, metrics
 
 
-def ppo_update(
-    config: ModelConfig,
-    ppo: PPOConfig,
-    lora: LoraConfig,
-    mesh: Mesh,
-    state: TrainState,
-    base: Params | None,
-    batch: Rollout,
-    prompt_length: int,
-    temperature: float,
-) -> tuple[TrainState, dict[str, Array]]:
-    """One update. The base, None where the state is of the whole policy, has no gradient and no optimiser state."""
-    count = jnp.sum(batch.rows.mask[:, prompt_length:])
-
-    def loss_of(params: Params, batch: Rollout) -> tuple[Array, dict[str, Array]]:
-        return ppo_loss(config, ppo, attach_trunk(base, params, lora), batch, prompt_length, temperature, count)
-
-    parts, gradients = gradients_of(loss_of, state.params, batch, ppo.microbatches)
-    metrics = {name: jnp.sum(m) for name, m in parts.items()} | {"ratio_deviation": jnp.max(parts["ratio_deviation"])}
-    return apply_gradients(state, gradients, make_optimizer(ppo.optimizer), mesh), metrics
-
-
-def collect(
-    config: ModelConfig,
-    pooling: str,
-    sampling: SamplingConfig,
-    ppo: PPOConfig,
-    eos: int,
-    pad: int,
-    mesh: Mesh,
-    policy: Params,
-    reference: Params,
-    reward: Reward,
-    prompts: Int[Array, "B P"],
-    prompt_mask: Bool[Array, "B P"],
-    keys: Key[Array, " B"],
-    stops: Int[Array, "states V"],
-    starts: Int[Array, " B"] | None = None,
-    *,
-    reward_config: ModelConfig | None = None,
-) -> Experience:
-    """One completion a prompt, scored by the reranker and weighed by the reference, at the sampling temperature.
-
-    stops, starts: as in `sample`. reward_config: the reranker's shape, where that is not the policy's; the tokenizer is
-    the same for both.
-    """
-    P = prompts.shape[1]
-    drawing = constrain(in_compute_dtype(config, policy["decoder"]), mesh, DRAWING)
-    drawn = sample(config, sampling, drawing, prompts, prompt_mask, keys, stops, eos, pad, starts)
-    rows = Rows(jnp.concatenate([prompts, drawn.tokens], axis=1), jnp.concatenate([prompt_mask, drawn.mask], axis=1))
-    reference_log_probs, _ = completion_log_probs(config, reference, rows, P, sampling.temperature)
-    scores = score_rows(reward_config or config, pooling, reward.params, rows, P)
-    scores = normalised_scores(ppo, scores, reward, drawn.finished)
-    return Experience(rows, scores, reference_log_probs)
-
-
 def prepare(
     ppo: PPOConfig,
-    experience: Experience,
+    mask: Bool[Array, "B C"],
+    scores: Float[Array, " B"],
+    finished: Bool[Array, " B"],
     log_probs: Float[Array, "B C"],
+    reference_log_probs: Float[Array, "B C"],
     values: Float[Array, "B C"],
+    reward: Reward,
     kl_coef: Float[Array, ""],
 ) -> tuple[Rollout, Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The rollout with its whitened advantages, the next KL coefficient, and the iteration's metrics."""
-    mask = experience.rows.mask[:, -log_probs.shape[1] :]
-    log_ratios = log_probs - experience.reference_log_probs
-    rewards = token_rewards(experience.scores, log_ratios, mask, kl_coef)
+    """The rollout with its whitened advantages, the next KL coefficient, and the iteration's metrics.
+
+    scores: the reranker's own; finished: false where the length limit cut a completion.
+    """
+    log_ratios = log_probs - reference_log_probs
+    scores = normalised_scores(ppo, scores, reward, finished)
+    rewards = token_rewards(scores, log_ratios, mask, kl_coef)
     if ppo.whiten_rewards:
         rewards = whiten(rewards, mask, keep_mean=True)
     advantages, returns = gae(rewards, values, mask, ppo.gamma, ppo.gae_lambda)
     kl = jnp.mean(jnp.sum(log_ratios, axis=1))
     next_coef = adapt_kl_coef(kl_coef, kl, ppo.kl_target, ppo.kl_horizon, len(mask)) if ppo.kl_target else kl_coef
     metrics = {
-        "score": jnp.mean(experience.scores),
+        "score": jnp.mean(scores),
         "kl": kl,
         "kl_coef": kl_coef,
         "length": jnp.mean(jnp.sum(mask, axis=1)),
     }
-    return Rollout(experience.rows, log_probs, values, whiten(advantages, mask), returns), next_coef, metrics
+    return Rollout(mask, log_probs, values, whiten(advantages, mask), returns), next_coef, metrics

@@ -1,136 +1,165 @@
-"""PPO's iteration on a mesh: a rollout, what it is measured against, and the updates, each a jitted program."""
+"""PPO's iteration on a mesh, from drawn completions to the next state: what they are measured against, and the updates.
+
+The large programs are jitted and take sequences that stand end to end (`model.packing`). Between them the figures of an
+iteration, a few for each token, are rectangles [B, C] on the host.
+"""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from rerankjax.candidates.sampling import SamplingConfig, sample_keys
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
-from rerankjax.model.likelihood import Rows
+from rerankjax.model.likelihood import packed_log_probs
 from rerankjax.model.lora import FULL, LoraConfig, attach_trunk
-from rerankjax.model.sharding import by_row, on_mesh
-from rerankjax.model.training import TrainState, microbatches_of
-from rerankjax.policy.ppo import Experience, PPOConfig, Reward, Rollout, collect, policy_outputs, ppo_update, prepare
-
-Taken = TypeVar("Taken", Rows, Rollout)
+from rerankjax.model.packing import PackConfig, Packed, Sources, pack, real_fraction
+from rerankjax.model.sharding import by_row, feed, on_mesh, replicated, row_shards
+from rerankjax.model.training import Counts, TrainState, Update
+from rerankjax.policy.ppo import PPOBatch, PPOConfig, Reward, Rollout, policy_outputs, ppo_loss, prepare
+from rerankjax.reranker.bradley_terry import packed_scores
 
 
 class Programs(NamedTuple):
-    """The large programs of an iteration, jitted. The base is None where the state is of the whole policy."""
+    """The large programs of an iteration, and the sizes of what they take."""
 
-    gather: Callable[..., Experience]  # parameters, base, reference, reward, prompts, mask, keys, stop table, starts
-    outputs: Callable[..., tuple[Array, Array]]  # parameters, base, rows, a minibatch's index
-    update: Callable[..., tuple[TrainState, dict[str, Array]]]  # state, which is donated, base, rollout, index
+    judge: Callable[..., tuple[Array, Array]]  # reference, reward's parameters, packed -> log-probabilities, scores
+    outputs: Callable[..., tuple[Array, Array]]  # parameters, base, packed -> log-probabilities, values
+    update: Update  # of parts that are `PPOBatch`es
+    sizes: PackConfig
 
 
 @functools.cache
 def make_ppo_programs(
     config: ModelConfig,
     pooling: str,
-    sampling: SamplingConfig,
+    temperature: float,
     ppo: PPOConfig,
     prompt_length: int,
-    eos: int,
-    pad: int,
+    completion_length: int,
     mesh: Mesh,
     lora: LoraConfig = FULL,
     reward_config: ModelConfig | None = None,
 ) -> Programs:
-    """The programs of `make_ppo_step`; arguments as in `collect`."""
-    by_rows = by_row(mesh)
+    """The programs of `make_ppo_step`.
 
-    def take(rows: Taken, index: Int[Array, " M"]) -> Taken:
-        return jax.lax.with_sharding_constraint(jax.tree.map(lambda a: a[index], rows), by_rows)
+    temperature: that completions are drawn at. Lengths are the longest, in tokens. reward_config: the reranker's shape,
+    where that is not the policy's; the tokenizer is the same for both.
+    """
+    rows, everywhere = by_row(mesh), replicated(mesh)
+    minibatch, lengths = ppo.batch_size // ppo.minibatches, (prompt_length, completion_length)
+    sizes = PackConfig.of(minibatch, ppo.microbatches, *lengths, shards=row_shards(mesh))
 
-    @functools.partial(jax.jit, out_shardings=by_rows)
-    @functools.partial(on_mesh, mesh)
-    def gather(params: Params, base: Params | None, *others: Any) -> Experience:
-        policy = attach_trunk(base, params, lora)
-        return collect(config, pooling, sampling, ppo, eos, pad, mesh, policy, *others, reward_config=reward_config)
+    def judge(reference: Params, reward: Params, packed: Packed) -> tuple[Array, Array]:
+        log_probs, _ = packed_log_probs(config, reference, packed, temperature)
+        return log_probs, packed_scores(reward_config or config, pooling, reward, packed)
 
-    @functools.partial(jax.jit, out_shardings=by_rows)
-    @functools.partial(on_mesh, mesh)
-    def outputs(params: Params, base: Params | None, rows: Rows, index: Int[Array, " M"]) -> tuple[Array, Array]:
-        policy, batch = attach_trunk(base, params, lora), take(rows, index)
+    def outputs(params: Params, base: Params | None, packed: Packed) -> tuple[Array, Array]:
+        return policy_outputs(config, attach_trunk(base, params, lora), packed, temperature)
 
-        def of(rows: Rows) -> tuple[Array, Array]:
-            return policy_outputs(config, policy, rows, prompt_length, sampling.temperature)
+    def loss_of(
+        params: Params, base: Params | None, part: PPOBatch, counts: Counts
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        return ppo_loss(config, ppo, attach_trunk(base, params, lora), part, temperature, counts.tokens)
 
-        if ppo.microbatches == 1:
-            return of(batch)
-        parts = jax.lax.map(of, microbatches_of(batch, ppo.microbatches))
-        return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), parts)
+    def jitted(function: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(on_mesh(mesh, function), in_shardings=(None, None, rows), out_shardings=everywhere)
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    @functools.partial(on_mesh, mesh)
-    def update(
-        state: TrainState, base: Params | None, rollout: Rollout, index: Int[Array, " M"]
-    ) -> tuple[TrainState, dict[str, Array]]:
-        return ppo_update(
-            config, ppo, lora, mesh, state, base, take(rollout, index), prompt_length, sampling.temperature
-        )
+    update = Update(loss_of, ppo.optimizer, mesh, largest=("ratio_deviation",))
+    return Programs(jitted(judge), jitted(outputs), update, sizes)
 
-    return Programs(gather, outputs, update)
+
+class Drawn(NamedTuple):
+    """A completion that the policy drew, as token ids with its end, and whether it ended by itself."""
+
+    tokens: Sequence[int]
+    finished: bool
 
 
 @functools.cache
 def make_ppo_step(
     programs: Programs, ppo: PPOConfig, mesh: Mesh
-) -> Callable[..., tuple[TrainState, Float[Array, ""], dict[str, Array]]]:
-    """One iteration: (state, base, reference, reward, prompts, mask, problem ids, key, KL coefficient, stop table, its
-    starts) -> (state, next KL coefficient, metrics). The state is donated; nothing leaves the device.
+) -> Callable[..., tuple[TrainState, Float[Array, ""], dict[str, Any]]]:
+    """One iteration: (state, base, reference, reward, prompts, drawn, key, KL coefficient) -> (state, next KL
+    coefficient, metrics). The state is donated. prompts: token ids; drawn: a `Drawn` for each.
 
     The state is of {"decoder": an adapter, "value"} over the frozen base, or of the whole policy where that is None.
     Policy, reference and reward may share a base: an array that is passed more than once is there once.
 
-    The old log-probabilities are taken in minibatches of an update's shape: a batch of another shape may be summed in
-    another order. Minibatches are programs of their own, not a scan: XLA runs a loop's body on one CPU core.
+    The old log-probabilities are taken of the first epoch's minibatches, in the parts of its updates: elsewhere in its
+    row, or beside others, a token's might be summed in another order.
     """
-    by_rows = by_row(mesh)
-    gather, outputs, update = programs
+    judge, outputs, update, sizes = programs
+    rows, everywhere = by_row(mesh), replicated(mesh)
+    finish = jax.jit(functools.partial(prepare, ppo))
 
     @jax.jit
-    def orders(key: Key[Array, ""]) -> Int[Array, "epochs*minibatches M"]:
+    def orders(key: Key[Array, ""]) -> Array:
         shuffle = jax.vmap(lambda k: jax.random.permutation(k, ppo.batch_size))
         return shuffle(jax.random.split(key, ppo.epochs)).reshape(ppo.epochs * ppo.minibatches, -1)
-
-    place = functools.partial(jax.device_put, device=by_rows)
-    keys_of = jax.jit(lambda key, problems: sample_keys(key, problems, 1), out_shardings=by_rows)
-    join = jax.jit(lambda parts: jax.tree.map(lambda *a: jnp.concatenate(a), *parts), out_shardings=by_rows)
-    finish = jax.jit(functools.partial(prepare, ppo))
 
     def step(
         state: TrainState,
         base: Params | None,
         reference: Params,
         reward: Reward,
-        prompts: Array,
-        prompt_mask: Array,
-        problems: Array,
-        key: Array,
-        kl_coef: Array,
-        stops: Array,
-        starts: Array | None = None,
-    ) -> tuple[TrainState, Array, dict[str, Array]]:
-        sample_key, order_key = jax.random.split(key)
-        keys = keys_of(sample_key, problems)
-        prompts, prompt_mask = place(prompts), place(prompt_mask)
-        experience = gather(state.params, base, reference, reward, prompts, prompt_mask, keys, stops, starts)
-        in_turn = jnp.arange(ppo.batch_size).reshape(ppo.minibatches, -1)
-        log_probs, values = join([outputs(state.params, base, experience.rows, index) for index in in_turn])
-        rollout, next_coef, metrics = finish(experience, log_probs, values, kl_coef)
+        prompts: Sequence[Sequence[int]],
+        drawn: Sequence[Drawn],
+        key: Key[Array, ""],
+        kl_coef: Float[Array, ""],
+    ) -> tuple[TrainState, Array, dict[str, Any]]:
+        items = [(prompt, (d.tokens,)) for prompt, d in zip(prompts, drawn, strict=True)]
+        minibatches = [_Minibatch.of(items, index, sizes) for index in np.asarray(orders(key))]
+        first = minibatches[: ppo.minibatches]
+        shape = ppo.batch_size, sizes.targets
+        mask = np.arange(sizes.targets) < np.array([len(d.tokens) for d in drawn])[:, None]
+        scores, figures = np.zeros(ppo.batch_size, np.float32), np.zeros((3, *shape), np.float32)
+        for minibatch in first:
+            for part, source in zip(minibatch.parts, minibatch.sources, strict=True):
+                placed = feed(part, rows)
+                (of_reference, of_completions), of_policy = (
+                    judge(reference, reward.params, placed),
+                    outputs(state.params, base, placed),
+                )
+                at = source.item[part.mask], source.token[part.mask]
+                for figure, packed in zip(figures, (of_reference, *of_policy), strict=True):
+                    figure[at] = np.asarray(packed)[part.mask]
+                own = np.take_along_axis(np.asarray(of_completions), np.asarray(part.completion), axis=1)
+                scores[at[0]] = own[part.mask]
+        finished = np.array([d.finished for d in drawn])
+        reference_log_probs, log_probs, values = figures
+        given = feed((mask, scores, finished, log_probs, reference_log_probs, values), everywhere)
+        rollout, next_coef, metrics = finish(*given, reward._replace(params=None), kl_coef)
+        host: Rollout = jax.tree.map(np.asarray, rollout)
         updates = []
-        for index in orders(order_key):
-            state, update_metrics = update(state, base, rollout, index)
+        for minibatch in minibatches:
+            parts = [_batch(*one, host) for one in zip(minibatch.parts, minibatch.sources, strict=True)]
+            counts = feed(Counts.of(minibatch.parts, sizes.each), everywhere)
+            state, update_metrics = update(state, base, feed(parts, rows), counts)
             updates.append(update_metrics)
         mean = {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
         ends = {f"{which}_ratio_deviation": updates[i]["ratio_deviation"] for which, i in (("first", 0), ("last", -1))}
-        return state, next_coef, metrics | mean | ends
+        real = real_fraction([part for minibatch in minibatches for part in minibatch.parts])
+        return state, next_coef, metrics | mean | ends | {"real_tokens": real}
 
     return step
+
+
+def _batch(part: Packed, source: Sources, rollout: Rollout) -> PPOBatch:
+    """The part with the rollout's figures for its tokens."""
+    of_tokens: Any = (np.where(part.mask, figure[source.item, source.token], 0) for figure in rollout[1:])
+    return PPOBatch(part, *of_tokens)
+
+
+class _Minibatch(NamedTuple):
+    parts: list[Packed]
+    sources: list[Sources]  # of the iteration's items
+
+    @classmethod
+    def of(cls, items: Sequence[Any], index: np.ndarray, sizes: PackConfig) -> "_Minibatch":
+        parts, sources = pack([items[i] for i in index], sizes)
+        return cls(parts, [source._replace(item=index[source.item]) for source in sources])

@@ -6,19 +6,18 @@ Terry, 1952). Parameters: {"decoder": the trunk, "score": [D], the head}.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from rerankjax.model.config import ModelConfig
-from rerankjax.model.decoder import Params, hidden_states
-from rerankjax.model.likelihood import Rows, Tree, masked_mean, token_log_probs, tree_hidden_states
+from rerankjax.model.decoder import Params, hidden_states, packed_hidden_states
+from rerankjax.model.likelihood import Rows, masked_mean, take_places, token_log_probs
 from rerankjax.model.lora import FULL, LoraConfig, attach_trunk
-from rerankjax.model.sharding import by_row, on_mesh
-from rerankjax.model.training import OptimizerConfig, TrainState, apply_gradients, gradients_of, make_optimizer
+from rerankjax.model.packing import Packed
+from rerankjax.model.training import Counts, OptimizerConfig, Update
 
 POOLINGS = ("last", "mean")
 
@@ -67,29 +66,48 @@ def bradley_terry(better: Float[Array, " B"], worse: Float[Array, " B"]) -> Floa
     return jax.nn.softplus(worse - better)
 
 
+def packed_scores(config: ModelConfig, pooling: str, params: Params, packed: Packed) -> Float[Array, "B N"]:
+    """r(x, y) of each completion; of what is no completion some number."""
+    return pool_packed(pooling, params["score"], packed_hidden_states(config, params["decoder"], packed), packed)
+
+
+def pool_packed(
+    pooling: str, head: Float[Array, " D"], hidden: Float[Array, "B L D"], packed: Packed
+) -> Float[Array, "B N"]:
+    """`packed_scores` of rows whose hidden states these are."""
+    per_token = hidden.astype(jnp.float32) @ head
+    if pooling == "last":
+        return jnp.take_along_axis(per_token, packed.last, axis=1)
+    own = packed.completion[..., None] == jnp.arange(packed.last.shape[1])
+    own &= packed.mask[..., None]
+    of_completions = jnp.take_along_axis(per_token, packed.at, axis=1)[..., None]
+    return masked_mean(of_completions, own, axis=1)
+
+
 def reranker_loss(
     config: ModelConfig,
     reranker: RerankerConfig,
     params: Params,
-    pairs: Tree,
-    count: int | None = None,
-    tokens: Int[Array, ""] | None = None,
+    pairs: Packed,
+    counts: Counts | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Bradley-Terry loss, mean over pairs, plus the auxiliary language-model loss on the better completions.
+    """Bradley-Terry loss, mean over pairs, plus the auxiliary language-model loss on the chosen completions.
 
-    Each prompt of `pairs` has two completions, the better one first. With the number of pairs in a whole batch, and of
-    tokens in its better completions, these are a part's shares of the batch's loss and metrics.
+    Each prompt of `pairs` has two completions, the chosen one first. With the counts of a whole batch these are a
+    part's shares of the batch's loss and metrics.
     """
-    hidden, before = tree_hidden_states(config, params["decoder"], pairs)
-    scores = pool_scores(reranker.pooling, params["score"], hidden, pairs.mask, 0)
-    chosen, rejected = scores[::2], scores[1::2]
-    count = len(chosen) if count is None else count
-    pair_loss = jnp.sum(bradley_terry(chosen, rejected)) / count
-    metrics = {"pair_loss": pair_loss, "accuracy": jnp.sum(chosen > rejected) / count}
+    hidden = packed_hidden_states(config, params["decoder"], pairs)
+    scores = pool_packed(reranker.pooling, params["score"], hidden, pairs)
+    chosen, rejected, real = scores[:, ::2], scores[:, 1::2], pairs.real[:, ::2]
+    count = None if counts is None else counts.sequences
+    pair_loss = masked_mean(bradley_terry(chosen, rejected), real, count=count)
+    metrics = {"pair_loss": pair_loss, "accuracy": masked_mean(chosen > rejected, real, count=count)}
     if not reranker.lm_coef:
         return pair_loss, metrics
-    log_probs = token_log_probs(config, params["decoder"], before[::2], pairs.completions[::2])
-    lm_loss = -masked_mean(log_probs, pairs.mask[::2], count=tokens)
+    tokens = jnp.take_along_axis(pairs.tokens, pairs.at, axis=1)
+    log_probs = token_log_probs(config, params["decoder"], take_places(hidden, pairs.before), tokens)
+    of_chosen = pairs.mask & (pairs.completion % 2 == 0)
+    lm_loss = -masked_mean(log_probs, of_chosen, count=None if counts is None else counts.tokens)
     return pair_loss + reranker.lm_coef * lm_loss, metrics | {"lm_loss": lm_loss}
 
 
@@ -100,25 +118,13 @@ def make_reranker_step(
     optimizer_config: OptimizerConfig,
     mesh: Mesh,
     lora: LoraConfig = FULL,
-) -> Callable[[TrainState, Params | None, Tree], tuple[TrainState, dict[str, Array]]]:
-    """The jitted update: (state, frozen base, pairs) -> (state, metrics), pairs as `reranker_loss`.
+) -> Update:
+    """The update (see `model.training.Update`) of {"decoder": an adapter, "score"} over a frozen base, or of the whole
+    reranker where the base is None."""
 
-    The state is donated: of {"decoder": an adapter, "score"}, or of the whole reranker where the base is None.
-    """
-    optimizer = make_optimizer(optimizer_config)
+    def loss_of(
+        params: Params, base: Params | None, part: Packed, counts: Counts
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        return reranker_loss(config, reranker, attach_trunk(base, params, lora), part, counts)
 
-    def step(state: TrainState, base: Params | None, pairs: Tree) -> tuple[TrainState, dict[str, Array]]:
-        count, tokens = len(pairs.prompts), jnp.sum(pairs.mask[::2])
-
-        def loss_of(params: Params, pairs: Tree) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-            return reranker_loss(config, reranker, attach_trunk(base, params, lora), flatten(pairs), count, tokens)
-
-        # Pairs side by side, so that a microbatch has both completions of its prompts.
-        by_prompt = jax.tree.map(lambda a: a.reshape(count, -1, a.shape[-1]), pairs)
-        metrics, gradients = gradients_of(loss_of, state.params, by_prompt, optimizer_config.microbatches)
-        return apply_gradients(state, gradients, optimizer, mesh), {name: jnp.sum(m) for name, m in metrics.items()}
-
-    def flatten(by_prompt: Tree) -> Tree:
-        return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), by_prompt)
-
-    return jax.jit(on_mesh(mesh, step), in_shardings=(None, None, by_row(mesh)), donate_argnums=0)
+    return Update(loss_of, optimizer_config, mesh)

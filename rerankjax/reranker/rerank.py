@@ -54,6 +54,13 @@ class PromptLengthError(ValueError):
         super().__init__(f"problem {problem}: {self.reason}")
 
 
+class Used(NamedTuple):
+    """The tokens of a batch: real ones, and those computed, padding among them."""
+
+    real: int
+    computed: int
+
+
 class Row(NamedTuple):
     """A candidate of a problem, and the token ids that stand behind its prompt."""
 
@@ -119,8 +126,10 @@ class Reranker:
         self,
         problems: Iterable[tuple[str, Sequence[str]]],
         advance: Callable[[int], object] = lambda candidates: None,
+        used: Callable[[Used], object] = lambda tokens: None,
     ) -> list[np.ndarray]:
-        """`score` of many (prompt, candidates) at once, in batches of `TOKENS`; `advance` hears how many are scored.
+        """`score` of many (prompt, candidates) at once, in batches of `TOKENS`; `advance` hears how many are scored,
+        `used` what each batch computed.
 
         Equal candidates of a prompt are scored once. A candidate that the context has no room for is scored by what
         fits of it.
@@ -153,6 +162,8 @@ class Reranker:
             for start in range(0, len(parts), count):
                 batch = parts[start : start + count]
                 self._score_batch(batch, count, prompt_length, together, length, scores)
+                real = sum(len(prefix) + sum(len(row.ids) for row in part) for prefix, part in batch)
+                used(Used(real, count * (prompt_length + together * length)))
                 advance(sum(len(part) for _, part in batch))
         return [
             np.array([scores[number, candidate] for candidate in candidates], np.float32)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rerankjax.results import plots, sections
 from rerankjax.results.claims import Finding, judge, tally
@@ -26,17 +27,26 @@ class HardNegative:
     failure: str
 
 
+class StageCost(NamedTuple):
+    """What a stage took: seconds, its memory at the peak (bytes, 0: unknown), and which fraction of the tokens that it
+    computed were real, no padding (None: it computes none)."""
+
+    seconds: float
+    peak_bytes: int
+    real_tokens: float | None
+
+
 @dataclass(frozen=True)
 class Run:
     """Where the figures come from.
 
-    `durations` are in seconds by stage, `versions` by package, `host` is its processor; `assumptions` say by config
+    `stages` are what each took, `versions` by package, `host` is its processor; `assumptions` say by config
     field why its value is what it is, where a source does not.
     """
 
     command: str
     config: str
-    durations: Mapping[str, float]
+    stages: Mapping[str, StageCost]
     versions: Mapping[str, str]
     host: str
     assumptions: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -55,7 +65,7 @@ def report(
     Args:
       results: what `summarise` made of the evaluations; the headline is of the first.
       evaluations: the samples, for the score distributions.
-      run: command, config, durations, versions, host, assumptions.
+      run: command, config, stages, versions, host, assumptions.
       ppo: one curve for every policy and seed, rows with the keys step, score, kl, pass_rate, length.
       losses: one curve for every model and seed, rows with the keys step and loss.
       negatives: the hardest first.
@@ -207,17 +217,22 @@ def _negative(negative: HardNegative) -> str:
 
 
 def _run(run: Run, results: Results) -> str:
-    times = [(stage, seconds) for stage, seconds in run.durations.items()]
-    times.append(("all stages", sum(run.durations.values())))
+    took = [[text(stage), *_stage_cells(cost)] for stage, cost in run.stages.items()]
+    took.append(["all stages", _duration(sum(cost.seconds for cost in run.stages.values())), "", ""])
     made_by = {"processor": run.host, **run.versions, "config digest": results.config_digest}
     assumed = [[text(field), text(reason)] for field, reason in run.assumptions.items()]
     return (
         f'<pre>{text(run.command)}</pre><div class="columns">'
-        + table("facts", ["stage", "time"], [[text(stage), _duration(seconds)] for stage, seconds in times])
+        + table("facts", ["stage", "time", "peak memory", "real tokens"], took)
         + table("facts", ["made by", ""], [[text(name), text(value)] for name, value in made_by.items()])
         + f"</div>{folded('Config', f'<pre>{text(run.config)}</pre>')}"
         + (folded("Assumptions", table("reasons", ["config field", "why"], assumed)) if assumed else "")
     )
+
+
+def _stage_cells(cost: StageCost) -> list[str]:
+    peak = f"{cost.peak_bytes / 1e9:.3g} GB" if cost.peak_bytes else ABSENT
+    return [_duration(cost.seconds), peak, ABSENT if cost.real_tokens is None else f"{cost.real_tokens:.2f}"]
 
 
 def _duration(seconds: float) -> str:

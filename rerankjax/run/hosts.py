@@ -16,6 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rerankjax.model.config import ModelConfig
+from rerankjax.model.decoder import Params, in_compute_dtype
 from rerankjax.model.sharding import AXES, MeshConfig, make_mesh, shardings_of
 
 HEARTBEAT_SECONDS = 30  # without a sign of life from a process before all end
@@ -66,15 +68,6 @@ def exchange(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for one, size in zip(everyone, sizes, strict=True) for row in json.loads(bytes(one[:size]))]
 
 
-def feed(batch: Any, sharding: NamedSharding) -> Any:
-    """Arrays that every process holds, on the mesh: each process moves its devices' rows alone."""
-
-    def place(array: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-    return jax.tree.map(place, batch)
-
-
 def own_mesh(mesh: Mesh) -> Mesh:
     """A mesh of this process's devices: the whole mesh where there is one process."""
     return mesh if jax.process_count() == 1 else mesh_of_host(mesh, jax.local_devices())
@@ -84,6 +77,11 @@ def mesh_of_host(mesh: Mesh, devices: Sequence[Any]) -> Mesh:
     """A mesh of one host's devices: split over `tensor` as the whole mesh is, if they can be."""
     tensor = mesh.shape["tensor"] if len(devices) % mesh.shape["tensor"] == 0 else 1
     return make_mesh(MeshConfig(tensor=tensor), devices)
+
+
+def own_decoder(shape: ModelConfig, decoder: Params, mesh: Mesh) -> Params:
+    """`own_copy` of a decoder, where there are several processes in what it computes in: half of its float32."""
+    return own_copy(decoder if jax.process_count() == 1 else in_compute_dtype(shape, decoder), mesh)
 
 
 def own_copy(params: Any, mesh: Mesh) -> Any:

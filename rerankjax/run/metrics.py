@@ -56,6 +56,13 @@ def read_metrics(directory: Path) -> list[dict[str, float]]:
     return [row for _, row in read_rows(directory / "metrics.jsonl")]
 
 
+def write_usage(directory: Path, what: str, waited_seconds: float, real_tokens: float) -> None:
+    """`write_waits`, and in metrics.jsonl the fraction of the tokens computed that were real, no padding."""
+    write_waits(directory, what, waited_seconds)
+    if is_first():
+        write_text(directory / "metrics.jsonl", json.dumps({"step": 1, "real_tokens": real_tokens}) + "\n")
+
+
 def write_waits(directory: Path, what: str, seconds: float) -> None:
     """waits.json: how long, at most, this process's devices waited for `what` of the host since it last started."""
     if is_first():

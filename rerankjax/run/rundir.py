@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rerankjax.problems.jsonl import write_text
-from rerankjax.run import bucket
+from rerankjax.run import bucket, memory
 from rerankjax.run.bucket import RunDirectoryError, bucket_of, durable, is_bucket
 from rerankjax.run.hosts import agree, is_first, wait_for_all
 from rerankjax.run.reads import differing, flatten, record
@@ -39,6 +39,7 @@ __all__ = [
     "read_manifest",
     "recovery_of",
     "saved_config",
+    "stage_cost",
     "stage_seconds",
     "write_stage",
 ]
@@ -190,6 +191,7 @@ def write_stage(
             bucket.clear(store, path)
     wait_for_all(f"{path.name} begins")
     start = time.monotonic()
+    memory.forget_peak()
     view, reads = record(config)
     if everywhere or is_first():
         fill(partial, view)
@@ -197,7 +199,8 @@ def write_stage(
     if is_first():
         content = {"reads": dict(sorted(reads.items())), "inputs": made_from, "facts": dict(facts or {})}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-        manifest = {"seconds": round(time.monotonic() - start, 3), "digest": digest} | content
+        took = {"seconds": round(time.monotonic() - start, 3), "peak_bytes": memory.peaks()}
+        manifest = took | {"digest": digest} | content
         write_text(partial / "stage.json", json.dumps(manifest, indent=1) + "\n")
         if store is not None:
             bucket.put_stage(store, path, partial)
@@ -275,7 +278,14 @@ def _complete(partial: Path, path: Path) -> None:
 
 def stage_seconds(path: Path) -> float:
     """How many seconds the attempt that completed the stage took."""
-    return float(json.loads((path / "stage.json").read_text(encoding="utf-8"))["seconds"])
+    return stage_cost(path)[0]
+
+
+def stage_cost(path: Path) -> tuple[float, int]:
+    """`stage_seconds`, and the bytes of memory at its peak: an accelerator's where there is one, else the process's."""
+    manifest = json.loads((path / "stage.json").read_text(encoding="utf-8"))
+    peaks: dict[str, int] = manifest.get("peak_bytes", {})
+    return float(manifest["seconds"]), peaks.get("device", peaks.get("host", 0))
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,154 @@
+"""Sequences of uneven length, end to end in rows of one length: little padding, one shape, one compilation.
+
+A sequence is a prompt and the n completions behind it, each of which sees the prompt and itself: the prompt is read
+once for all of them. Where a sequence stands, and beside which others, changes nothing but rounding.
+
+Shapes: B rows of L tokens, with T completion tokens and N completions at most; padding holds zeros.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+TOKENS_PER_COMPLETION = 8  # N leaves room for completions, with their share of the prompt, of so many tokens
+
+
+class Packed(NamedTuple):
+    """Rows on the device, or on their way there. Places are positions in a row."""
+
+    tokens: Int[Array, "B L"]
+    positions: Int[Array, "B L"]  # in its sequence, as RoPE counts
+    sequence: Int[Array, "B L"]  # which of the row's, from 1
+    branch: Int[Array, "B L"] | None  # which of its completions, from 1; 0 in prompts; None where each has one
+    before: Int[Array, "B T"]  # the place of the token that foretells a completion's token
+    at: Int[Array, "B T"]  # that token's own place
+    mask: Bool[Array, "B T"]
+    completion: Int[Array, "B T"]  # which of the row's completions it belongs to
+    last: Int[Array, "B N"]  # the place of a completion's last token
+    real: Bool[Array, "B N"]
+
+
+class Sources(NamedTuple):
+    """Where a row's completion tokens come from, beside a `Packed`'s `mask`: which item and which token of it."""
+
+    item: Int[np.ndarray, "B T"]
+    token: Int[np.ndarray, "B T"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PackConfig:
+    """Sizes of a microbatch: `rows` of `length` tokens, each with at most `targets` tokens of `completions`.
+
+    each: completions of a sequence.
+    """
+
+    rows: int
+    length: int
+    targets: int
+    completions: int
+    each: int
+
+    @classmethod
+    def of(
+        cls, batch_size: int, microbatches: int, prompt: int, completion: int, each: int = 1, shards: int = 1
+    ) -> "PackConfig":
+        """For batches of so many sequences of at most `prompt` tokens with `each` completions of `completion` tokens.
+
+        A row holds one longest sequence, and a microbatch as many of those as `batch_size / microbatches`: a multiple
+        of the `shards` into which rows are split, rounded up.
+        """
+        length, targets = prompt + each * completion, each * completion
+        completions = each * max(1, length // (each * TOKENS_PER_COMPLETION))
+        rows = -(-batch_size // (microbatches * shards)) * shards
+        return cls(rows, length, targets, completions, each)
+
+
+T = TypeVar("T")
+Item = tuple[Sequence[int], Sequence[Sequence[int]]]  # a prompt's tokens, and each of its completions'
+
+
+def pack(items: Sequence[Item], config: PackConfig) -> tuple[list[Packed], list[Sources]]:
+    """The items in as few microbatches as first-fit decreasing finds; the last is filled up with empty rows.
+
+    Raises:
+        ValueError: a prompt or completion is empty, or an item is longer than a row.
+    """
+    sizes = [_size(number, item, config) for number, item in enumerate(items)]
+    room = np.tile((config.length, config.targets, config.completions), (len(items), 1))  # of a row for each, at most
+    rows: list[list[int]] = []
+    for number in sorted(range(len(items)), key=lambda i: -sizes[i][0]):
+        row = int(np.argmax((room >= sizes[number]).all(axis=1)))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(number)
+        room[row] -= sizes[number]
+    filled = max(1, -(-len(rows) // config.rows)) * config.rows
+    packed, sources = _empty(config, filled)
+    for row, numbers in enumerate(rows):
+        _fill(packed, sources, row, [(number, items[number]) for number in numbers])
+
+    def cut(arrays: T) -> list[T]:
+        starts = range(0, filled, config.rows)
+        return [jax.tree.map(lambda a, start=start: a[start : start + config.rows], arrays) for start in starts]
+
+    return cut(packed), cut(sources)
+
+
+def real_fraction(packed: Iterable[Packed]) -> float:
+    """Real tokens over computed tokens."""
+    each = [np.asarray(part.sequence) for part in packed]
+    return float(sum((s > 0).sum() for s in each) / sum(s.size for s in each))
+
+
+def _size(number: int, item: Item, config: PackConfig) -> np.ndarray:
+    prompt, completions = item
+    lengths = [len(completion) for completion in completions]
+    if not prompt or len(lengths) != config.each or not min(lengths, default=0):
+        raise ValueError(f"item {number} has an empty prompt or completion, or not {config.each}: drop it")
+    size = np.array((len(prompt) + sum(lengths), sum(lengths), len(lengths)))
+    if (size > (config.length, config.targets, config.completions)).any():
+        raise ValueError(
+            f"item {number} has {len(prompt)} + {sum(lengths)} tokens, a row {config.length} with {config.targets} of "
+            "completions: drop it, or raise max_prompt_length or max_completion_length"
+        )
+    return size
+
+
+def _empty(config: PackConfig, rows: int) -> tuple[Packed, Sources]:
+    def zeros(length: int, dtype: Any = np.int32) -> Any:
+        return np.zeros((rows, length), dtype)
+
+    L, T, N = config.length, config.targets, config.completions
+    branch = zeros(L) if config.each > 1 else None
+    of_targets = zeros(T), zeros(T), zeros(T, bool), zeros(T)
+    packed = Packed(zeros(L), zeros(L), zeros(L), branch, *of_targets, zeros(N), zeros(N, bool))
+    return packed, Sources(zeros(T), zeros(T))
+
+
+def _fill(packed: Packed, sources: Sources, row: int, items: Iterable[tuple[int, Item]]) -> None:
+    place = target = number = 0
+    for sequence, (item, (prompt, completions)) in enumerate(items, start=1):
+        end = place + len(prompt)
+        packed.tokens[row, place:end] = prompt
+        packed.positions[row, place:end] = np.arange(len(prompt))
+        whole = slice(place, end + sum(map(len, completions)))
+        packed.sequence[row, whole] = sequence
+        prompt_end, place = end, end
+        for branch, completion in enumerate(completions, start=1):
+            size = len(completion)
+            here, there = slice(place, place + size), slice(target, target + size)
+            packed.tokens[row, here] = completion
+            packed.positions[row, here] = len(prompt) + np.arange(size)
+            if packed.branch is not None:
+                packed.branch[row, here] = branch
+            packed.before[row, there] = [prompt_end - 1, *range(place, place + size - 1)]
+            packed.at[row, there] = np.arange(place, place + size)
+            packed.mask[row, there] = True
+            packed.completion[row, there] = number
+            packed.last[row, number], packed.real[row, number] = place + size - 1, True
+            sources.item[row, there], sources.token[row, there] = item, np.arange(size)
+            place, target, number = place + size, target + size, number + 1

@@ -1,0 +1,139 @@
+"""Sequences packed end to end: nothing lost, nothing that sees its neighbours, little padding, one shape."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rerankjax.model.attention import Segments, attend_blocks, attend_splash
+from rerankjax.model.decoder import init_decoder
+from rerankjax.model.likelihood import Rows, completion_log_probs, packed_log_probs
+from rerankjax.model.packing import PackConfig, pack, real_fraction
+from rerankjax.prompts.rows import pad_rows
+from rerankjax.reranker.bradley_terry import POOLINGS, init_reranker, packed_scores, score_rows
+
+P, C = 9, 7
+
+
+def items_of(count, each=1, seed=0, prompt=P, completion=C):
+    """Prompts and completions of 1 to so many tokens."""
+    rng = np.random.default_rng(seed)
+
+    def text(most):
+        return rng.integers(2, 97, rng.integers(1, most + 1)).tolist()
+
+    return [(text(prompt), [text(completion) for _ in range(each)]) for _ in range(count)]
+
+
+@pytest.mark.parametrize("each", [1, 2, 3])
+def test_every_token_is_there_once_and_where_it_says(each):
+    items = items_of(40, each)
+    parts, sources = pack(items, PackConfig.of(16, 4, P, C, each))
+    assert {part.tokens.shape for part in parts} == {(4, P + each * C)}
+    found = {}
+    for part, source in zip(parts, sources, strict=True):
+        for row, sequences in enumerate(part.sequence):
+            for target in np.flatnonzero(part.mask[row]):
+                place = part.at[row, target]
+                key = int(source.item[row, target]), int(source.token[row, target]), part.completion[row, target] % each
+                assert key not in found
+                found[key] = part.tokens[row, place]
+                assert sequences[place] == sequences[part.before[row, target]]
+                assert part.positions[row, part.before[row, target]] == part.positions[row, place] - 1
+            for sequence in range(1, sequences.max() + 1):
+                prompt = (sequences == sequence) & (0 if part.branch is None else part.branch[row] == 0)
+                assert part.branch is None or part.tokens[row][prompt].tolist() in [text for text, _ in items]
+    expected = {
+        (i, t, n): token
+        for i, (_, texts) in enumerate(items)
+        for n, text in enumerate(texts)
+        for t, token in enumerate(text)
+    }
+    assert found == expected
+    real = sum(len(prompt) + sum(map(len, texts)) for prompt, texts in items)
+    assert real_fraction(parts) == real / (len(parts) * 4 * (P + each * C))
+
+
+def test_lengths_like_mbpps_leave_little_padding():
+    """Lengths as real_model's: three fifths of a row of the longest are padding, packed below a fifth."""
+    rng = np.random.default_rng(0)
+    lengths = zip(
+        np.clip(rng.lognormal(4.8, 0.45, 512), 1, 380).astype(int),
+        np.clip(rng.lognormal(3.9, 0.7, 512), 1, 237).astype(int),
+        strict=True,
+    )
+    items = [([2] * p, [[3] * c]) for p, c in lengths]
+    of_batches = [pack(items[i : i + 32], PackConfig.of(32, 16, 380, 237))[0] for i in range(0, 512, 32)]
+    assert real_fraction([part for parts in of_batches for part in parts]) > 0.8
+    padded = sum(len(p) + len(c) for p, (c,) in items) / (512 * (380 + 237))
+    assert padded < 0.4
+
+
+def test_log_probabilities_are_those_of_padded_rows(tiny):
+    params, items = init_decoder(tiny, jax.random.key(0)), items_of(24)
+    rows = Rows(*pad_rows([p for p, _ in items], [c for _, (c,) in items], P, C, 0))
+    with jax.default_matmul_precision("highest"):
+        expected, _ = completion_log_probs(tiny, params, rows, P, 0.7)
+        parts, sources = pack(items, PackConfig.of(8, 2, P, C))
+        assert len(parts) > 1
+        for part, source in zip(parts, sources, strict=True):
+            log_probs, _ = packed_log_probs(tiny, params, part, 0.7)
+            own = np.asarray(expected)[source.item, source.token]
+            np.testing.assert_allclose(log_probs, np.where(part.mask, own, 0), atol=2e-6)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_scores_are_those_of_rows_of_their_own(tiny, pooling):
+    reranker, items = init_reranker(init_decoder(tiny, jax.random.key(0)), jax.random.key(1)), items_of(12, 3)
+    texts = [(prompt, text) for prompt, completions in items for text in completions]
+    rows = Rows(*pad_rows([p for p, _ in texts], [c for _, c in texts], P, C, 0))
+    with jax.default_matmul_precision("highest"):
+        expected = np.asarray(score_rows(tiny, pooling, reranker, rows, P))
+        parts, sources = pack(items, PackConfig.of(12, 3, P, C, 3))
+        for part, source in zip(parts, sources, strict=True):
+            scores = np.asarray(packed_scores(tiny, pooling, reranker, part))
+            for row, target in zip(*np.nonzero(part.mask), strict=True):
+                number = part.completion[row, target]
+                text = 3 * source.item[row, target] + number % 3
+                assert scores[row, number] == pytest.approx(expected[text], abs=2e-6)
+
+
+@pytest.mark.parametrize("branches", [False, True])
+def test_a_token_sees_its_own_sequence_alone(branches):
+    """Blocks of queries against each sequence by itself; the sequences are longer than a block."""
+    rng = np.random.default_rng(0)
+    lengths = [150, 90, 40]
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 2, 300, 8)), jnp.float32) for _ in range(3))
+    sequence = np.concatenate([np.full(n, i + 1) for i, n in enumerate(lengths)] + [np.zeros(20, int)])[None]
+    branch = np.concatenate([np.repeat([0, 1, 2], [n - 20, 10, 10]) for n in lengths] + [np.zeros(20, int)])[None]
+    out = attend_blocks(q, k, v, Segments(jnp.asarray(sequence), jnp.asarray(branch) if branches else None))
+    assert np.isfinite(out).all()
+    for number in (1, 2, 3):
+        for which in (1, 2) if branches else (None,):
+            own = sequence[0] == number
+            if branches:
+                own &= (branch[0] == 0) | (branch[0] == which)
+            part = [a[:, :, own] for a in (q, k, v)]
+            expected = attend_blocks(*part, jnp.ones((1, own.sum()), bool))
+            np.testing.assert_allclose(out[:, :, own], expected, atol=1e-6)
+
+
+def test_splash_sees_what_blocks_see():
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 2, 256, 128)), jnp.float32) for _ in range(3))
+    sequence = jnp.asarray(np.sort(rng.integers(1, 5, (2, 256))))
+    with jax.default_matmul_precision("highest"):
+        blocks, splash = attend_blocks(q, k, v, Segments(sequence)), attend_splash(q, k, v, sequence)
+    np.testing.assert_allclose(splash, blocks, atol=2e-5)
+
+
+def test_what_fits_no_row_is_refused():
+    sizes = PackConfig.of(4, 1, P, C)
+    with pytest.raises(ValueError, match=rf"item 1 has 3 \+ {C + 1} tokens, a row {P + C} with {C} of completions"):
+        pack([([1], [[2]]), ([1] * 3, [[2] * (C + 1)])], sizes)
+    with pytest.raises(ValueError, match="item 0 has an empty prompt or completion"):
+        pack([([1], [[]])], sizes)
+    parts, _ = pack([], dataclasses.replace(sizes, rows=2))
+    assert real_fraction(parts) == 0
