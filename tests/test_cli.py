@@ -179,3 +179,10 @@ def test_train_refuses_flags_and_configs_in_one_line(tmp_path, flags, said):
     assert said in first
     assert others in ([], ["rerankjax train --help lists the flags."])
     assert not (tmp_path / "run").exists()
+
+
+def test_cores_become_devices():
+    """In a process of its own: devices are made once."""
+    code = "from rerankjax.run import hosts; hosts.make_cpu_devices(3); import jax; print(jax.device_count())"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True)
+    assert done.stdout.split() == [b"3"], done.stderr

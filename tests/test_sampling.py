@@ -125,7 +125,7 @@ def test_the_nucleus_is_what_sorting_finds(top_p):
     ("temperature", "top_k", "top_p"), [(0.8, 0, 0.95), (1.3, 5, 1.0), (0.7, 20, 0.6), (1.0, 500, 1.0)]
 )
 def test_the_distribution_is_that_of_transformers(temperature, top_k, top_p):
-    logits = 3 * np.random.default_rng(0).normal(size=(4, 97)).astype(np.float32)
+    logits = 3 * np.random.default_rng(0).normal(size=(4, 700)).astype(np.float32)  # three blocks
     warped = torch.from_numpy(logits)
     for warp in (
         TemperatureLogitsWarper(temperature),
@@ -140,7 +140,7 @@ def test_the_distribution_is_that_of_transformers(temperature, top_k, top_p):
     token, log_prob, raw = (np.asarray(a).reshape(4, 2000) for a in (token, log_prob, raw))
     for row in range(4):
         np.testing.assert_allclose(log_prob[row], expected[row, token[row]], atol=1e-5)
-        counts = np.bincount(token[row], minlength=97) / 2000
+        counts = np.bincount(token[row], minlength=700) / 2000
         np.testing.assert_allclose(counts, np.exp(expected[row]), atol=1e-3)
     np.testing.assert_allclose(
         raw, torch.log_softmax(torch.from_numpy(logits), -1).numpy()[np.arange(4)[:, None], token], atol=1e-5
@@ -153,6 +153,18 @@ def test_a_uniform_just_below_one_draws_a_possible_token():
         SamplingConfig(1.0, 0.9, C), logits, jnp.array([np.nextafter(np.float32(1), np.float32(0))])
     )
     assert int(token[0]) == 1
+    assert np.isfinite(log_prob).all()
+
+
+@pytest.mark.parametrize("possible", [[0], [255], [256], [700], [3, 255, 256, 600]])
+def test_only_possible_tokens_are_drawn_in_whichever_block_they_are(possible):
+    logits = np.full((9, 701), -np.inf, np.float32)
+    logits[:, possible] = np.log(np.arange(1, len(possible) + 1))
+    uniform = np.append(np.linspace(0, 1, 8, endpoint=False), np.nextafter(np.float32(1), np.float32(0)))
+    token, log_prob, raw = choose(SamplingConfig(1.0, 1.0, C), jnp.asarray(logits), jnp.asarray(uniform, jnp.float32))
+    steps = np.cumsum(np.arange(1, len(possible) + 1)) / sum(range(1, len(possible) + 1))
+    np.testing.assert_array_equal(token, np.array(possible)[np.searchsorted(steps, uniform - 1e-7, side="right")])
+    np.testing.assert_array_equal(log_prob, raw)
     assert np.isfinite(log_prob).all()
 
 

@@ -15,6 +15,8 @@ from rerankjax.model.decoder import Params, decode_step, in_compute_dtype, prefi
 from rerankjax.model.likelihood import select_log_probs
 from rerankjax.model.sharding import DRAWING, by_row, constrain, on_mesh, replicated
 
+BLOCK = 256  # tokens whose probabilities are summed at once
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
@@ -102,12 +104,33 @@ def choose(
         scaled = jnp.where(likeliest(jax.nn.softmax(scaled), sampling.top_k), scaled, -jnp.inf)
     if sampling.top_p < 1:
         scaled = jnp.where(nucleus(jax.nn.softmax(scaled), sampling.top_p), scaled, -jnp.inf)
-    mass = jnp.cumsum(jnp.exp(scaled - jnp.max(scaled, axis=-1, keepdims=True)), axis=-1)
-    # Below the total whatever rounding does, so that the first sum to exceed it belongs to a token of some mass.
-    aim = jnp.minimum(uniform * mass[:, -1], jnp.nextafter(mass[:, -1], jnp.float32(0)))
-    token = jnp.sum(mass <= aim[:, None], axis=-1)
-    log_prob, raw = (select_log_probs(x[:, None], token[:, None])[:, 0] for x in (scaled, logits))
-    return token, log_prob, raw
+    token = invert(scaled, uniform)
+    log_prob = select_log_probs(scaled[:, None], token[:, None])[:, 0]
+    whole = sampling.temperature == 1 and not sampling.top_k and sampling.top_p == 1
+    return token, log_prob, log_prob if whole else select_log_probs(logits[:, None], token[:, None])[:, 0]
+
+
+def invert(logits: Float[Array, "B V"], uniform: Float[Array, " B"]) -> Int[Array, " B"]:
+    """The token at which the cumulative distribution exceeds `uniform`: never one whose logit is -inf.
+
+    First the block of tokens in which it does, then the token: running sums over a whole vocabulary take longer than
+    all else of a choice.
+    """
+    B, V = logits.shape
+    padded = jnp.pad(logits, ((0, 0), (0, -V % BLOCK)), constant_values=-jnp.inf).reshape(B, -1, BLOCK)
+    most = jnp.max(padded, axis=(1, 2))
+    of_blocks = jnp.cumsum(jnp.sum(jnp.exp(padded - most[:, None, None]), axis=-1), axis=-1)
+    aim = _below(uniform * of_blocks[:, -1], of_blocks[:, -1])
+    block = jnp.sum(of_blocks <= aim[:, None], axis=-1)
+    before = jnp.take_along_axis(jnp.pad(of_blocks, ((0, 0), (1, 0))), block[:, None], axis=1)[:, 0]
+    inside = jnp.take_along_axis(padded, block[:, None, None], axis=1)[:, 0]
+    mass = jnp.cumsum(jnp.exp(inside - most[:, None]), axis=-1)
+    return block * BLOCK + jnp.sum(mass <= _below(aim - before, mass[:, -1])[:, None], axis=-1)
+
+
+def _below(aim: Float[Array, " B"], total: Float[Array, " B"]) -> Float[Array, " B"]:
+    """Below the total whatever rounding does, so that the first sum to exceed it belongs to a token of some mass."""
+    return jnp.minimum(aim, jnp.nextafter(total, jnp.float32(0)))
 
 
 def sample(

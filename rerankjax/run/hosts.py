@@ -25,6 +25,13 @@ HEARTBEAT_SECONDS = 30  # without a sign of life from a process before all end
 T = TypeVar("T")
 
 
+def make_cpu_devices(count: int) -> None:
+    """Makes so many devices of this host's cores, if JAX has no others: call it before JAX is used."""
+    # Threads of XLA's pool: more than devices, or the collectives of two programs may wait for each other.
+    os.environ.setdefault("NPROC", str(max(16, 2 * count)))
+    jax.config.update("jax_num_cpu_devices", count)
+
+
 def connect(coordinator: str | None, processes: int | None, process: int | None) -> None:
     """Joins this process with the others. Without arguments JAX asks its cluster: Cloud TPU, Slurm, ...
 
