@@ -204,6 +204,13 @@ def test_what_cannot_run_is_named_with_its_remedy(field, value, said):
     assert "\n" not in str(error.value)
 
 
+def test_a_mesh_that_would_split_heads_is_refused_before_any_work():
+    with pytest.raises(
+        ConfigError, match="config.mesh.tensor = 4 does not divide .*num_key_value_heads = 2: use 1 or 2"
+    ):
+        resolve(changed({"mesh.tensor": 4}), devices=4)
+
+
 def test_a_circle_of_iterations_is_refused():
     circle = {"iterations.random.after": "hard", "iterations.hard.after": "random"}
     with pytest.raises(ConfigError, match="they follow each other in a circle"):

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from rerankjax.loop.config import ConfigError
+from rerankjax.loop.models import padding_token
 from rerankjax.loop.problem_sets import open_problems
 from rerankjax.loop.resolve import resolve
 from rerankjax.model import weights
@@ -168,3 +169,13 @@ def test_the_command_ends_in_that_line(own, tmp_path):
     assert last.startswith("rerankjax train: config.problems.train: ")
     assert "problems.jsonl, row 5: field 'tests' is missing" in last
     assert "Traceback" not in done.stderr
+
+
+def test_padding_is_a_token_that_no_text_holds():
+    """As SmolLM2's, whose own padding ends its texts: transformers would look for a reranker's last token before it."""
+    tokenizer = train_tokenizer(["some text"], 300)
+    assert tokenizer.pad_token != tokenizer.eos_token
+    spare, tokenizer.pad_token = tokenizer.pad_token, tokenizer.eos_token
+    assert padding_token(tokenizer) == spare
+    tokenizer.chat_template = f"{{{{ messages }}}}{spare}"
+    assert padding_token(tokenizer) == tokenizer.eos_token  # masks still tell them apart
