@@ -91,7 +91,8 @@ def get_config(arg: str = "lists") -> ConfigDict:
         config.problems.synthetic.update({"train": 300, "corpus": 600})
         config.sft.optimizer.steps = 60
         config.candidates.update({"train": 16, "train_problems": 0})
-        config.evaluation.test.sources = (_mbpp("test", file),)
+        # One prompt of the test split has 3,752 tokens.
+        config.evaluation.test.update({"sources": (_mbpp("test", file),), "max_prompt_length": 3776})
         config.evaluation.test.sampling = {"temperature": 0.8, "top_p": 0.95, "max_completion_length": 240}
         for training in (config.sft, config.reranker_training, config.retraining):
             training.optimizer.microbatches = training.batch_size

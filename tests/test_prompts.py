@@ -10,7 +10,7 @@ from rerankjax import sandbox
 from rerankjax.problems.problem import LANGUAGES, Case, Problem
 from rerankjax.prompts import chat, completion
 from rerankjax.prompts.ask import STYLES, PromptConfig, ask
-from rerankjax.prompts.tokenizer import train_tokenizer
+from rerankjax.prompts.tokenizer import load_tokenizer, train_tokenizer
 from rerankjax.verdicts.execution import programs_of
 
 # In MultiPL-E's shape: prompt, body, what closes it, tests.
@@ -102,6 +102,7 @@ WHOLE = {
 def tokenizer() -> PreTrainedTokenizerFast:
     made = train_tokenizer([p.prompt for p in PROBLEMS.values()], 300)
     made.add_special_tokens({"bos_token": "<bos>"})
+    made.init_kwargs["add_bos_token"] = True
     made.chat_template = (
         "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<end>{% endfor %}"
         "{% if add_generation_prompt %}[model]{% endif %}"
@@ -286,3 +287,17 @@ def test_problems_are_asked_and_answered_by_name(tokenizer: PreTrainedTokenizerF
     assert (kept.originals, kept.asked) == (originals[1:], asked.asked[1:])
     assert "cpp" not in kept
     assert kept.source("MBPP/11", written) == asked.source("MBPP/11", written)
+
+
+def test_a_text_begins_with_a_token_only_where_its_tokenizer_says_so(tmp_path):
+    """Chat models name a token that begins their turns; a text that is continued does not begin with it."""
+    problem = Problem("p", "py", "def f(x):\n", "assert f(1)", ())
+    tokenizer = train_tokenizer(["some text"], 300)
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    for adds in (True, False):
+        tokenizer.init_kwargs["add_bos_token"] = adds
+        tokenizer.save_pretrained(tmp_path / str(adds))
+        loaded = load_tokenizer(tmp_path / str(adds))
+        assert completion.prompt(problem, loaded) == ("<bos>" if adds else "") + problem.prompt
+    del tokenizer.init_kwargs["add_bos_token"]
+    assert completion.prompt(problem, tokenizer) == problem.prompt  # it adds none itself

@@ -16,6 +16,8 @@ from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
 from rerankjax.problems.problem import Problem
 
+SHORTEST_PROMPTS = 64  # tokens that an engine keeps of each prompt, at least: each length is compiled
+
 
 def problem_ids(problems: Sequence[Problem]) -> np.ndarray:
     """An id for each problem, uint32 [B], from its name alone: no order and no neighbour changes it."""
@@ -36,29 +38,41 @@ def generate(
     mesh: Mesh,
     used: Callable[[float, float], object] = lambda waited_seconds, real_tokens: None,
 ) -> Iterator[Candidate]:
-    """`samples` candidates of each problem, as they end; `batch_size` problems are under way at a time.
+    """`samples` candidates of each problem, as they end, those with short prompts first; `batch_size` problems are in
+    flight at a time.
 
     The device draws on while the caller works on what has ended; `used` hears in the end for how many seconds, at most,
     it waited for the caller nevertheless, and which fraction of the tokens that it computed were real.
     """
     if not problems:
         return
-    shape = EngineConfig(batch_size, samples, prompt_length)
-    engine = make_engine(config, sampling, shape, tokenizer.eos_token_id, tokenizer.pad_token_id, mesh)
-    before, real, computed = engine.idle_seconds, engine.real_tokens, engine.computed_tokens
     encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
     stops, starts = stops_of(tokenizer, [p.stop_tokens for p in problems])
-    prompts = map(Prompt, encoded, problem_ids(problems).tolist(), starts.tolist())
-    stream = engine.stream(params, prompts, samples=samples, key=key, stops=stops)
-    del params  # the engine draws with a copy: one that the caller made for this call has served
-    for drawn in stream:
-        text = tokenizer.decode(drawn.tokens, skip_special_tokens=True)
-        yield Candidate(
-            problem=problems[drawn.prompt].name,
-            sample=drawn.sample,
-            completion=truncate(text, problems[drawn.prompt].stop_tokens),
-            log_probability=float(drawn.raw_log_probs.mean()),
-            length=len(drawn.tokens),
-            finished=drawn.finished,
-        )
-    used(engine.idle_seconds - before, (engine.real_tokens - real) / (engine.computed_tokens - computed))
+    prompts = list(map(Prompt, encoded, problem_ids(problems).tolist(), starts.tolist()))
+    by_length: dict[int, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        by_length.setdefault(_bucket(len(prompt.tokens), prompt_length), []).append(number)
+    waited = real = computed = 0.0
+    for length, numbers in sorted(by_length.items()):
+        shape = EngineConfig(batch_size, samples, length)
+        engine = make_engine(config, sampling, shape, tokenizer.eos_token_id, tokenizer.pad_token_id, mesh)
+        before = engine.idle_seconds, engine.real_tokens, engine.computed_tokens
+        for drawn in engine.stream(params, [prompts[n] for n in numbers], samples=samples, key=key, stops=stops):
+            problem = problems[numbers[drawn.prompt]]
+            text = tokenizer.decode(drawn.tokens, skip_special_tokens=True)
+            yield Candidate(
+                problem=problem.name,
+                sample=drawn.sample,
+                completion=truncate(text, problem.stop_tokens),
+                log_probability=float(drawn.raw_log_probs.mean()),
+                length=len(drawn.tokens),
+                finished=drawn.finished,
+            )
+        waited += engine.idle_seconds - before[0]
+        real, computed = real + engine.real_tokens - before[1], computed + engine.computed_tokens - before[2]
+    used(waited, real / computed)
+
+
+def _bucket(length: int, longest: int) -> int:
+    """Tokens that an engine keeps of a prompt: a sample attends to all of them, padding among them, at every step."""
+    return min(longest, max(SHORTEST_PROMPTS, 1 << (length - 1).bit_length()))

@@ -15,7 +15,7 @@ from rerankjax.problems.problem import Case, Problem, core_fields, strings
 PYTHON_STOP_TOKENS = ("\ndef", "\nclass", "\nif", "\n#", "\nprint")
 # MBPP's task ids: 1-10 few-shot prompts, 11-510 test, 511-600 validation, then training (Austin et al. 2021, arXiv
 # 2108.07732).
-MBPP_FIRST_TRAINING_ID = 601
+MBPP_FIRST_FREE_ID = 511  # below it is what tables of MBPP are of
 MBPP_SPLITS = {"prompt": range(1, 11), "test": range(11, 511), "validation": range(511, 601), "train": range(601, 975)}
 # The number of a CodeContests problem's source (google-deepmind/code_contests, contest_problem.proto).
 SOURCES = ("UNKNOWN_SOURCE", "CODECHEF", "CODEFORCES", "HACKEREARTH", "CODEJAM", "ATCODER", "AIZU")
@@ -47,7 +47,7 @@ def humaneval(where: str, row: Row) -> Problem:
 
 
 def mbpp(where: str, row: Row, *, split: str | None = None) -> Problem | None:
-    """A problem of MBPP, full or sanitized: described in words, tested by assertions, of a benchmark but in training.
+    """A problem of MBPP, full or sanitized: described in words, tested by assertions, of a benchmark but in validation and training.
 
     Its challenge tests are left out, as they are by those who report MBPP. None where it is not of `split`.
     """
@@ -69,7 +69,7 @@ def mbpp(where: str, row: Row, *, split: str | None = None) -> Problem | None:
         stop_tokens=(),
         standalone=True,
         solution=_lines(code),
-        benchmark="MBPP" if task_id < MBPP_FIRST_TRAINING_ID else None,
+        benchmark="MBPP" if task_id < MBPP_FIRST_FREE_ID else None,
     )
 
 

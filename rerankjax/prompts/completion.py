@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rerankjax.problems.problem import Problem
 from rerankjax.problems.problem import source as whole_program
+from rerankjax.prompts.tokenizer import opening
 
 MBPP_STOP_TOKENS = ("[DONE]",)
 COMMENTS = {"py": "#", "sh": "#"}  # "//" elsewhere
@@ -36,7 +37,7 @@ def prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, shots: Sequence
         ValueError: there are shots, and the problem is not MBPP's kind; or a shot has no solution.
     """
     check_shots(problem, shots)
-    return (tokenizer.bos_token or "") + _text(problem, shots)
+    return opening(tokenizer) + _text(problem, shots)
 
 
 def _text(problem: Problem, shots: Sequence[Problem]) -> str:

@@ -55,6 +55,16 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(path)
 
 
+def opening(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The token that begins each text, "" where none does: chat models may name one that begins turns alone."""
+    if tokenizer.bos_token is None:
+        return ""
+    adds = tokenizer.init_kwargs.get("add_bos_token")
+    if adds is None:  # then the tokenizer's own way to encode says so
+        adds = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    return str(tokenizer.bos_token) if adds else ""
+
+
 def encode_completions(tokenizer: PreTrainedTokenizerBase, completions: Sequence[str]) -> list[list[int]]:
     """Token ids with the end-of-text token that says the solution is whole."""
     rows = tokenizer(list(completions), add_special_tokens=False)["input_ids"] if completions else []
