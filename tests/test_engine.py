@@ -111,7 +111,7 @@ def test_prompts_of_several_stop_sets_share_a_stream(tiny, params, prompts):
     assert any(len(s.tokens) == C for s in by_set[1])
 
 
-def test_problems_of_several_stop_sets_are_candidates_as_they_are_alone(tiny):
+def test_problems_of_several_stop_sets_and_lengths_are_candidates_as_they_are_alone(tiny, monkeypatch):
     tokenizer = train_tokenizer(["def f(x):\n    return x\n"], 300)
     config = dataclasses.replace(tiny, vocab_size=len(tokenizer))
     params = init_decoder(config, jax.random.key(0))
@@ -120,10 +120,17 @@ def test_problems_of_several_stop_sets_are_candidates_as_they_are_alone(tiny):
 
     def candidates(asked):
         settings = {"key": jax.random.key(3), "samples": 4, "prompt_length": 40, "batch_size": 2, "mesh": MESH}
+        settings["used"] = lambda waited, real: fractions.append(real)
         found = generate(config, SamplingConfig(1.0, 1.0, 16), params, asked, tokenizer, **settings)
         return {(c.problem, c.sample): dataclasses.replace(c, log_probability=0.0) for c in found}
 
+    fractions = []
     together = candidates(problems)
+    lengths = [len(ids) for ids in tokenizer([p.prompt for p in problems])["input_ids"]]
+    monkeypatch.setattr("rerankjax.candidates.generate.SHORTEST_PROMPTS", min(lengths))
+    assert len({1 << (n - 1).bit_length() for n in lengths}) > 1
+    assert candidates(problems) == together  # by engines of several lengths
+    assert all(0 < fraction <= 1 for fraction in fractions)
     assert together == {at: c for problem in problems for at, c in candidates([problem]).items()}
     for (name, _), c in together.items():
         of = stops[int(name[1:])]
