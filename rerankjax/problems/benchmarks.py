@@ -47,7 +47,7 @@ def humaneval(where: str, row: Row) -> Problem:
 
 
 def mbpp(where: str, row: Row, *, split: str | None = None) -> Problem | None:
-    """A problem of MBPP, full or sanitized: described in words, tested by assertions. Tasks up to 510 are a benchmark's.
+    """A problem of MBPP, full or sanitized: described in words, tested by assertions; up to task 510 a benchmark's.
 
     Its challenge tests are left out, as they are by those who report MBPP. None where it is not of `split`.
     """
