@@ -2,12 +2,20 @@
 
 import ast
 import dataclasses
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from rerankjax.candidates.candidate import Candidate
+from rerankjax.loop import selection
+from rerankjax.loop.config import SelectionConfig
 from rerankjax.problems.examples import Example, examples, made_calls
 from rerankjax.problems.family import completion, make_family, with_faults
-from rerankjax.problems.problem import source
+from rerankjax.problems.problem import Problem, source
+from rerankjax.prompts.ask import ProblemSet
 from rerankjax.verdicts import outputs
 from rerankjax.verdicts.execution import SandboxConfig
 from rerankjax.verdicts.show import SHOWN_CHARACTERS, shown
@@ -169,3 +177,43 @@ def test_known_outputs_are_not_run_again_and_survive_the_file(tmp_path) -> None:
 @pytest.mark.parametrize(("language", "prompt"), [("cpp", "// f(2) == 4"), ("py", "def f(x):\n")])
 def test_what_has_no_inputs_says_so(language: str, prompt: str) -> None:
     assert outputs.inputs_of(language, prompt, 4) == outputs.Inputs((), ())
+
+
+class Sealed(Problem):
+    """A problem whose tests nobody can read."""
+
+    def __getattribute__(self, name: str):
+        if name in ("tests", "cases", "solution"):
+            raise AssertionError(f"{name} was read")
+        return super().__getattribute__(name)
+
+
+def test_the_stage_reads_no_test(tmp_path) -> None:
+    family = make_family(0, 1, 1, 3)
+    sealed = tuple(Sealed(**vars(problem)) for problem in family.test)
+    with pytest.raises(AssertionError, match="tests was read"):
+        _ = sealed[0].tests
+    references = [family.references[problem.name] for problem in sealed]
+    ways = [(reference, *itertools.islice(with_faults(reference), 1), reference) for reference in references]
+    sampled = [
+        Candidate(problem.name, i, completion(way), -1.0, 5, True)
+        for problem, row in zip(sealed, ways, strict=True)
+        for i, way in enumerate(row)
+    ]
+
+    def stage(name: str, inputs: list[str], fill) -> Path:
+        (tmp_path / name).mkdir(parents=True)
+        fill(tmp_path / name, config)
+        (tmp_path / name / "stage.json").write_text('{"seconds": 1.5}')
+        return tmp_path / name
+
+    config = SimpleNamespace(selection=SelectionConfig(made_inputs=6), sandbox=SANDBOX)
+    problems = {"test": ProblemSet("completion", sealed, sealed)}
+    run = SimpleNamespace(seed=0, problems=problems, config=config, stage=stage, path=lambda name: tmp_path / name)
+    first = selection.outputs(run, "sft", "test", sampled)
+    assert (first.covered, first.runs, first.seconds) == (3, 6, 1.5)
+    assert first.reproduces[:, 0].all()
+    assert (first.clusters[:, 0] == first.clusters[:, 2]).all()
+    again = selection.outputs(run, "ppo", "test", sampled)  # another policy's samples, all of them known
+    assert again.runs == 0
+    np.testing.assert_array_equal(again.clusters, first.clusters)
