@@ -95,6 +95,13 @@ def get_config(arg: str = "demo") -> ConfigDict:
             },
             "evaluation": {"test": {"sources": ("synthetic",), "samples": 16}},
             "log_prob_weights": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+            "selection": {
+                "execute": True,
+                "made_inputs": 12,
+                "sft_log_probs": True,
+                "ensembles": ("mean", "minimum", "lower_bound"),
+                "spreads": (0.5, 1.0, 2.0),
+            },
             # Devices along each axis of the mesh; data 0 takes what the others leave.
             "mesh": {"data": 0, "fsdp": 1, "sequence": 1, "tensor": 1},
             "checkpoints": {"steps": 100, "iterations": 5, "keep": 2},

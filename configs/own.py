@@ -83,6 +83,13 @@ def get_config(arg: str = "completion") -> ConfigDict:
                 }
             },
             "log_prob_weights": (0.0, 0.5, 1.0, 2.0, 4.0),
+            "selection": {
+                "execute": True,
+                "made_inputs": 12,
+                "sft_log_probs": True,
+                "ensembles": ("mean", "minimum", "lower_bound"),
+                "spreads": (0.5, 1.0, 2.0),
+            },
             "lora": {
                 "rank": 16,
                 "alpha": 32.0,

@@ -108,6 +108,13 @@ def get_config(arg: str = "6.7b") -> ConfigDict:
                 "mbpp": _evaluation((_mbpp("test"),)) | {"prompts": _three_shots()},
             },
             "log_prob_weights": (0.0, 0.5, 1.0, 2.0, 4.0),
+            "selection": {
+                "execute": True,
+                "made_inputs": 12,
+                "sft_log_probs": False,
+                "ensembles": (),
+                "spreads": (0.5, 1.0, 2.0),
+            },
             "lora": {
                 "rank": 32,
                 "alpha": 64.0,

@@ -16,6 +16,9 @@ import orbax.checkpoint as ocp
 import pyarrow.parquet
 import pytest
 
+from rerankjax.results.ensembles import ENSEMBLES
+from rerankjax.results.selection import ALL_RULES
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -61,6 +64,8 @@ def artifacts(workdir):
         "rerankers/*/pairs.jsonl",
         "*/*/metrics.jsonl",
         "scores/*/*/scores.npy",
+        "log_probs/*/*/log_probs.npy",
+        "outputs/*/[!s]*",
         "export/[!s]*",
         "models/*/model.json",
     )
@@ -79,8 +84,27 @@ def test_a_run_ends_in_a_table_and_a_report_with_every_system(whole):
     assert "http://" not in page.replace("http://www.w3.org", "")  # self-contained: nothing to fetch
     (found,) = json.loads((workdir / "results.json").read_text())["evaluations"]
     systems = [row["system"] for row in found["systems"]]
-    assert systems == ["sft", "ppo", "same_data", "random", "hard", "self_training", "self_training+ppo"]
-    assert {row["rule"] for row in found["figures"]} >= {"greedy", "random", "reranker", "oracle"}
+    ensembles = [f"{policy}/{way}" for policy in ("ppo", "ppo2-self_training") for way in ENSEMBLES]
+    iterations = ["sft", "ppo", "same_data", "random", "hard", "self_training", "self_training+ppo"]
+    assert systems == iterations + ensembles
+    assert {row["rule"] for row in found["figures"]} == set(ALL_RULES)
+    assert {row["system"] for row in found["dev"]} == set(systems)
+    assert {row["system"] for row in found["divergences"]} == set(systems)
+    assert "Best on the dev split" in output
+
+
+def test_the_sft_model_has_no_distance_from_itself_and_policies_have_one(whole):
+    (found,) = json.loads((whole[0] / "results.json").read_text())["evaluations"]
+    of = {row["system"]: row["value"] for row in found["divergences"] if row["rule"] == "random"}
+    assert of["sft"] == 0.0
+    assert of["ppo"] != 0.0
+    # The completions' log-probabilities, asked for again, are those that they were sampled with.
+    stage = whole[0] / "seed0" / "log_probs" / "ppo" / "ppo-test" / "log_probs.npy"
+    rows = pyarrow.parquet.read_table(whole[0] / "seed0" / "candidates" / "ppo-test" / "candidates.parquet").to_pylist()
+    ended = [row["finished"] and row["completion"].endswith("\n") is False for row in rows]
+    sampled = np.array([row["log_probability"] * row["length"] for row in rows])
+    assert any(ended)
+    np.testing.assert_allclose(np.load(stage)[ended], sampled[ended], atol=1e-3)
 
 
 def test_the_command_it_prints_ranks_as_the_loop_scored(whole):
@@ -164,7 +188,9 @@ def test_a_run_with_adapters_trains_nothing_else(whole, tmp_path):
     """Rerankers and policies are adapters over the SFT model, in the checkpoints too."""
     changes = [f"--config.iterations.{name}.run=False" for name in ("same_data", "random", "self_training")]
     said = finish(start(tmp_path, f"--reuse={whole[0]}", "--config.lora.rank=2", *changes))
-    assert "7 stages are taken" in said  # problems, generator, SFT, its samples of three splits and greedy answers
+    assert (
+        "11 stages are taken" in said
+    )  # problems, generator, SFT; its samples, greedy answers, outputs, log-probabilities
     for path in tmp_path.glob("seed0/*/*/checkpoint"):
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore(path)

@@ -12,13 +12,13 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rerankjax.model.decoder import init_decoder
-from rerankjax.model.likelihood import Rows
+from rerankjax.model.likelihood import Rows, completion_log_probs
 from rerankjax.model.weights import save_reranker
 from rerankjax.prompts.rows import pad_rows
 from rerankjax.prompts.tokenizer import encode_completions, load_tokenizer, train_tokenizer
 from rerankjax.reranker import rerank
 from rerankjax.reranker.bradley_terry import POOLINGS, init_reranker, score_rows
-from rerankjax.reranker.rerank import PromptLengthError, Reranker
+from rerankjax.reranker.rerank import LOG_PROBABILITY, PromptLengthError, Reranker
 
 CONTEXT = 64
 CHAT = (
@@ -79,6 +79,18 @@ def test_scores_are_those_of_plain_rows(reranker, monkeypatch):
     assert sum(done) == 4 + sum(len(set(candidates)) for _, candidates in given)
     assert sum(done) < 4 + sum(len(candidates) for _, candidates in given)
     assert len(done) > 3
+
+
+def test_a_language_model_scores_by_its_log_probability(reranker):
+    config, decoder, tokenizer = reranker.config, reranker.params["decoder"], reranker.tokenizer
+    given = problems(2)
+    scores = Reranker(config, {"decoder": decoder}, tokenizer, LOG_PROBABILITY).score_all(given)
+    prompts, completions = zip(*((p, c) for p, candidates in given for c in candidates), strict=True)
+    ids = encode_completions(tokenizer, completions)
+    encoded = tokenizer(list(prompts))["input_ids"]
+    rows = Rows(*pad_rows(encoded, ids, 20, CONTEXT - 20, tokenizer.pad_token_id))
+    by_token, _ = completion_log_probs(config, decoder, rows, 20)
+    np.testing.assert_allclose(np.concatenate(scores), by_token.sum(1), rtol=1e-5, atol=1e-4)
 
 
 def test_order_and_company_do_not_matter(reranker):

@@ -64,12 +64,13 @@ def test_pass_at_k_is_the_unbiased_estimator() -> None:
 def test_majority_counts_copies_and_shares_ties() -> None:
     passed = np.array([[True, False, False, False], [True, True, False, False], [True, False, True, False]])
     programs = [["a", "b", "b", "c"], ["a", "a", "b", "b"], ["a", "b", "a", "c"]]
-    np.testing.assert_allclose(selection.majority(passed, programs), [0.0, 0.5, 1.0])
-    np.testing.assert_allclose(selection.majority(passed, programs, 1), passed.mean(1))
+    e = dataclasses.replace(evaluation(problems=3, n=4), passed=passed, programs=programs, greedy=passed[:, 0])
+    np.testing.assert_allclose(selection.solved(e, "majority"), [0.0, 0.5, 1.0])
+    np.testing.assert_allclose(selection.solved(e, "majority", 1), passed.mean(1))
     # Of a random two, different programs tie and equal ones agree: a random sample again, up to the drawing.
-    np.testing.assert_allclose(selection.majority(passed, programs, 2), passed.mean(1), atol=0.12)
-    again = selection.majority(passed, programs, 3)
-    np.testing.assert_array_equal(again, selection.majority(passed, programs, 3))
+    np.testing.assert_allclose(selection.solved(e, "majority", 2), passed.mean(1), atol=0.12)
+    again = selection.solved(e, "majority", 3)
+    np.testing.assert_array_equal(again, selection.solved(e, "majority", 3))
 
 
 def test_every_rule_lies_between_nothing_and_the_oracle() -> None:
@@ -203,7 +204,7 @@ def test_systems_stand_in_the_order_of_their_evaluations(summary: results.Result
 
 
 def test_systems_of_one_policy_share_the_policys_figures(summary: results.Results) -> None:
-    for rule in selection.POLICY_RULES:
+    for rule in set(selection.POLICY_RULES) & selection.RULES.keys():
         shared = {summary.figure(system, rule).text() for system in ONE_ITERATION if system != "sft"}
         assert len(shared) == 1
 
@@ -213,7 +214,7 @@ def test_a_system_without_a_reranker_has_the_policys_figures_alone() -> None:
     base, sft = found.systems
     assert (base.reranker, base.log_prob_weight, base.slope, base.intercept) == ("", (), (), ())
     assert (sft.log_prob_weight, len(sft.slope)) == ((0.5,), 1)
-    assert {f.rule for f in found.figures if f.system == "base"} == set(selection.POLICY_RULES)
+    assert {f.rule for f in found.figures if f.system == "base"} == set(selection.POLICY_RULES) & selection.RULES.keys()
     assert found.find("base", "reranker") is None
     for rows in (found.discriminations, found.reliabilities):
         assert {row.system for row in rows} == {"sft"}
@@ -248,7 +249,7 @@ def test_results_survive_the_file(summary: results.Results, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: f.update(version=2), "version is 2, this code reads 3"),
+        (lambda f: f.update(version=2), "version is 2, this code reads 4"),
         (lambda f: f.pop("seeds"), "its fields are config_digest; it should have config_digest, seeds"),
         (lambda f: f.update(extra=1), "its fields are config_digest, extra, seeds"),
         (lambda f: f.pop("evaluations"), "evaluations"),
@@ -421,7 +422,7 @@ def test_a_worse_system_contradicts() -> None:
 
 def test_every_claim_has_a_title_of_its_own_and_rules_that_exist() -> None:
     assert len({claim.title for claim in claims.CLAIMS}) == len(claims.CLAIMS)
-    assert {rule for claim in claims.CLAIMS for _, rule in (claim.better, claim.baseline)} <= selection.RULES.keys()
+    assert {rule for claim in claims.CLAIMS for _, rule in (claim.better, claim.baseline)} <= selection.ALL_RULES.keys()
 
 
 def test_summaries_refuse_what_cannot_be_compared() -> None:

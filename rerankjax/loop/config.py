@@ -20,7 +20,9 @@ from rerankjax.policy.ppo import PPOConfig
 from rerankjax.problems.sources import SourceConfig
 from rerankjax.prompts.ask import PromptConfig
 from rerankjax.reranker.bradley_terry import RerankerConfig
+from rerankjax.results.ensembles import ENSEMBLES
 from rerankjax.verdicts.execution import SandboxConfig
+from rerankjax.verdicts.outputs import MOST_MADE
 
 
 class ConfigError(ValueError):
@@ -239,6 +241,35 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SelectionConfig:
+    """What selection rules have beside a reranker's scores and the policy's log-probability.
+
+    execute: run the samples on the prompts' inputs (Python). made_inputs: so many more calls per problem, made from the
+    prompt's. sft_log_probs: score the samples under the SFT model, which a policy's KL is estimated by too.
+    ensembles: ways to combine all rerankers of the run, of `ENSEMBLES`, on the samples of policies that PPO trained.
+    spreads: the k of mean - k sd that are tried on the dev split.
+    """
+
+    execute: bool = True
+    made_inputs: int = 12
+    sft_log_probs: bool = True
+    ensembles: tuple[str, ...] = tuple(ENSEMBLES)
+    spreads: tuple[float, ...] = (0.5, 1.0, 2.0)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.made_inputs <= MOST_MADE:
+            raise ValueError(f"made_inputs = {self.made_inputs}: use 0 to {MOST_MADE}")
+        unknown = [name for name in self.ensembles if name not in ENSEMBLES]
+        if unknown:
+            raise ValueError(f"ensembles = {self.ensembles}: {unknown[0]!r} is none of {', '.join(ENSEMBLES)}")
+        if not self.spreads:
+            raise ValueError("spreads = (): give at least one, such as 1.0")
+
+
+SELECTION = SelectionConfig()
+
+
+@dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
     """A whole run. `evaluation` and `iterations` are by name; lengths are in tokens."""
 
@@ -262,6 +293,7 @@ class ExperimentConfig:
     sandbox: SandboxConfig
     mesh: MeshConfig = ALL_DATA  # of the devices
     checkpoints: CheckpointsConfig = CHECKPOINTS
+    selection: SelectionConfig = SELECTION
     lora: LoraConfig = FULL  # rerankers and policies as adapters over the SFT model, or trained whole
     assumptions: tuple[tuple[str, str], ...] = ()  # (field, why it has its value), for the report
 

@@ -95,7 +95,7 @@ def start_policy(run: SeedRun) -> str:
     return SFT if run.config.sft.enabled else BASE
 
 
-def _stage_of(run: SeedRun, policy: str) -> str:
+def stage_of(run: SeedRun, policy: str) -> str:
     """The stage whose output the policy is."""
     return f"models/{run.generator.name}" if policy == BASE else f"policies/{policy}"
 
@@ -132,7 +132,7 @@ def candidates(run: SeedRun, policy: str, params: ParamsLoader, split: str) -> l
         title = f"{policy}, sample and execute {split}"
         _write_candidates(view, directory, split, problems, params, drawing, run.key(stage), title)
 
-    path = run.stage(stage, [_stage_of(run, policy)], fill, everywhere=True)
+    path = run.stage(stage, [stage_of(run, policy)], fill, everywhere=True)
     return read_candidates(path / "candidates.parquet")
 
 
@@ -145,7 +145,7 @@ def greedy(run: SeedRun, policy: str, params: ParamsLoader, split: str) -> list[
         problems, title = run.problems[split], f"{policy}, greedy answers to {split}"
         _write_candidates(view, directory, split, problems, params, drawing, run.key(stage), title)
 
-    path = run.stage(stage, [_stage_of(run, policy)], fill, everywhere=True)
+    path = run.stage(stage, [stage_of(run, policy)], fill, everywhere=True)
     return read_candidates(path / "candidates.parquet")
 
 
@@ -214,29 +214,44 @@ def scores(
     run: SeedRun, reranker: str, params: ParamsLoader, policy: str, split: str, of: Sequence[Candidate]
 ) -> np.ndarray:
     """A reranker's scores of a policy's candidates, float32 [candidates]."""
-    prompt_of = {p.name: p.prompt for p in run.problems[split].asked}
-    shape = run.reranker.shape
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
-        by_problem = [
-            (name, [c.completion for c in found]) for name, found in itertools.groupby(of, lambda c: c.problem)
-        ]
-        model = params()
-        mesh, head = own_mesh(run.mesh), own_copy({"score": model["score"]}, run.mesh)
-        copy = head | {"decoder": own_decoder(shape, model.pop("decoder"), run.mesh)}
-        scorer = Reranker(shape, copy, run.tokenizer, config.reranker.pooling, mesh=mesh)
-        own, used = share(by_problem), list[Used]()
-        found = scorer.score_all(((prompt_of[name], texts) for name, texts in own), used=used.append)
-        write_usage(directory, "host", 0.0, sum(u.real for u in used) / max(1, sum(u.computed for u in used)))
-        rows = [{"problem": name, "scores": of.tolist()} for (name, _), of in zip(own, found, strict=True)]
-        scores_of = {row["problem"]: row["scores"] for row in exchange(rows)}
+        found = score_candidates(run, params(), run.reranker.shape, config.reranker.pooling, split, of, directory)
         if is_first():
-            every = [score for name, _ in by_problem for score in scores_of[name]]
-            np.save(directory / "scores.npy", np.array(every, np.float32))
+            np.save(directory / "scores.npy", found)
 
     inputs = [f"rerankers/{reranker}", f"candidates/{policy}-{split}"]
     path = run.stage(f"scores/{reranker}/{policy}-{split}", inputs, fill, everywhere=True)
     return np.load(path / "scores.npy")
+
+
+def score_candidates(
+    run: SeedRun,
+    params: Params,
+    shape: ModelConfig,
+    pooling: str,
+    split: str,
+    of: Sequence[Candidate],
+    directory: Path,
+) -> np.ndarray:
+    """A `Reranker`'s scores of candidates, float32 [candidates]; each process scores its share of the problems.
+
+    How much of what was computed was padding goes into the stage's `directory`.
+    """
+    prompt_of = {p.name: p.prompt for p in run.problems[split].asked}
+    by_problem = [(name, [c.completion for c in found]) for name, found in itertools.groupby(of, lambda c: c.problem)]
+    mesh, decoder = own_mesh(run.mesh), params["decoder"]
+    heads = own_copy({name: part for name, part in params.items() if name != "decoder"}, run.mesh)
+    del params
+    copy = heads | {"decoder": own_decoder(shape, decoder, run.mesh)}
+    del decoder
+    scorer = Reranker(shape, copy, run.tokenizer, pooling, mesh=mesh)
+    own, used = share(by_problem), list[Used]()
+    found = scorer.score_all(((prompt_of[name], texts) for name, texts in own), used=used.append)
+    write_usage(directory, "host", 0.0, sum(u.real for u in used) / max(1, sum(u.computed for u in used)))
+    rows = [{"problem": name, "scores": of.tolist()} for (name, _), of in zip(own, found, strict=True)]
+    scores_of = {row["problem"]: row["scores"] for row in exchange(rows)}
+    return np.array([score for name, _ in by_problem for score in scores_of[name]], np.float32)
 
 
 def fits(config: ExperimentConfig, run: SeedRun, sampled: Sequence[Candidate]) -> np.ndarray:
@@ -381,7 +396,7 @@ def ppo_policy(
         checkpoint.save(directory / "checkpoint", trained)
 
     start = start_policy(run)
-    inputs = [_stage_of(run, start), f"rerankers/{reranker}", f"scores/{reranker}/{start}-train"]
+    inputs = [stage_of(run, start), f"rerankers/{reranker}", f"scores/{reranker}/{start}-train"]
     path = run.stage(f"policies/{name}", inputs, fill, everywhere=True)
     # A policy is saved without its value head: as a reranker without its own.
     like = run.reranker_like(run.generator)["decoder"]

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rerankjax import sandbox
 from rerankjax.candidates.candidate import Candidate
 from rerankjax.loop import stages
-from rerankjax.loop.evaluate import evaluate, evaluate_policy, policy_name
+from rerankjax.loop.evaluate import evaluate, evaluate_ensembles, evaluate_policy, policy_name
 from rerankjax.loop.export import export, rerank_command
 from rerankjax.loop.problem_sets import TRAIN
 from rerankjax.loop.resolve import resolve
@@ -97,12 +97,12 @@ def _iterations(run: SeedRun, first: str, sft: Params) -> Iterator[Evaluation]:
 
     def systems(name: str, policy: str) -> Iterator[Evaluation]:
         """The reranker of an iteration on the samples of the policy before it, then on those of its own."""
-        yield from evaluate(run, name, policy, policies[policy], name, rerankers[name])
+        yield from evaluate(run, name, policy, policies[policy], name, rerankers[name], policies[start])
         if config.iterations[name].ppo:
             scores = stages.scores(run, name, rerankers[name], start, TRAIN, sampled)
             own = policy_name(run, name)
             policies[own] = stages.ppo_policy(run, own, sft, name, rerankers[name], scores)
-            yield from evaluate(run, name, own, policies[own], name, rerankers[name])
+            yield from evaluate(run, name, own, policies[own], name, rerankers[name], policies[start])
 
     rerankers[first] = stages.first_reranker(run, first, trunk, sampled, given)
     yield from (last := list(systems(first, start)))
@@ -117,4 +117,6 @@ def _iterations(run: SeedRun, first: str, sft: Params) -> Iterator[Evaluation]:
         rerankers[name] = stages.later_reranker(run, name, trunk, data[before], new, new_scores, inputs)
         data[name] = [*data[before], *new]
         yield from (last := list(systems(name, mined)))
+    trained = {policy: params for policy, params in policies.items() if policy != start}
+    yield from evaluate_ensembles(run, trained, rerankers, policies[start])
     export(run, name, rerankers[name], last[-len(config.evaluation)])

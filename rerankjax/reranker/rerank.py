@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
@@ -15,12 +16,14 @@ from transformers import PreTrainedTokenizerBase
 from rerankjax.model import weights
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, hidden_states_behind
+from rerankjax.model.likelihood import token_log_probs
 from rerankjax.model.sharding import by_row, make_mesh, on_mesh, replicated, row_shards, sharding_of
 from rerankjax.prompts.rows import pad_completions, pad_prompts
 from rerankjax.prompts.tokenizer import encode_completions, load_tokenizer
 from rerankjax.reranker.bradley_terry import pool_scores
 
 TOKENS = 16_384  # in one batch, padding included
+LOG_PROBABILITY = "log_probability"  # in the place of a pooling: the decoder is a language model, not a reranker
 # Few shapes, for each is compiled: candidates are taken so many at a time behind one prompt, padded to a multiple of so
 # many tokens; prompts to a power of two, at least this.
 TOGETHER = (16, 4, 1)
@@ -37,8 +40,16 @@ def score_behind(
     completions: Int[Array, "B L"],
     mask: Bool[Array, "B L"],
 ) -> Float[Array, " B"]:
-    """r(x, y) of B = R * n completions, those of a prompt side by side: each prompt is read once."""
-    _, hidden = hidden_states_behind(config, params["decoder"], prompts, prompt_mask, completions, mask)
+    """r(x, y) of B = R * n completions, those of a prompt side by side: each prompt is read once.
+
+    pooling: as in RerankerConfig, or `LOG_PROBABILITY`: log p(y | x) under the decoder, nats.
+    """
+    ends, hidden = hidden_states_behind(config, params["decoder"], prompts, prompt_mask, completions, mask)
+    if pooling == LOG_PROBABILITY:
+        first = jnp.repeat(ends, len(hidden) // len(ends), axis=0)[:, None]
+        before = jnp.concatenate([first, hidden[:, :-1]], axis=1)
+        log_probs = token_log_probs(config, params["decoder"], before, completions)
+        return jnp.sum(jnp.where(mask, log_probs, 0.0), axis=1)
     return pool_scores(pooling, params["score"], hidden, mask, 0)
 
 
@@ -71,7 +82,7 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Reranker:
-    """Scores completions of a prompt; higher is better. `pooling` as in RerankerConfig.
+    """Scores completions of a prompt; higher is better. `pooling` as in `score_behind`.
 
     What is scored is the prompt's text, the candidate's and the tokenizer's end-of-text token; with `chat` instead a
     conversation by the tokenizer's chat template, the prompt being the user's message and the candidate the answer.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rerankjax.results.results import Difference, Results
+from rerankjax.results.selection import ALL_RULES
 from rerankjax.results.statistics import decimal
 
 Verdict = Literal["shown", "contradicted", "not shown", "not run"]
@@ -240,6 +241,17 @@ class Finding:
 def judge(results: Results) -> tuple[Finding, ...]:
     """One finding for every claim of `CLAIMS`, in order; "not run" where the evaluation set lacks a system."""
     return tuple(_find(claim, results) for claim in CLAIMS)
+
+
+def judge_best(results: Results) -> Finding | None:
+    """The rule and system that the dev split chose, against the paper's answer; None where nothing was chosen."""
+    if results.best_answer is None or results.paper_answer is None:
+        return None
+    labels = {s.system: s.label for s in results.systems}
+    (better, rule), (baseline, _) = results.best_answer, results.paper_answer
+    title = f"{labels[better]}, {ALL_RULES[rule]}"
+    sentence = f"What solves most of the dev split, against the paper's answer: {labels[baseline]}, reranker alone."
+    return _find(Claim(title, sentence, results.best_answer, results.paper_answer), results)
 
 
 def _find(claim: Claim, results: Results) -> Finding:

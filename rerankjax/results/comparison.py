@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from rerankjax.results.claims import judge
 from rerankjax.results.render import pipes, table_rows
 from rerankjax.results.results import Results
-from rerankjax.results.selection import RULE_HEADS
+from rerankjax.results.selection import FURTHER_HEADS, RULE_HEADS
 from rerankjax.results.statistics import Estimate
 
 
@@ -44,10 +44,11 @@ def _beside(of_runs: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
 
 def _solved(results: Results) -> dict[str, str]:
     """What each system solves by each rule, except where an earlier system has the same samples."""
+    heads = RULE_HEADS | FURTHER_HEADS
     return {
         f"{label}: {head}": cell.text()
-        for label, cells, _ in table_rows(results)
-        for head, cell in zip(RULE_HEADS.values(), cells, strict=True)
+        for label, cells, _ in table_rows(results, heads)
+        for head, cell in zip(heads.values(), cells, strict=True)
         if isinstance(cell, Estimate)
     }
 

@@ -1,13 +1,27 @@
 """What selection rules may look at: one system's samples of one evaluation set, as host arrays."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from rerankjax.results.calibration import Platt
+from rerankjax.results.clusters import Executed
 
 _PER_PROBLEM = ("passed", "greedy", "scores", "log_probabilities", "lengths", "greedy_lengths")
+
+
+@dataclass(frozen=True, eq=False)
+class Likelihood:
+    """What the SFT model, from which PPO starts, says of a policy's samples: float [P, n] each.
+
+    sft: log-probability under the SFT model, mean per token in nats. log_ratio: log-probability of the whole completion
+    under the policy less that under the SFT model, in nats; its mean estimates the policy's KL to the SFT model.
+    """
+
+    sft: np.ndarray
+    log_ratio: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +54,10 @@ class Evaluation:
       caught: programs that passed their tests and were caught by a control; they count as failing.
       greedy_lengths: int [P], tokens of the greedy answers, None where they are unknown.
       greedy_seconds: what drawing and executing the greedy answers took, 0 where that is unmeasured.
+      executed: what the programs gave on the prompts' inputs; None where they were not run on any.
+      likelihood: what the SFT model says of the samples; None where it was not asked.
+      sft_log_prob_weight: lambda of reranker + lambda * log-probability under the SFT model, chosen on the dev split.
+      dev: by rule, the fraction of the dev split's problems that it solves: what rules are chosen by.
 
     Raises:
       ValueError: an array has another shape or type than stated, a number is not finite, or a reranker has no scores.
@@ -68,6 +86,10 @@ class Evaluation:
     caught: int = 0
     greedy_lengths: np.ndarray | None = None
     greedy_seconds: float = 0.0
+    executed: Executed | None = None
+    likelihood: Likelihood | None = None
+    sft_log_prob_weight: float = 0.0
+    dev: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"evaluation of seed {self.seed}, set {self.evaluation_set!r}, system {self.system!r}"
@@ -99,6 +121,13 @@ class Evaluation:
                     f"{where}: {field}[{problem}, {sample}] is {array[problem, sample]}, which has no rank; "
                     "score every sample with a finite number"
                 )
+        for field in ("reproduces", "clusters") if self.executed else ():
+            if getattr(self.executed, field).shape != shape:
+                raise ValueError(f"{where}: executed.{field} has another shape than passed; give one for every sample")
+        for field in ("sft", "log_ratio") if self.likelihood else ():
+            array = getattr(self.likelihood, field)
+            if array.shape != shape or not np.isfinite(array).all():
+                raise ValueError(f"{where}: likelihood.{field} is not finite {shape}; give a number for every sample")
         if self.greedy_lengths is not None and self.greedy_lengths.shape != shape[:1]:
             raise ValueError(f"{where}: greedy_lengths has shape {self.greedy_lengths.shape}; give {shape[:1]}")
         if len(self.languages) != shape[0]:
@@ -147,6 +176,10 @@ class Evaluation:
             programs=tuple(self.programs[i] for i in rows),
             **{name: array[rows] for name, array in arrays.items() if array is not None},
             languages=(language,) * len(rows),
+            likelihood=Likelihood(self.likelihood.sft[rows], self.likelihood.log_ratio[rows])
+            if self.likelihood
+            else None,
+            executed=self.executed.of_problems(rows) if self.executed else None,
             sampling_seconds=0.0,
             scoring_seconds=0.0,
             greedy_seconds=0.0,

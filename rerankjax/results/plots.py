@@ -16,11 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from rerankjax.results.divergence import best_of_n_divergence
 from rerankjax.results.evaluation import Evaluation
 from rerankjax.results.markup import visible
 from rerankjax.results.render import reranked
 from rerankjax.results.results import Results
-from rerankjax.results.selection import RULE_HEADS, rules_of, sample_counts
+from rerankjax.results.selection import RULE_HEADS, sample_counts
 from rerankjax.results.statistics import decimal
 
 # Matplotlib wants colours, the page has variables: each variable is drawn as a colour that nothing else uses.
@@ -86,7 +87,9 @@ def solved_fraction(results: Results) -> str:
         counts = sample_counts(results.samples)
         handles = {}
         for system, axes in zip(results.systems, panels, strict=True):
-            for rule in rules_of(system.reranker):
+            for rule in RULE_HEADS:
+                if not results.find(system.system, rule):
+                    continue
                 colour, dash, marker = _RULE_STYLES[rule]
                 rows = [results.figure(system.system, rule, n) for n in counts]
                 axes.fill_between(
@@ -111,6 +114,41 @@ def solved_fraction(results: Results) -> str:
         figure.legend([handles[rule] for rule in rules], labels, loc="outside upper left", ncols=len(rules))
         figure.supxlabel("samples to choose from", fontsize=8, color=_COLOURS["muted"])
         return _svg(figure, "Solved fraction against samples, for each rule and system")
+
+
+def solved_by_divergence(results: Results) -> str:
+    """Solved fraction against sqrt(KL to the SFT model): its best-of-n curve, and two marks for each other system."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 3.6), layout="constrained")
+        axes = figure.subplots()
+        known = [s for s in reranked(results) if results.divergence(s.system, "random")]
+        trained = [s for s in known if _kl(results, s.system, "random")]
+        for start in [s for s in known if s not in trained][:1]:
+            counts = sample_counts(results.samples)
+            rows = [results.figure(start.system, "reranker", n) for n in counts]
+            x = [best_of_n_divergence(n) ** 0.5 for n in counts]
+            axes.fill_between(x, [r.low for r in rows], [r.high for r in rows], color=_COLOURS["ink"], alpha=0.08, lw=0)
+            axes.plot(x, [r.value for r in rows], color=_COLOURS["ink"], marker=".", label=visible(start.label))
+            for n, at, row in zip(counts, x, rows, strict=True):
+                axes.annotate(str(n), (at, row.value), textcoords="offset points", xytext=(0, 5), fontsize=7)
+        for i, system in enumerate(trained):
+            colour = _COLOURS[_LINE_COLOURS[i % len(_LINE_COLOURS)]]
+            x = [_kl(results, system.system, rule) ** 0.5 for rule in ("random", "reranker")]
+            y = [results.figure(system.system, rule).value for rule in ("random", "reranker")]
+            dash = "-" if i < len(_LINE_COLOURS) else ":"
+            axes.plot(x, y, color=colour, linewidth=0.8, linestyle=dash)
+            axes.scatter(x[:1], y[:1], color=colour, marker="o", s=18)
+            axes.scatter(x[1:], y[1:], color=colour, marker="s", s=18, label=visible(system.label))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: decimal(y)[:-1]))
+        axes.set_xlabel("sqrt(KL to the SFT model, nats)")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+        return _svg(figure, "Solved fraction against the square root of the KL to the SFT model")
+
+
+def _kl(results: Results, system: str, rule: str) -> float:
+    """An estimate of a KL can fall below 0, which no KL does."""
+    found = results.divergence(system, rule)
+    return max(0.0, found.value) if found else 0.0
 
 
 def score_distributions(evaluations: Sequence[Evaluation], results: Results) -> str:

@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rerankjax.results.claims import judge, tally
+from rerankjax.results.claims import Finding, judge, judge_best, tally
 from rerankjax.results.results import MEAN, MEASURES, Cost, Discrimination, Figure, Results, System
-from rerankjax.results.selection import POLICY_RULES, RULE_HEADS, RULES, sample_counts
+from rerankjax.results.selection import FURTHER_HEADS, FURTHER_RULES, POLICY_RULES, RULE_HEADS, RULES, sample_counts
 from rerankjax.results.statistics import Estimate, decimal
 
 Cell = Estimate | str
@@ -22,12 +22,18 @@ UNJUDGED = (
     "Programs that count as failing although no test refused them: the sandbox could not judge them, or a control "
     "caught them passing without the right answer."
 )
+FURTHER = (
+    "SFT log-p: the log-probability under the SFT model. The other rules run programs on the inputs of the prompt's "
+    "examples, and on inputs made from these, never on the tests. examples: one that gives the examples' values. "
+    "clusters: one of the largest group with equal outputs. cluster mass: of the group with the largest sum of the "
+    "reranker's probabilities, the best-scored one. Two names: the examples first."
+)
 # Wide enough for the table in a log or a pipe, which have no width of their own.
 _PLAIN_WIDTH = 120
 
 
-def table_rows(results: Results) -> list[tuple[str, list[Cell], Cell]]:
-    """One row for each system: its label, a cell for every rule, its reranker's AUC.
+def table_rows(results: Results, rules: Iterable[str] = RULES) -> list[tuple[str, list[Cell], Cell]]:
+    """One row for each system: its label, a cell for every one of the rules, its reranker's AUC.
 
     `SAME` stands where an earlier system has the same samples, `ABSENT` for what needs a reranker that is not there.
     """
@@ -35,11 +41,46 @@ def table_rows(results: Results) -> list[tuple[str, list[Cell], Cell]]:
     for system in results.systems:
         cells: list[Cell] = [
             SAME if system.policy in seen and rule in POLICY_RULES else results.find(system.system, rule) or ABSENT
-            for rule in RULES
+            for rule in rules
         ]
         rows.append((system.label, cells, _measure(results, system, "auc")))
         seen.add(system.policy)
     return rows
+
+
+def further_rows(results: Results) -> list[list[Cell]]:
+    """One row for each system: its label, a cell for each of `FURTHER_RULES`; none where none has a figure."""
+    if not any(figure.rule in FURTHER_RULES for figure in results.figures):
+        return []
+    return [[label, *cells] for label, cells, _ in table_rows(results, list(FURTHER_RULES))]
+
+
+def execution_price(results: Results) -> str:
+    """What the execution-aware rules cost, and how many problems have inputs, in one sentence; "" where none ran."""
+    first = next((system for system in results.systems if system.with_inputs), None)
+    if first is None:
+        return ""
+    covered, problems = sum(first.with_inputs), sum(results.problems)
+    runs, seconds = (
+        sum(getattr(results.cost(s.system), name) or 0.0 for s in policies(results))
+        for name in ("output_runs", "output_seconds")
+    )
+    return (
+        f"The prompts of {covered} of {problems} problems show an input; samples of the others are compared by their "
+        f"text. The price: {runs:.3g} programs and {seconds:.3g} s per problem, for the samples of "
+        f"{len(policies(results))} policies together."
+    )
+
+
+def best_text(finding: Finding) -> str:
+    """The best answer, by the dev split, against the paper's, in one line."""
+    p = f", p {finding.p_value()}" if finding.p_value() else ""
+    if finding.difference is None:
+        return f"Best on the dev split: {finding.claim.title}, which is the paper's answer."
+    return (
+        f"Best on the dev split: {finding.claim.title}. Here {finding.interval()} against the paper's answer (the last "
+        f"policy, its reranker alone), above 0 in {finding.seeds_above()} seeds{p}."
+    )
 
 
 def _measure(results: Results, system: System, measure: str) -> Cell:
@@ -83,6 +124,7 @@ def _print_set(results: Results, console: Console) -> None:
     console.print(table)
     console.print(caption(results), style="dim", highlight=False)
     console.print()
+    _print_further(results, console)
     findings = judge(results)
     console.print(Text(f"Claims: {tally(findings)}", style="bold"))
     lines = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
@@ -96,6 +138,23 @@ def _print_set(results: Results, console: Console) -> None:
     if lines.row_count:
         console.print(lines)
         console.print("seeds: with a difference above 0; p: McNemar's exact test.", style="dim", highlight=False)
+
+
+def _print_further(results: Results, console: Console) -> None:
+    if rows := further_rows(results):
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+        table.add_column("system", min_width=15)
+        for name in FURTHER_RULES.values():
+            width = max(7, *map(len, name.split()))
+            table.add_column(name, justify="right", min_width=width, max_width=width)
+        for label, *cells in rows:
+            table.add_row(Text(str(label)), *map(_stacked, cells))
+        console.print(table)
+        console.print(f"{FURTHER} {execution_price(results)}", style="dim", highlight=False)
+        console.print()
+    if best := judge_best(results):
+        console.print(Text(best_text(best), style="bold"))
+        console.print()
 
 
 def _stacked(cell: Cell) -> Text:
@@ -146,6 +205,29 @@ def language_rows(results: Results) -> list[tuple[str, list[tuple[Figure, Discri
     return rows
 
 
+DIVERGENCE_HEADER = ("system", "KL, one sample", "passes", "KL, its reranker's choice", "solved")
+DIVERGENCE = (
+    "KL to the SFT model in nats per completion, estimated on this set's samples by their log-probabilities under both "
+    "models; of the reranker's choice of n with log n - (n - 1)/n for the choosing, a bound where scores tie."
+)
+
+
+def divergence_rows(results: Results) -> list[list[Cell]]:
+    """One row for each system whose KL is known, under `DIVERGENCE_HEADER`: each KL before what it goes with."""
+    return [
+        [
+            s.label,
+            *(
+                found or ABSENT
+                for rule in ("random", "reranker")
+                for found in (results.divergence(s.system, rule), results.find(s.system, rule))
+            ),
+        ]
+        for s in results.systems
+        if results.divergence(s.system, "random")
+    ]
+
+
 def cost_rows(results: Results) -> list[tuple[str, Cell, Cost]]:
     """One row for each system: its label, the fraction that its reranker solves, and what that costs."""
     return [(s.label, results.find(s.system, "reranker") or ABSENT, results.cost(s.system)) for s in results.systems]
@@ -183,9 +265,16 @@ def markdown(results: Sequence[Results]) -> str:
 
 
 def _markdown(results: Results) -> str:
-    rows = [[label, *map(_text, cells), _text(auc)] for label, cells, auc in table_rows(results)]
-    page = pipes(["system", *RULE_HEADS.values(), "AUC"], rows)
+    rules = [[label, *map(_text, cells), _text(auc)] for label, cells, auc in table_rows(results)]
+    page = pipes(["system", *RULE_HEADS.values(), "AUC"], rules)
     page += f"\n{caption(results)} `{SAME}`: the same samples as the row above. {ABSENT}: no reranker.\n"
+
+    if rows := further_rows(results):
+        page += "\n## Further rules\n\n"
+        page += pipes(["system", *FURTHER_HEADS.values()], [list(map(_text, cells)) for cells in rows])
+        page += f"\n{FURTHER} {execution_price(results)}\n"
+    if best := judge_best(results):
+        page += f"\n{best_text(best)}\n"
 
     page += "\n## pass@k\n\n" + pipes(
         ["policy", *(f"k = {k}" for k in sample_counts(results.samples))],
@@ -204,6 +293,9 @@ def _markdown(results: Results) -> str:
         page += "\n## Rerankers\n\n" + pipes(
             ["system", *MEASURES.values()], [[s.label, *measure_texts(results, s)] for s in reranked(results)]
         )
+    if rows := divergence_rows(results):
+        page += "\n## Quality at its KL\n\n" + pipes(DIVERGENCE_HEADER, [list(map(_text, row)) for row in rows])
+        page += f"\n{DIVERGENCE}\n"
     page += "\n## Quality and cost\n\n" + pipes(
         ["system", "solved", "tokens per problem", "of the chosen", "s per problem, drawn and executed", "scored"],
         [

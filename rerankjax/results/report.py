@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rerankjax.results import plots, sections
-from rerankjax.results.claims import Finding, judge, tally
+from rerankjax.results.claims import Finding, judge, judge_best, tally
 from rerankjax.results.evaluation import Evaluation
 from rerankjax.results.markup import block, figure, folded, page, section, table, text
-from rerankjax.results.render import ABSENT, ALONE, caption, reranked, table_rows
+from rerankjax.results.render import ABSENT, ALONE, best_text, caption, further_rows, reranked, table_rows
 from rerankjax.results.results import Results
 from rerankjax.results.selection import RULE_HEADS, RULES
 from rerankjax.results.statistics import Estimate, decimal
@@ -101,6 +101,7 @@ def _set_sections(results: Results, evaluations: Sequence[Evaluation], level: in
     parts = {
         "What this run shows": _claims(judge(results)),
         "The table": _table(results),
+        **({"Further rules": sections.further_rules(results)} if further_rows(results) else {}),
         "Choosing among more samples": figure(plots.solved_fraction(results), _SOLVED) + sections.pass_at_k(results),
     }
     if reranked(results):
@@ -109,6 +110,8 @@ def _set_sections(results: Results, evaluations: Sequence[Evaluation], level: in
         parts["Believing a score"] = figure(plots.reliability(results), sections.RELIABILITY)
     if len(results.languages) > 1:
         parts["By language"] = sections.languages(results)
+    if results.divergences:
+        parts["Quality at its KL"] = figure(plots.solved_by_divergence(results), _BY_KL) + sections.divergences(results)
     parts["Quality and cost"] = sections.costs(results)
     return "".join(section(title, body, level=level) for title, body in parts.items())
 
@@ -118,6 +121,11 @@ _SOLVED = (
     "intervals. The oracle knows the tests: its line is pass@k. The greedy answer is no sample, so its line is level. "
     "Where more samples make the reranker choose worse, it was over-optimised: the policy has found what it wrongly "
     "likes."
+)
+_BY_KL = (
+    "Fraction solved against the square root of the KL to the SFT model. The line is the SFT model's best of 1, 2, 4 "
+    "and so on by its reranker, whose KL is log n - (n - 1)/n. A policy has two marks, joined: a circle where a sample "
+    "of it stands, a square where its reranker's choice of n does. Training pays where a mark lies above the line."
 )
 _DISTRIBUTIONS = "The less the two overlap, the better the reranker can choose."
 _SEEDS = "Thin lines are seeds, the thick one is their mean."
@@ -151,12 +159,14 @@ def _headline(results: Results) -> str:
             f'<div class="tile"><b>{100 * f.value:.1f}%</b><small>{100 * f.low:.1f} to {100 * f.high:.1f}%</small>'
             f"<span>{text(who)}: {how}</span></div>"
         )
+    found = judge_best(results)
+    best = f" {text(best_text(found))}" if found else ""
     return f"""<header><h1>Iterative self-training with a reinforced reranker</h1>
 <p class="lead">A model writes {n} programs for every problem; a reranker, which never sees the tests, chooses one. PPO
 then trains the model to please the reranker, and so finds what the reranker wrongly likes; those mistakes retrain it.
 Figures are fractions of held-out problems whose chosen program passes every test.</p>
 <div class="tiles">{boxes}</div>
-<p class="tally">Of the claims below: {tally(judge(results))}.</p></header>"""
+<p class="tally">Of the claims below: {tally(judge(results))}.{best}</p></header>"""
 
 
 def _claims(findings: tuple[Finding, ...]) -> str:

@@ -10,7 +10,7 @@ from rerankjax.problems.jsonl import write_text
 from rerankjax.results.calibration import Bin
 from rerankjax.results.statistics import Estimate
 
-VERSION = 3
+VERSION = 4
 MEAN = "mean"  # the language of a figure that is the mean of the languages' fractions
 MEASURES = {
     "auc": "AUC",
@@ -24,7 +24,8 @@ class System:
     """Who sampled and who scored; `reranker` is "" where nobody did. The tuples have one value for every seed.
 
     `log_prob_weight` is lambda, `slope` and `intercept` make probabilities of scores; all three are empty without a
-    reranker. `sandbox_errors` and `caught` count programs, as `Evaluation` does.
+    reranker. `sandbox_errors` and `caught` count programs, as `Evaluation` does. `with_inputs` counts problems
+    whose prompt has inputs that programs were run on; empty where none was run.
     """
 
     system: str
@@ -37,6 +38,16 @@ class System:
     intercept: tuple[float, ...]
     sandbox_errors: tuple[int, ...]
     caught: tuple[int, ...]
+    with_inputs: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevFigure:
+    """The fraction of the dev split's problems that `rule` solves for a system, the mean over seeds."""
+
+    system: str
+    rule: str
+    value: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +104,9 @@ class Cost:
     """What a system's answers cost per problem: all samples are drawn, executed and scored, one is chosen.
 
     `tokens` are of a sample on average, `chosen_tokens` of the one that the reranker chooses, `greedy_tokens` of the
-    greedy answer. Seconds are those of the run and include compilation and execution. None: unmeasured, or no reranker.
+    greedy answer. Seconds are those of the run and include compilation and execution. `output_runs` are the programs
+    that execution-aware rules had to run on the prompts' inputs; what an earlier system had run is not counted again.
+    None: unmeasured, or no reranker.
     """
 
     seed: int | None
@@ -104,6 +117,18 @@ class Cost:
     sampling_seconds: float | None
     scoring_seconds: float | None
     greedy_seconds: float | None
+    output_runs: float | None
+    output_seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence(Estimate):
+    """KL to the SFT model, nats per completion, of a system's answers: of one sample (rule "random"), or of the choice
+    that its reranker makes of n (rule "reranker"). Estimated on the set's samples."""
+
+    seed: int | None
+    system: str
+    rule: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +152,20 @@ class Results:
     discriminations: tuple[Discrimination, ...]
     reliabilities: tuple[Reliability, ...]
     costs: tuple[Cost, ...]
+    dev: tuple[DevFigure, ...]
+    divergences: tuple[Divergence, ...]
+
+    @property
+    def best_answer(self) -> tuple[str, str] | None:
+        """The system and rule that solve most of the dev split, of equals the paper's; None where none was tried."""
+        found = {(row.system, row.rule): row.value for row in self.dev}
+        return max(found, key=lambda answer: (found[answer], answer == self.paper_answer), default=None)
+
+    @property
+    def paper_answer(self) -> tuple[str, str] | None:
+        """The paper's answer: what the reranker alone chooses of the last policy that was trained against it."""
+        last = [s.system for s in self.systems if s.system == "ppo" or s.system.endswith("+ppo")]
+        return (last[-1], "reranker") if last else None
 
     def find(
         self, system: str, rule: str, n: int | None = None, seed: int | None = None, language: str | None = None
@@ -162,6 +201,11 @@ class Results:
         rows = [r for r in self.discriminations if (r.system, r.measure, r.seed, r.language) == asked]
         return rows[0] if rows else None
 
+    def divergence(self, system: str, rule: str, seed: int | None = None) -> Divergence | None:
+        """A system's KL by that rule, or None where the SFT model was not asked or the system has no reranker."""
+        asked = (system, rule, seed)
+        return next((row for row in self.divergences if (row.system, row.rule, row.seed) == asked), None)
+
     def cost(self, system: str, seed: int | None = None) -> Cost:
         """A system's cost, the mean over seeds or one seed's."""
         return next(row for row in self.costs if (row.system, row.seed) == (system, seed))
@@ -174,6 +218,8 @@ _ROWS = {
     "discriminations": Discrimination,
     "reliabilities": Reliability,
     "costs": Cost,
+    "dev": DevFigure,
+    "divergences": Divergence,
 }
 _OF_RUN = ("config_digest", "seeds")  # are the same in all of a run's evaluation sets
 

@@ -3,11 +3,17 @@
 from rerankjax.results.markup import table, text
 from rerankjax.results.render import (
     ABSENT,
+    DIVERGENCE,
+    DIVERGENCE_HEADER,
+    FURTHER,
     SAME,
     UNJUDGED,
     UNJUDGED_HEADER,
     Cell,
     cost_rows,
+    divergence_rows,
+    execution_price,
+    further_rows,
     language_rows,
     measure_texts,
     number_text,
@@ -16,7 +22,7 @@ from rerankjax.results.render import (
     unjudged_rows,
 )
 from rerankjax.results.results import MEAN, MEASURES, Results
-from rerankjax.results.selection import sample_counts
+from rerankjax.results.selection import FURTHER_HEADS, sample_counts
 from rerankjax.results.statistics import decimal
 
 RELIABILITY = (
@@ -57,6 +63,19 @@ def rerankers(results: Results) -> str:
         rows.append([text(system.label), *measure_texts(results, system), weights, lengths])
     header = ["samples, reranker", *MEASURES.values(), "λ by seed", "mean tokens, all → chosen"]
     return f'{table("figures", header, rows)}<p class="note">{_RERANKERS}</p>'
+
+
+def further_rules(results: Results) -> str:
+    """One row for each system: what it solves by each of the rules that run programs, and what that costs."""
+    rows = [[text(str(label)), *map(cell, cells)] for label, *cells in further_rows(results)]
+    header = ["samples, reranker", *FURTHER_HEADS.values()]
+    return f'{table("figures", header, rows)}<p class="note">{FURTHER} {execution_price(results)}</p>'
+
+
+def divergences(results: Results) -> str:
+    """One row for each system: its KL and what it solves there, by one sample and by its reranker's choice."""
+    rows = [[text(str(label)), *map(cell, cells)] for label, *cells in divergence_rows(results)]
+    return f'{table("figures", DIVERGENCE_HEADER, rows)}<p class="note">{DIVERGENCE}</p>'
 
 
 def languages(results: Results) -> str:

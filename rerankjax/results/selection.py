@@ -1,12 +1,16 @@
 """Selection rules: which of a problem's samples is the answer, and how often that answer passes.
 
-The greedy answer is not one of the samples, so it does not depend on their number. Every other rule except the majority
-takes the best of a fixed score, so what it does with a random m of the n samples has a closed form. Ties share equally;
-copies of a program count as often as they were sampled.
+The greedy answer is not one of the samples, so it does not depend on their number. A rule that takes the best of a
+fixed score has a closed form for what it does with a random m of the n samples; rules by which samples vote have not.
+Ties share equally; copies of a program count as often as they were sampled.
+
+The rules of `EXECUTION_RULES` look at what programs give on the prompt's inputs and on inputs made from these, never at
+the tests that decide (see `verdicts.outputs`).
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,11 +25,38 @@ RULES = {
     "reranker+log_probability": "reranker + lambda log-p",
     "oracle": "oracle",
 }
-RULE_HEADS = {rule: name.replace("lambda", "λ") for rule, name in RULES.items()}  # where Greek letters can be shown
+# examples: one of those that reproduce the prompt's examples, if any does (AlphaCode's filter, arXiv 2203.07814).
+# clusters: one of the largest number with equal outputs (MBR-exec, arXiv 2204.11454). mass: the best-scored of the
+# cluster whose probabilities of passing, by the reranker, have the largest sum (LEVER, arXiv 2302.08468). Two names:
+# the filter first.
+EXECUTION_RULES = {
+    "examples": "examples",
+    "clusters": "clusters",
+    "examples+clusters": "examples, clusters",
+    "examples+reranker": "examples, reranker",
+    "mass": "cluster mass",
+    "examples+mass": "examples, cluster mass",
+}
+SFT_RULE = "reranker+sft_log_probability"
+FURTHER_RULES = {SFT_RULE: "reranker + lambda SFT log-p"} | EXECUTION_RULES
+ALL_RULES = RULES | FURTHER_RULES
+# Where Greek letters can be shown:
+RULE_HEADS, FURTHER_HEADS = (
+    {rule: name.replace("lambda", "λ") for rule, name in rules.items()} for rules in (RULES, FURTHER_RULES)
+)
 # These rules need no reranker, so systems that share a policy share their figures.
-POLICY_RULES = ("greedy", "random", "log_probability", "majority", "oracle")
+POLICY_RULES = (
+    "greedy",
+    "random",
+    "log_probability",
+    "majority",
+    "oracle",
+    "examples",
+    "clusters",
+    "examples+clusters",
+)
 
-_MAJORITY_DRAWS = 200
+_VOTE_DRAWS = 200
 
 
 def choice_probabilities(scores: np.ndarray, m: int | None = None) -> np.ndarray:
@@ -67,10 +98,36 @@ def pass_at_k(passed: np.ndarray, k: int | None = None) -> np.ndarray:
     return best_of(passed, passed, k)
 
 
-def majority(passed: np.ndarray, programs: Sequence[Sequence[str]], m: int | None = None) -> np.ndarray:
-    """The probability, [P], that the most frequent program of m random samples passes.
+@dataclass(frozen=True)
+class Ballot:
+    """How samples vote: the group whose weights have the largest sum wins, then its best-scored one.
 
-    Exact for m = 1 and m = n; between them the mean over 200 subsets of a fixed seed.
+    groups: int [P, n], equal within a group; a negative number is in no group, and has no weight. weights: float
+    [P, n], 0 or more. scores: float [P, n]. kept: bool [P, n], the samples that vote and are chosen; where none of
+    those that are drawn is kept, all of them.
+    """
+
+    groups: np.ndarray
+    weights: np.ndarray
+    scores: np.ndarray
+    kept: np.ndarray
+
+    def winners(self, subset: np.ndarray) -> np.ndarray:
+        """Which of the samples at `subset`, int [P, m], win: bool [P, m]; several where they tie."""
+        groups, weights, scores, kept = (
+            np.take_along_axis(of, subset, 1) for of in (self.groups, self.weights, self.scores, self.kept)
+        )
+        kept = kept | ~kept.any(1, keepdims=True)
+        together = (groups[:, :, None] == groups[:, None, :]) & (groups >= 0)[:, :, None]
+        votes = (together * (weights * kept)[:, None, :]).sum(2)
+        won = kept & (votes == np.where(kept, votes, -1.0).max(1, keepdims=True))
+        return np.asarray(won & (scores == np.where(won, scores, -np.inf).max(1, keepdims=True)))
+
+
+def vote(passed: np.ndarray, ballot: Ballot, m: int | None = None) -> np.ndarray:
+    """The probability, [P], that the winner of m random samples passes.
+
+    Exact for m = n; below it the mean over 200 subsets of a fixed seed, but for m = 1, where it is any sample's.
     """
     problems, n = passed.shape
     m = n if m is None else m
@@ -78,43 +135,36 @@ def majority(passed: np.ndarray, programs: Sequence[Sequence[str]], m: int | Non
         raise ValueError(f"m is {m}; choose 1 to {n}, the samples a problem")
     if m == 1:
         return passed.mean(1)
-    names = np.array([[row.index(program) for program in row] for row in programs])
-    draws = 1 if m == n else _MAJORITY_DRAWS
+    draws = 1 if m == n else _VOTE_DRAWS
     rng = np.random.default_rng(0)
     total = np.zeros(problems)
     for _ in range(draws):
         subset = rng.random((problems, n)).argsort(1)[:, :m]
-        name = np.take_along_axis(names, subset, 1)
-        count = (name[:, :, None] == name[:, None, :]).sum(2)
-        winners = count == count.max(1, keepdims=True)
-        total += (winners & np.take_along_axis(passed, subset, 1)).sum(1) / winners.sum(1)
+        won = ballot.winners(subset)
+        total += (won & np.take_along_axis(passed, subset, 1)).sum(1) / won.sum(1)
     return total / draws
 
 
-def rules_of(reranker: str) -> tuple[str, ...]:
-    """The rules that a system can follow: without a reranker (""), those of its policy."""
-    return tuple(RULES) if reranker else POLICY_RULES
+def rules_of(evaluation: Evaluation) -> tuple[str, ...]:
+    """The rules, of `ALL_RULES`, that the evaluation has what they need for."""
+    lacking = set() if evaluation.executed else set(EXECUTION_RULES)
+    lacking |= set() if evaluation.likelihood else {SFT_RULE}
+    lacking |= set() if evaluation.reranker else ALL_RULES.keys() - set(POLICY_RULES)
+    return tuple(rule for rule in ALL_RULES if rule not in lacking)
 
 
 def solved(evaluation: Evaluation, rule: str, m: int | None = None) -> np.ndarray:
-    """The probability, float [P], that the answer `rule` (a key of `RULES`) chooses among m random samples passes."""
+    """The probability, float [P], that the answer `rule` (of `ALL_RULES`) chooses among m random samples passes."""
     passed = evaluation.passed
     match rule:
         case "greedy":
             return evaluation.greedy.astype(float)
         case "random":
             return passed.mean(1)
-        case "log_probability":
-            return best_of(passed, evaluation.log_probabilities, m)
-        case "majority":
-            return majority(passed, evaluation.programs, m)
-        case "reranker":
-            return best_of(passed, evaluation.reranker_scores, m)
-        case "reranker+log_probability":
-            return best_of(passed, _mixed_scores(evaluation), m)
         case "oracle":
             return pass_at_k(passed, m)
-    raise ValueError(f"rule is {rule!r}; choose one of {', '.join(RULES)}")
+    way = _way(evaluation, rule)
+    return vote(passed, way, m) if isinstance(way, Ballot) else best_of(passed, way, m)
 
 
 def answers(evaluation: Evaluation, rule: str) -> np.ndarray:
@@ -130,21 +180,50 @@ def answers(evaluation: Evaluation, rule: str) -> np.ndarray:
             return passed[:, 0]
         case "oracle":
             return np.asarray(passed.any(1))
+    way = _way(evaluation, rule)
+    every = np.broadcast_to(np.arange(passed.shape[1]), passed.shape)
+    best = way.winners(every) if isinstance(way, Ballot) else way
+    return passed[np.arange(len(passed)), best.argmax(1)]
+
+
+def _way(e: Evaluation, rule: str) -> np.ndarray | Ballot:
+    """The score of each sample, [P, n], or the samples' ballot, by which `rule` chooses."""
+    match rule:
         case "log_probability":
-            scores = evaluation.log_probabilities
-        case "majority":
-            scores = np.array([[row.count(program) for program in row] for row in evaluation.programs])
+            return e.log_probabilities
         case "reranker":
-            scores = evaluation.reranker_scores
+            return e.reranker_scores
         case "reranker+log_probability":
-            scores = _mixed_scores(evaluation)
+            return e.reranker_scores + e.log_prob_weight * e.log_probabilities
+        case "reranker+sft_log_probability":
+            if e.likelihood is None:
+                raise ValueError(f"rule is {rule!r}, and the SFT model was not asked about system {e.system!r}")
+            return e.reranker_scores + e.sft_log_prob_weight * e.likelihood.sft
+    everything = np.ones_like(e.passed)
+    alike = np.zeros(e.passed.shape)
+    if rule == "majority":
+        groups = np.array([[row.index(program) for program in row] for row in e.programs])
+        return Ballot(groups, alike + 1, alike, everything)
+    if rule not in EXECUTION_RULES:
+        raise ValueError(f"rule is {rule!r}; choose one of {', '.join(ALL_RULES)}")
+    if e.executed is None:
+        raise ValueError(f"rule is {rule!r}, and the programs of system {e.system!r} were not run on inputs")
+    filtered, by = rule.startswith("examples"), rule.removeprefix("examples").removeprefix("+")
+    kept = e.executed.reproduces if filtered else everything
+    match by:
+        case "":
+            return kept.astype(float)
+        case "reranker":
+            return _ranks(e.reranker_scores) + kept * e.passed.shape[1]
+        case "clusters":
+            return Ballot(e.executed.clusters, alike + 1, alike, kept)
         case _:
-            raise ValueError(f"rule is {rule!r}; choose one of {', '.join(RULES)}")
-    return passed[np.arange(len(passed)), scores.argmax(1)]
+            return Ballot(e.executed.clusters, e.probabilities, e.reranker_scores, kept)
 
 
-def _mixed_scores(evaluation: Evaluation) -> np.ndarray:
-    return evaluation.reranker_scores + evaluation.log_prob_weight * evaluation.log_probabilities
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    """How many of a problem's samples score lower, [P, n]."""
+    return (scores[:, :, None] > scores[:, None, :]).sum(2)
 
 
 def choose_lambda(

@@ -1,5 +1,6 @@
 """From evaluations to results: every rule of every system, and the paired differences the claims ask for."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -7,12 +8,15 @@ import numpy as np
 
 from rerankjax.results import calibration, statistics
 from rerankjax.results.claims import CLAIMS
+from rerankjax.results.divergence import divergence
 from rerankjax.results.evaluation import Evaluation
 from rerankjax.results.results import (
     MEAN,
     Cost,
+    DevFigure,
     Difference,
     Discrimination,
+    Divergence,
     Figure,
     Reliability,
     Results,
@@ -64,7 +68,7 @@ def _summarise_set(
                 discriminations += _auc_by_language(system, languages, of_system)
             bins = calibration.reliability([e.passed for e in of_system], [e.probabilities for e in of_system])
             reliabilities += [Reliability(system=system, **vars(b)) for b in bins]
-    return Results(
+    found = Results(
         config_digest=config_digest,
         seeds=seeds,
         evaluation_set=first[0].evaluation_set,
@@ -73,7 +77,7 @@ def _summarise_set(
         languages=languages,
         systems=tuple(_system(es) for es in by_system.values()),
         figures=tuple(figures),
-        differences=_differences(by_system, seeds),
+        differences=(),
         discriminations=tuple(discriminations),
         reliabilities=tuple(reliabilities),
         costs=tuple(
@@ -81,7 +85,29 @@ def _summarise_set(
             for system, of_system in by_system.items()
             for seed, group in _mean_and_each(seeds, of_system)
         ),
+        dev=tuple(_dev_figures(by_system)),
+        divergences=tuple(_divergences(by_system, seeds)),
     )
+    pairs = [(claim.better, claim.baseline) for claim in CLAIMS]
+    if found.best_answer and found.paper_answer and found.best_answer != found.paper_answer:
+        pairs.append((found.best_answer, found.paper_answer))
+    return dataclasses.replace(found, differences=_differences(by_system, seeds, dict.fromkeys(pairs)))
+
+
+def _dev_figures(by_system: Mapping[str, Sequence[Evaluation]]) -> Iterator[DevFigure]:
+    for system, of_system in by_system.items():
+        for rule in of_system[0].dev:
+            value = float(np.mean([e.dev[rule] for e in of_system]))
+            yield DevFigure(system=system, rule=rule, value=round(value, 6))
+
+
+def _divergences(by_system: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> Iterator[Divergence]:
+    for system, of_system in by_system.items():
+        if not all(e.likelihood for e in of_system):
+            continue
+        for rule in ("random", "reranker") if of_system[0].reranker else ("random",):
+            for seed, group in _mean_and_each(seeds, [divergence(e, rule) for e in of_system]):
+                yield Divergence(seed=seed, system=system, rule=rule, **vars(statistics.mean_estimate(group)))
 
 
 def _system(of_system: Sequence[Evaluation]) -> System:
@@ -98,12 +124,13 @@ def _system(of_system: Sequence[Evaluation]) -> System:
         intercept=tuple(round(platt.intercept, 6) for platt in fits),
         sandbox_errors=tuple(e.sandbox_errors for e in of_system),
         caught=tuple(e.caught for e in of_system),
+        with_inputs=tuple(e.executed.covered for e in of_system if e.executed),
     )
 
 
 def _figures(system: str, seeds: Sequence[int], of_system: Sequence[Evaluation]) -> Iterator[Figure]:
     n = of_system[0].passed.shape[1]
-    for rule in rules_of(of_system[0].reranker):
+    for rule in rules_of(of_system[0]):
         for m in sample_counts(n):
             values = [solved(e, rule, m) for e in of_system]
             for seed, group in _mean_and_each(seeds, values):
@@ -113,7 +140,7 @@ def _figures(system: str, seeds: Sequence[int], of_system: Sequence[Evaluation])
 
 
 def _figures_by_language(system: str, languages: Sequence[str], of_system: Sequence[Evaluation]) -> Iterator[Figure]:
-    n, rules = of_system[0].passed.shape[1], rules_of(of_system[0].reranker)
+    n, rules = of_system[0].passed.shape[1], rules_of(of_system[0])
     for language in languages:
         parts = [e.of_language(language) for e in of_system]
         for rule in rules:
@@ -149,14 +176,16 @@ def _auc_by_language(
             yield Discrimination(seed=None, system=system, measure="auc", language=language, **vars(estimate))
 
 
-def _differences(by_system: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> tuple[Difference, ...]:
+def _differences(
+    by_system: Mapping[str, Sequence[Evaluation]],
+    seeds: Sequence[int],
+    wanted: Iterable[tuple[tuple[str, str], tuple[str, str]]],
+) -> tuple[Difference, ...]:
+    """Those of the wanted pairs, each a (system, rule), that the evaluations have."""
     differences = []
-    for claim in CLAIMS:
-        (system, rule), (baseline_system, baseline_rule) = claim.better, claim.baseline
-        if not all(
-            name in by_system and of_name in rules_of(by_system[name][0].reranker)
-            for name, of_name in (claim.better, claim.baseline)
-        ):
+    for pair in wanted:
+        (system, rule), (baseline_system, baseline_rule) = pair
+        if not all(name in by_system and of_name in rules_of(by_system[name][0]) for name, of_name in pair):
             continue
         pairs = list(zip(by_system[system], by_system[baseline_system], strict=True))
         for seed, group in _mean_and_each(seeds, pairs):
@@ -189,6 +218,8 @@ def _cost(system: str, seed: int | None, of_system: Sequence[Evaluation]) -> Cos
     def seconds(field: str) -> float | None:
         return mean(getattr(e, field) / len(e.problems) for e in of_system) or None
 
+    ran = [e.executed for e in of_system if e.executed]
+    problems = sum(len(e.problems) for e in of_system)
     chosen = [(choice_probabilities(e.scores) * e.lengths).sum(1).mean() for e in of_system if e.scores is not None]
     greedy = [e.greedy_lengths.mean() for e in of_system if e.greedy_lengths is not None]
     return Cost(
@@ -200,6 +231,8 @@ def _cost(system: str, seed: int | None, of_system: Sequence[Evaluation]) -> Cos
         sampling_seconds=seconds("sampling_seconds"),
         scoring_seconds=seconds("scoring_seconds"),
         greedy_seconds=seconds("greedy_seconds"),
+        output_runs=mean([sum(x.runs for x in ran) / problems]) if ran else None,
+        output_seconds=mean([sum(x.seconds for x in ran) / problems]) if ran else None,
     )
 
 

@@ -72,19 +72,19 @@ def execute(
                 taken.append(dataclasses.replace(candidate, verdict=before.verdict, detail=before.detail))
                 advance(1)
 
-    for i, result in _run(config, programs(new()), control):
+    for i, result in run_programs(config, programs(new()), control):
         if i not in results:
             advance(1)
         results[i] = min(results.get(i, result), result, key=_order)
     broken = [i for i, result in results.items() if result.verdict is sandbox.Verdict.SANDBOX_ERROR]
     for i in broken:
         del results[i]
-    for i, result in _run(config, programs(broken), control):
+    for i, result in run_programs(config, programs(broken), control):
         results[i] = min(results.get(i, result), result, key=_order)
     return [c if c.verdict else _with_verdict(c, results[i]) for i, c in enumerate(taken)]
 
 
-def _run(
+def run_programs(
     config: SandboxConfig, programs: Iterator[tuple[int, sandbox.Program]], control: str
 ) -> Iterator[tuple[int, sandbox.Result]]:
     """The result of each program, with the number that came with it."""

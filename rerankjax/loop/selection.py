@@ -1,0 +1,78 @@
+"""Stages that selection rules and reports alone need, of candidates that were sampled before.
+
+seedN/outputs/POLICY-SPLIT          what the programs gave on the prompts' inputs (outputs.parquet), and how many ran
+seedN/log_probs/MODEL/POLICY-SPLIT  a policy's log-probability of each candidate of a policy
+"""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rerankjax.candidates.candidate import Candidate
+from rerankjax.loop import stages
+from rerankjax.loop.config import ExperimentConfig
+from rerankjax.loop.seed_run import SeedRun
+from rerankjax.loop.stages import ParamsLoader
+from rerankjax.problems.jsonl import write_text
+from rerankjax.progress import progress
+from rerankjax.reranker.rerank import LOG_PROBABILITY
+from rerankjax.results.clusters import Executed, executed
+from rerankjax.run.hosts import is_first
+from rerankjax.run.reads import whole
+from rerankjax.run.rundir import stage_seconds
+from rerankjax.verdicts.outputs import OutputCache, inputs_of, read_outputs, run_outputs, write_outputs
+
+
+def outputs(run: SeedRun, policy: str, split: str, sampled: Sequence[Candidate]) -> Executed:
+    """What a policy's candidates, those of a problem together, gave on inputs of their prompts.
+
+    Only what a problem is asked, and no test of it, decides on the inputs.
+    """
+    problems = run.problems[split]
+    made = run.config.selection.made_inputs
+    inputs = {p.name: inputs_of(p.language, p.prompt, made) for p in problems.asked}
+
+    def fill(directory: Path, config: ExperimentConfig) -> None:
+        _ = config.selection.made_inputs
+        known: OutputCache = {}
+        for path in sorted(run.path("outputs").glob(f"[!.]*-{split}/outputs.parquet")):
+            known |= read_outputs(path)
+        programs = [(c.problem, c.completion) for c in sampled]
+        with progress(f"seed {run.seed}: {policy}, outputs on {split}", len(set(programs)), "programs") as advance:
+            found, runs = run_outputs(whole(config.sandbox), inputs, programs, problems.source, known, advance)
+        write_outputs(directory / "outputs.parquet", found.values())
+        write_text(directory / "runs.json", json.dumps({"runs": runs}) + "\n")
+
+    path = run.stage(f"outputs/{policy}-{split}", [f"candidates/{policy}-{split}"], fill)
+    found = read_outputs(path / "outputs.parquet")
+    rows = [list(row) for _, row in itertools.groupby(sampled, lambda c: c.problem)]
+    return executed(
+        [[found[c.problem, c.completion].values for c in row] for row in rows],
+        [inputs[row[0].problem].expected for row in rows],
+        [[c.completion for c in row] for row in rows],
+        json.loads((path / "runs.json").read_text(encoding="utf-8"))["runs"],
+        stage_seconds(path),
+    )
+
+
+def log_probs(
+    run: SeedRun, model: str, params: ParamsLoader, policy: str, split: str, of: Sequence[Candidate]
+) -> np.ndarray:
+    """log p(completion, end of text | prompt) of a policy's candidates under the policy `model`: nats, float32.
+
+    A completion is tokenized anew, without what was cut off behind a stop token, so that two models are asked for the
+    same tokens; where the sampled ones were others, each differs a little from what it was sampled with.
+    """
+
+    def fill(directory: Path, config: ExperimentConfig) -> None:
+        shape, model = run.generator.shape, {"decoder": params()}
+        found = stages.score_candidates(run, model, shape, LOG_PROBABILITY, split, of, directory)
+        if is_first():
+            np.save(directory / "log_probs.npy", found)
+
+    inputs = [stages.stage_of(run, model), f"candidates/{policy}-{split}"]
+    path = run.stage(f"log_probs/{model}/{policy}-{split}", inputs, fill, everywhere=True)
+    return np.load(path / "log_probs.npy")

@@ -1,0 +1,34 @@
+"""How far answers are from the SFT model's samples: the scale on which policies and best-of-n can be compared."""
+
+import math
+
+import numpy as np
+
+from rerankjax.results.evaluation import Evaluation
+from rerankjax.results.selection import choice_probabilities
+
+
+def best_of_n_divergence(n: int) -> float:
+    """The KL, in nats, of the best of n samples to one sample: log n - (n - 1) / n.
+
+    Exact where no two samples tie, else an upper bound (Beirami et al. 2024, arXiv 2401.01879).
+    """
+    return math.log(n) - (n - 1) / n
+
+
+def divergence(evaluation: Evaluation, rule: str) -> np.ndarray:
+    """An estimate of the KL to the SFT model, [P], nats per completion, of what `rule` answers: its mean is the KL.
+
+    rule: "random", one sample of the policy: the mean log-ratio. Or "reranker", the best-scored of n:
+    KL(best of n | SFT) = KL(best of n | policy) + the mean log-ratio of what is chosen.
+
+    Raises:
+      ValueError: the SFT model was not asked, or the rule is another.
+    """
+    if evaluation.likelihood is None or rule not in ("random", "reranker"):
+        raise ValueError(f"system {evaluation.system!r}, rule {rule!r}: has no KL; give its likelihood, or random")
+    log_ratio = evaluation.likelihood.log_ratio
+    if rule == "random":
+        return np.asarray(log_ratio.mean(1))
+    chosen = (choice_probabilities(evaluation.reranker_scores) * log_ratio).sum(1)
+    return np.asarray(best_of_n_divergence(log_ratio.shape[1]) + chosen)
