@@ -30,6 +30,7 @@ from rerankjax.loop.models import Model
 from rerankjax.loop.problem_sets import DEV, TRAIN
 from rerankjax.loop.programs import Drawing, dev_drawing, drawing_of, greedy_drawing
 from rerankjax.loop.seed_run import SeedRun
+from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
 from rerankjax.model.lora import attach, attach_trunk, merge
 from rerankjax.pairs.mining import Pair, later_pairs, partition_by_verdict, sample_pairs, write_pairs
