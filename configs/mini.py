@@ -60,14 +60,14 @@ def get_config(arg: str = "demo") -> ConfigDict:
             "sampling": {"temperature": 1.0, "top_p": 1.0, "max_completion_length": 24},
             "sft": {
                 "batch_size": 128,
-                "optimizer": {"learning_rate": 3e-3, "steps": 500, "warmup_steps": 20, "microbatches": 1},
+                "optimizer": {"learning_rate": 3e-3, "steps": 500, "warmup_steps": 20, "microbatches": 4},
             },
             "candidates": {"train": 4, "dev": 16, "prompts_in_flight": 64, "train_problems": 0},
             "reranker_training": {
                 "batch_size": 64,
-                "optimizer": {"learning_rate": 1e-3, "steps": 180, "microbatches": 1},
+                "optimizer": {"learning_rate": 1e-3, "steps": 180, "microbatches": 4},
             },
-            "retraining": {"batch_size": 64, "optimizer": {"learning_rate": 1e-3, "steps": 80, "microbatches": 1}},
+            "retraining": {"batch_size": 64, "optimizer": {"learning_rate": 1e-3, "steps": 80, "microbatches": 4}},
             "mining": {"pairs": 6000, "later_pairs": 5120, "new_fraction": 0.5, "hard_fraction": 0.5},
             "ppo": {
                 "iterations": 20,
@@ -76,7 +76,8 @@ def get_config(arg: str = "demo") -> ConfigDict:
                 "epochs": 2,
                 "minibatches": 4,
                 "kl_coef": 0.15,
-                "microbatches": 1,
+                "microbatches": 4,
+                "rollouts_in_flight": 64,
             },
             # A rank above 0 trains rerankers and policies as adapters over the frozen SFT model.
             "lora": {
@@ -140,13 +141,14 @@ def get_config(arg: str = "demo") -> ConfigDict:
         config.max_prompt_length = 128
         config.sampling.max_completion_length = 96
         shape.max_position_embeddings = 256
+        config.sft.optimizer.microbatches = 8
         config.sft.update({"batch_size": 32, "optimizer": {"learning_rate": 5e-3, "steps": 100, "warmup_steps": 5}})
         config.candidates.update({"train": 8, "dev": 4, "prompts_in_flight": 4})
         config.evaluation.test.samples = 4
         config.mining.update({"pairs": 32, "later_pairs": 32})
         config.reranker_training.update({"batch_size": 8, "optimizer": {"learning_rate": 1e-3, "steps": 6}})
         config.retraining.update({"batch_size": 8, "optimizer": {"learning_rate": 1e-3, "steps": 4}})
-        config.ppo.update({"iterations": 2, "batch_size": 8})
+        config.ppo.update({"iterations": 2, "batch_size": 8, "rollouts_in_flight": 8})
         config.early_stopping.update({"every": 1, "samples": 2})
         config.checkpoints.update({"steps": 20, "iterations": 1})
     return config

@@ -61,7 +61,8 @@ class PackConfig:
         A row holds one longest sequence, and a microbatch as many of those as `batch_size / microbatches`: a multiple
         of the `shards` into which rows are split, rounded up.
         """
-        length, targets = prompt + each * completion, each * completion
+        length = prompt + each * completion
+        targets = min(length, 3 * each * completion // 2)  # of several short sequences more than of a longest one
         completions = each * max(1, length // (each * TOKENS_PER_COMPLETION))
         rows = -(-batch_size // (microbatches * shards)) * shards
         return cls(rows, length, targets, completions, each)

@@ -128,7 +128,7 @@ class Update:
         rows = by_row(mesh)
         self.zeros = jax.jit(zeros)
         self.add = jax.jit(on_mesh(mesh, add), in_shardings=(None, None, None, rows, None), donate_argnums=0)
-        self.apply = jax.jit(on_mesh(mesh, apply), donate_argnums=(0, 1))
+        self.apply = jax.jit(on_mesh(mesh, apply), donate_argnums=0)
 
     def __call__(
         self, state: TrainState, base: Params | None, parts: Sequence[Any], counts: Counts
