@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from rerankjax.cli import main
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.weights import save_reranker
+from rerankjax.pairs.data import DataSource, make_pairs, read_data
 from rerankjax.prompts.tokenizer import train_tokenizer
 from rerankjax.reranker.bradley_terry import init_reranker
 from rerankjax.reranker.rerank import Reranker
@@ -179,3 +181,19 @@ def test_train_refuses_flags_and_configs_in_one_line(tmp_path, flags, said):
     assert said in first
     assert others in ([], ["rerankjax train --help lists the flags."])
     assert not (tmp_path / "run").exists()
+
+
+def test_execute_makes_the_data_that_rerankers_are_trained_on(tmp_path, capsys):
+    row = {"name": "f", "language": "py", "prompt": "def f(x):\n", "tests": "assert f(1) == 2\n"}
+    file = as_file(tmp_path, "s.jsonl", json.dumps(row | {"completions": ["    return x + 1", "    return x"]}) + "\n")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["execute", "--file", str(file), "--output-dir", str(tmp_path / "results")]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    (found,) = read_data([DataSource(str(tmp_path / "results"))])
+    assert (found.candidates, found.passed) == (("    return x + 1", "    return x"), (True, False))
+    (pair,) = make_pairs([found], 8, 0)
+    assert pair == ("def f(x):\n", "    return x + 1", "    return x")
+    assert main(["execute", "--file", str(tmp_path / "none.txt"), "--output-dir", str(tmp_path)]) == 2
+    assert "its name must end in" in capsys.readouterr().err

@@ -65,7 +65,7 @@ def open_model(config: ExperimentConfig, name: str, root: Path, seed: int, texts
     if source.checkpoint:
         try:
             folder = find_folder(source.checkpoint, source.revision or None)
-            facts = {f"{name}.checkpoint": _fingerprint(folder)}
+            facts = {f"{name}.checkpoint": fingerprint(folder)}
             shape = weights.read_shape(folder)
         except (OSError, ValueError) as error:  # the hub's client's are among them
             raise ConfigError(
@@ -137,7 +137,7 @@ def check_same_tokens(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBa
         )
 
 
-def _fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path) -> str:
     """A digest of a checkpoint's files: names and sizes, and the contents of the small ones."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
