@@ -176,11 +176,11 @@ class Reranker:
     ) -> None:
         # What fills the batch up is the first prompt and each prompt's last candidate once more.
         filled = [batch[i] if i < len(batch) else batch[0] for i in range(count)]
-        pad = self.tokenizer.pad_token_id or 0
-        prompts = pad_prompts([prompt for prompt, _ in filled], prompt_length, pad)
+        # Masks say what is padding; its id is one that every model has, as a tokenizer's own may lie beyond its table.
+        prompts = pad_prompts([prompt for prompt, _ in filled], prompt_length, 0)
         completions = [part[min(i, len(part) - 1)].ids for _, part in filled for i in range(together)]
         split = by_row(self.mesh) if count % row_shards(self.mesh) == 0 else replicated(self.mesh)
-        rows = jax.device_put((*prompts, *pad_completions(completions, length, pad)), split)
+        rows = jax.device_put((*prompts, *pad_completions(completions, length, 0)), split)
         out = np.asarray(make_scorer(self.config, self.pooling, self.mesh)(self.params, *rows))
         for place, (_, part) in enumerate(batch):
             for i, row in enumerate(part):
