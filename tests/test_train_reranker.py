@@ -149,6 +149,7 @@ def test_a_reranker_is_trained_further(trained, tmp_path):
         train_reranker(config | {"base": str(folder), "pooling": "mean"}, tmp_path / "mean")
 
 
+@pytest.mark.long
 def test_a_gguf_file_is_a_base(tmp_path, monkeypatch):
     """With the padding of SmolLM2's, its end of text, in whose place a free token is found."""
     words = json.loads(trained_tokenizer("smollm").to_str())["model"]
