@@ -10,7 +10,6 @@ A row of anyone's data is told by its fields:
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rerankjax.problems.jsonl import field
@@ -205,9 +204,3 @@ def _messages(where: str, name: str, value: Any) -> tuple[Message, ...]:
             raise ValueError(f"{there} needs a text as its role, got {message!r:.60}.")
         messages.append(Message(message["role"], _text(where, name, message.get("content"), number)))
     return tuple(messages)
-
-
-def candidates_by_label(rows: Sequence[Labelled]) -> tuple[int, int]:
-    """How many candidates are right, and how many wrong."""
-    right = sum(sum(row.passed) for row in rows)
-    return right, sum(len(row.passed) for row in rows) - right
