@@ -1,10 +1,12 @@
 """The command `rerankjax`. What needs JAX is imported once the input is found good: help and errors come at once."""
 
 import argparse
+import importlib
 import importlib.metadata
 import json
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,7 +14,14 @@ from rerankjax.problems.jsonl import write_text
 from rerankjax.reranker.samples import Samples, read_samples
 
 DESCRIPTION = "Sample many programs from a code model, and learn which one to trust."
-EPILOG = "To run programs against their tests: python -m rerankjax.sandbox --help"
+# Commands that parse their own arguments: their module, and what they do.
+COMMANDS = {
+    "train": ("rerankjax.loop.command", "run the loop from a config"),
+    "preflight": ("rerankjax.capacity.command", "does a run fit its devices?"),
+    "execute": ("rerankjax.sandbox.__main__", "run samples against their tests"),
+    "train-reranker": ("rerankjax.standalone.train_command", "train a reranker on labelled samples or preferences"),
+    "evaluate": ("rerankjax.standalone.evaluate_command", "measure rerankers on labelled samples or preferences"),
+}
 RANK = """\
 Scores every candidate of every problem with a reranker, and ranks them.
 
@@ -35,16 +44,11 @@ Exit code: 0 all ranked; 2 bad input, found before the model is loaded where it 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code, see `RANK`; argparse itself leaves with SystemExit(2)."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["train"]:  # its flags are absl's, of ml-collections
-        from rerankjax.loop.command import main as train
-
-        train(argv[1:])
-        return 0
-    if argv[:1] == ["preflight"]:
-        from rerankjax.capacity.command import main as preflight
-
-        preflight(argv[1:])
-        return 0
+    if argv and argv[0] in COMMANDS:
+        if argv[0] == "execute":  # what a batch system sends first ends it as Ctrl-C does, with its results written
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        module, _ = COMMANDS[argv[0]]
+        return int(importlib.import_module(module).main(argv[1:]) or 0)
     args = _parse(argv)
     try:
         samples = read_samples(args.problems)
@@ -67,11 +71,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("rerankjax", description=DESCRIPTION, epilog=EPILOG)
+    parser = argparse.ArgumentParser("rerankjax", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=importlib.metadata.version("rerankjax"))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    commands.add_parser("train", help="run the loop from a config: rerankjax train --help", add_help=False)
-    commands.add_parser("preflight", help="does a run fit its devices? rerankjax preflight --help", add_help=False)
+    for name, (_, what) in COMMANDS.items():
+        commands.add_parser(name, help=what, add_help=False)
     rank = commands.add_parser(
         "rerank",
         help="score and rank the candidates of problems",

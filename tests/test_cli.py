@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from rerankjax.cli import main
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.weights import save_reranker
+from rerankjax.pairs.data import DataSource, make_pairs, read_data
 from rerankjax.prompts.tokenizer import train_tokenizer
 from rerankjax.reranker.bradley_terry import init_reranker
 from rerankjax.reranker.rerank import Reranker
@@ -187,3 +189,19 @@ def test_cores_become_devices():
     code = "from rerankjax.run import hosts; hosts.make_cpu_devices(3); import jax; print(jax.device_count())"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True)
     assert done.stdout.split() == [b"3"], done.stderr
+
+
+def test_execute_makes_the_data_that_rerankers_are_trained_on(tmp_path, capsys):
+    row = {"name": "f", "language": "py", "prompt": "def f(x):\n", "tests": "assert f(1) == 2\n"}
+    file = as_file(tmp_path, "s.jsonl", json.dumps(row | {"completions": ["    return x + 1", "    return x"]}) + "\n")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["execute", "--file", str(file), "--output-dir", str(tmp_path / "results")]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    (found,) = read_data([DataSource(str(tmp_path / "results"))])
+    assert (found.candidates, found.passed) == (("    return x + 1", "    return x"), (True, False))
+    (pair,) = make_pairs([found], 8, 0)
+    assert pair == ("def f(x):\n", "    return x + 1", "    return x")
+    assert main(["execute", "--file", str(tmp_path / "none.txt"), "--output-dir", str(tmp_path)]) == 2
+    assert "its name must end in" in capsys.readouterr().err

@@ -23,6 +23,7 @@ ORDER = (
     "results",
     "run",
     "loop",
+    "standalone",
     "capacity",
 )
 PACKAGE = Path(rerankjax.__file__).parent

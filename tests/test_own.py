@@ -11,7 +11,6 @@ import jax
 import pytest
 
 from rerankjax.loop.config import ConfigError
-from rerankjax.loop.models import padding_token
 from rerankjax.loop.problem_sets import open_problems
 from rerankjax.loop.resolve import resolve
 from rerankjax.model import weights
@@ -68,6 +67,7 @@ def own(tmp_path_factory):
     shape = ModelConfig(512, 32, 48, 2, 4, 2, 8, 1024, model_type="qwen2")
     tokenizer = train_tokenizer([row["prompt"] + row["solution"] for row in problems()] * 2, 300)
     tokenizer.chat_template = CHAT
+    tokenizer.pad_token = tokenizer.eos_token  # as SmolLM2's and many others': the export gets padding of its own
     weights.save(folder / "qwen2", shape, init_decoder(shape, jax.random.key(0)), tokenizer)
     return folder / "qwen2", write(folder / "problems.jsonl", problems())
 
@@ -103,7 +103,8 @@ def test_four_flags_lead_from_a_checkpoint_and_problems_to_a_report(own, tmp_pat
     pairs = [json.loads(line) for line in (tmp_path / "seed0/rerankers/first/pairs.jsonl").open()]
     assert {pair["problem"] for pair in pairs} <= set(trained)
     assert "<svg" in (tmp_path / "report.html").read_text()
-    assert (tmp_path / "seed0/export/config.json").is_file()
+    exported = json.loads((tmp_path / "seed0/export/config.json").read_text())
+    assert exported["pad_token_id"] != exported["eos_token_id"]
     assert "rank with it" in done.stdout
 
 
@@ -169,13 +170,3 @@ def test_the_command_ends_in_that_line(own, tmp_path):
     assert last.startswith("rerankjax train: config.problems.train: ")
     assert "problems.jsonl, row 5: field 'tests' is missing" in last
     assert "Traceback" not in done.stderr
-
-
-def test_padding_is_a_token_that_no_text_holds():
-    """As SmolLM2's, whose own padding ends its texts: transformers would look for a reranker's last token before it."""
-    tokenizer = train_tokenizer(["some text"], 300)
-    assert tokenizer.pad_token != tokenizer.eos_token
-    spare, tokenizer.pad_token = tokenizer.pad_token, tokenizer.eos_token
-    assert padding_token(tokenizer) == spare
-    tokenizer.chat_template = f"{{{{ messages }}}}{spare}"
-    assert padding_token(tokenizer) == tokenizer.eos_token  # masks still tell them apart

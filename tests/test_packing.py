@@ -75,11 +75,12 @@ def test_log_probabilities_are_those_of_padded_rows(tiny):
     params, items = init_decoder(tiny, jax.random.key(0)), items_of(24)
     rows = Rows(*pad_rows([p for p, _ in items], [c for _, (c,) in items], P, C, 0))
     with jax.default_matmul_precision("highest"):
-        expected, _ = completion_log_probs(tiny, params, rows, P, 0.7)
+        expected = jax.jit(lambda p, rows: completion_log_probs(tiny, p, rows, P, 0.7)[0])(params, rows)
+        found = jax.jit(lambda p, part: packed_log_probs(tiny, p, part, 0.7)[0])
         parts, sources = pack(items, PackConfig.of(8, 2, P, C))
         assert len(parts) > 1
         for part, source in zip(parts, sources, strict=True):
-            log_probs, _ = packed_log_probs(tiny, params, part, 0.7)
+            log_probs = found(params, part)
             own = np.asarray(expected)[source.item, source.token]
             np.testing.assert_allclose(log_probs, np.where(part.mask, own, 0), atol=2e-6)
 
@@ -90,10 +91,11 @@ def test_scores_are_those_of_rows_of_their_own(tiny, pooling):
     texts = [(prompt, text) for prompt, completions in items for text in completions]
     rows = Rows(*pad_rows([p for p, _ in texts], [c for _, c in texts], P, C, 0))
     with jax.default_matmul_precision("highest"):
-        expected = np.asarray(score_rows(tiny, pooling, reranker, rows, P))
+        expected = np.asarray(jax.jit(lambda p, rows: score_rows(tiny, pooling, p, rows, P))(reranker, rows))
+        found = jax.jit(lambda p, part: packed_scores(tiny, pooling, p, part))
         parts, sources = pack(items, PackConfig.of(12, 3, P, C, 3))
         for part, source in zip(parts, sources, strict=True):
-            scores = np.asarray(packed_scores(tiny, pooling, reranker, part))
+            scores = np.asarray(found(reranker, part))
             for row, target in zip(*np.nonzero(part.mask), strict=True):
                 number = part.completion[row, target]
                 text = 3 * source.item[row, target] + number % 3
@@ -108,7 +110,8 @@ def test_a_token_sees_its_own_sequence_alone(branches):
     q, k, v = (jnp.asarray(rng.normal(size=(1, 2, 300, 8)), jnp.float32) for _ in range(3))
     sequence = np.concatenate([np.full(n, i + 1) for i, n in enumerate(lengths)] + [np.zeros(20, int)])[None]
     branch = np.concatenate([np.repeat([0, 1, 2], [n - 20, 10, 10]) for n in lengths] + [np.zeros(20, int)])[None]
-    out = attend_blocks(q, k, v, Segments(jnp.asarray(sequence), jnp.asarray(branch) if branches else None))
+    attend = jax.jit(attend_blocks)
+    out = attend(q, k, v, Segments(jnp.asarray(sequence), jnp.asarray(branch) if branches else None))
     assert np.isfinite(out).all()
     for number in (1, 2, 3):
         for which in (1, 2) if branches else (None,):
@@ -116,7 +119,7 @@ def test_a_token_sees_its_own_sequence_alone(branches):
             if branches:
                 own &= (branch[0] == 0) | (branch[0] == which)
             part = [a[:, :, own] for a in (q, k, v)]
-            expected = attend_blocks(*part, jnp.ones((1, own.sum()), bool))
+            expected = attend(*part, jnp.ones((1, own.sum()), bool))
             np.testing.assert_allclose(out[:, :, own], expected, atol=1e-6)
 
 
@@ -125,7 +128,7 @@ def test_splash_sees_what_blocks_see():
     q, k, v = (jnp.asarray(rng.normal(size=(2, 2, 256, 128)), jnp.float32) for _ in range(3))
     sequence = jnp.asarray(np.sort(rng.integers(1, 5, (2, 256))))
     with jax.default_matmul_precision("highest"):
-        blocks, splash = attend_blocks(q, k, v, Segments(sequence)), attend_splash(q, k, v, sequence)
+        blocks, splash = jax.jit(attend_blocks)(q, k, v, Segments(sequence)), attend_splash(q, k, v, sequence)
     np.testing.assert_allclose(splash, blocks, atol=2e-5)
 
 

@@ -9,15 +9,19 @@ import jax
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.likelihood import Rows, completion_log_probs
 from rerankjax.model.weights import save_reranker
+from rerankjax.pairs.data import TextPair
+from rerankjax.pairs.labelled import Message
 from rerankjax.prompts.rows import pad_rows
 from rerankjax.prompts.tokenizer import encode_completions, load_tokenizer, train_tokenizer
 from rerankjax.reranker import rerank
 from rerankjax.reranker.bradley_terry import POOLINGS, init_reranker, score_rows
+from rerankjax.reranker.encoding import encode_pairs
 from rerankjax.reranker.rerank import LOG_PROBABILITY, PromptLengthError, Reranker
 
 CONTEXT = 64
@@ -170,9 +174,44 @@ def test_a_folder_is_scored_as_transformers_does(theirs):
     reranker = Reranker.from_pretrained(theirs)
     assert reranker.pooling == "last"
     given = [("def f(x):\n", TEXTS), ("def g(xs):", TEXTS[:3])]
+    merged = 0
     for (prompt, candidates), scores in zip(given, reranker.score_all(given), strict=True):
-        rows = [[*tokenizer.encode(prompt), *tokenizer.encode(c), tokenizer.eos_token_id] for c in candidates]
+        rows = [tokenizer.encode(f"{prompt}{c}{tokenizer.eos_token}") for c in candidates]
+        apart = [[*tokenizer.encode(prompt), *tokenizer.encode(c), tokenizer.eos_token_id] for c in candidates]
+        merged += sum(a != b for a, b in zip(rows, apart, strict=True))
         np.testing.assert_allclose(scores, their_scores(theirs, rows), atol=1e-5)
+    assert merged  # the tokenizer joins a prompt's end and a candidate's beginning
+
+
+def test_special_tokens_that_a_tokenizer_adds_are_scored(theirs, reranker):
+    """As of Llama, whose tokenizer puts one before each text: other tools score it, so it is scored here."""
+    tokenizer = load_tokenizer(theirs)
+    eos = tokenizer.eos_token
+    before = TemplateProcessing(f"{eos} $A", special_tokens=[(eos, tokenizer.eos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = before
+    change = dataclasses.replace
+    whole = change(reranker, tokenizer=tokenizer, whole=True).score("def f(x):", TEXTS[:1])
+    plain = change(reranker, whole=True).score(f"{eos}def f(x):", TEXTS[:1])
+    np.testing.assert_array_equal(whole, plain)
+
+
+def test_a_prompt_of_several_messages_is_scored_as_transformers_does(theirs):
+    tokenizer = load_tokenizer(theirs)
+    turns = Message("user", "f"), Message("assistant", "x"), Message("user", "again")
+    chats = [[m._asdict() for m in (*turns, Message("assistant", c))] for c in TEXTS]
+    rows = [tokenizer.encode(tokenizer.apply_chat_template(c, tokenize=False)) for c in chats]
+    scores = Reranker.from_pretrained(theirs, chat=True).score(turns, TEXTS)
+    np.testing.assert_allclose(scores, their_scores(theirs, rows), atol=1e-5)
+    with pytest.raises(ValueError, match="the prompt is a conversation: score with chat"):
+        Reranker.from_pretrained(theirs).score(turns, TEXTS)
+
+
+def test_pairs_are_encoded_as_they_are_scored(tokenizer):
+    pairs = [TextPair("def f(x):\n", "\n\nreturn", "return x"), TextPair("def f(x):\n", "x" * 60, "return x")]
+    (ids,) = encode_pairs(tokenizer, pairs, chat=False, max_length=40)  # the other one is longer
+    for text, row in (("\n\nreturn", ids.chosen), ("return x", ids.rejected)):
+        assert [*ids.prompt, *row] == tokenizer.encode(f"def f(x):\n{text}{tokenizer.eos_token}")
+    assert ids.prompt == tokenizer.encode("def f(x):\n")[: len(ids.prompt)]
 
 
 def test_a_conversation_is_scored_as_transformers_does(theirs):
@@ -221,7 +260,7 @@ def test_a_saved_reranker_scores_the_same(tmp_path, tokenizer, reranker, pooling
     save_reranker(
         tmp_path / "it", reranker.config, reranker.params, pooling=pooling, pad_token_id=pad, tokenizer=tokenizer
     )
-    again = Reranker.from_pretrained(tmp_path / "it")
+    again = dataclasses.replace(Reranker.from_pretrained(tmp_path / "it"), whole=False)
     assert again.pooling == pooling
     np.testing.assert_array_equal(again.score("def f(x):\n", TEXTS), reranker.score("def f(x):\n", TEXTS))
     (tmp_path / "it" / "tokenizer.json").unlink()

@@ -180,7 +180,7 @@ def test_losses_and_gradients_are_those_of_one_device(trainer, mesh_name):
 def test_microbatches_change_no_gradient(trainer):
     """Completions differ in length: were microbatches averaged, short ones would weigh more."""
     params, batch, loss, _ = problem(trainer)
-    whole = jax.grad(loss)(params, batch[0])
+    whole = jax.jit(jax.grad(loss))(params, batch[0])
     batch = parts, counts = ppo_batch(4) if trainer == "ppo" else batch_of(*packable(trainer, 4))
     assert len(parts) > 1
     shares = {
@@ -188,7 +188,8 @@ def test_microbatches_change_no_gradient(trainer):
         "reranker": lambda p, part: reranker_loss(CONFIG, RERANKER, p, part, counts)[0],
         "ppo": lambda p, part: ppo_loss(CONFIG, PPO, p, part, 1.0, counts.tokens)[0],
     }[trainer]
-    summed = jax.tree.map(lambda *g: sum(g), *(jax.grad(shares)(params, part) for part in parts))
+    share = jax.jit(jax.grad(shares))
+    summed = jax.tree.map(lambda *g: sum(g), *(share(params, part) for part in parts))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6), summed, whole)
     mesh = make_mesh(MeshConfig(2, fsdp=2, tensor=2))
     optimizer = dataclasses.replace(OPTIMIZER, microbatches=4)

@@ -1,5 +1,6 @@
 """What a run leaves to be used elsewhere: a reranker in Hugging Face's format, and samples to try it on."""
 
+import copy
 import dataclasses
 import os
 import shlex
@@ -12,6 +13,7 @@ from rerankjax.loop.stages import ParamsLoader
 from rerankjax.model.lora import merge
 from rerankjax.model.weights import save_reranker
 from rerankjax.problems.jsonl import write_records
+from rerankjax.reranker.padding import give_padding, with_padding_row
 from rerankjax.results.evaluation import Evaluation
 from rerankjax.run.hosts import is_first, own_copy
 from rerankjax.run.rundir import durable
@@ -38,13 +40,17 @@ def export(run: SeedRun, name: str, params: ParamsLoader, evaluation: Evaluation
         reranker = own_copy(reranker | {"decoder": merge(reranker["decoder"])}, run.mesh)
         if not is_first():
             return
+        tokenizer = copy.deepcopy(run.tokenizer)
+        give_padding(tokenizer)
+        pad = tokenizer.pad_token_id
+        shape, decoder = with_padding_row(run.reranker.shape, reranker["decoder"], pad)
         save_reranker(
             directory,
-            run.reranker.shape,
-            reranker,
+            shape,
+            reranker | {"decoder": decoder},
             pooling=config.reranker.pooling,
-            pad_token_id=run.tokenizer.pad_token_id,
-            tokenizer=run.tokenizer,
+            pad_token_id=pad,
+            tokenizer=tokenizer,
         )
         rows = zip(evaluation.problems, evaluation.programs, evaluation.passed.tolist(), strict=True)
         examples = [Example(name, prompt_of[name], programs, tuple(passed)) for name, programs, passed in rows]

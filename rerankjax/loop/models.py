@@ -65,7 +65,7 @@ def open_model(config: ExperimentConfig, name: str, root: Path, seed: int, texts
     if source.checkpoint:
         try:
             folder = find_folder(source.checkpoint, source.revision or None)
-            facts = {f"{name}.checkpoint": _fingerprint(folder)}
+            facts = {f"{name}.checkpoint": fingerprint(folder)}
             shape = weights.read_shape(folder)
         except (OSError, ValueError) as error:  # the hub's client's are among them
             raise ConfigError(
@@ -115,20 +115,9 @@ def _write_tokenizer(directory: Path, folder: Path | None, shape: ModelConfig, t
             raise ConfigError(
                 f"config.generator.checkpoint = {str(folder)!r}: its tokenizer names no eos_token; save one with it"
             )
-        if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-            tokenizer.pad_token = padding_token(tokenizer)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token  # masks, not tokens, tell what is padding
     tokenizer.save_pretrained(directory)
-
-
-def padding_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A special token that no text ends with, begins with or holds; the end of text where there is none.
-
-    Masks tell what is padding here, but `transformers` goes by the token: it finds a reranker's last token by it.
-    """
-    named = {tokenizer.bos_token, tokenizer.eos_token}
-    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    unused = [t for t in [tokenizer.unk_token, *special] if t and t not in named]
-    return next((t for t in unused if t not in str(tokenizer.chat_template)), str(tokenizer.eos_token))
 
 
 def check_same_tokens(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, reranker: Model) -> None:
@@ -148,7 +137,7 @@ def check_same_tokens(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBa
         )
 
 
-def _fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path) -> str:
     """A digest of a checkpoint's files: names and sizes, and the contents of the small ones."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rerankjax.loop.checks import check
 from rerankjax.loop.config import ConfigError, ExperimentConfig
+from rerankjax.pairs.data import DataSource
 from rerankjax.problems.sources import SourceConfig
 
 RENAMED = {
@@ -39,7 +40,7 @@ def resolve(config: Mapping[str, Any], devices: int) -> ExperimentConfig:
 
 def build(kind: type, section: Any, path: str) -> Any:
     """The dataclass `kind` of a config's section; `path` is what errors call it. Raises ConfigError."""
-    if kind is SourceConfig and isinstance(section, str):
+    if kind in (SourceConfig, DataSource) and isinstance(section, str):
         section = {"source": section}
     if not isinstance(section, Mapping) and not hasattr(section, "items"):
         raise ConfigError(f"{path} = {section!r} is no section: it holds the fields of {kind.__name__}")

@@ -43,7 +43,7 @@ def field(record: dict[str, Any], where: str, name: str, kind: type) -> Any:
         raise ValueError(f"{where}: field {name!r} is missing; the row has {sorted(record)}.")
     value = record[name]
     if type(value) is not kind:
-        raise ValueError(f"{where}: field {name!r} must be {kind.__name__}, got {value!r}; correct that row.")
+        raise ValueError(f"{where}: field {name!r} must be {kind.__name__}, got {value!r:.80}; correct that row.")
     return value
 
 

@@ -3,15 +3,15 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rerankjax.problems import benchmarks, jsonl
+from rerankjax.problems import benchmarks
 from rerankjax.problems.problem import LANGUAGES, Problem, read_problem, unique
+from rerankjax.problems.tables import FILES, file_rows, hub_rows, is_hub_id
 
 BENCHMARKS = ("MultiPL-E", "HumanEval", "MBPP", "CodeContests")
-FILES = (".jsonl", ".jsonl.gz", ".parquet")
 SYNTHETIC = "synthetic"  # a source that is no file: `problems.family`
 HELD_OUT = "held_out"  # another: what is set aside of the training problems
 
@@ -98,9 +98,17 @@ def load_problems(
     if of_file:
         if revision is not None or config is not None:
             raise ValueError(f"load_problems: {source} is a file; leave out config and revision, which datasets have.")
-        rows = _parquet_rows(Path(source)) if str(source).endswith(".parquet") else jsonl.read_rows(source)
-    elif isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) and not Path(source).exists():
-        rows = _hub_rows(source, config, split, revision)
+        rows = file_rows(Path(source))
+    elif is_hub_id(source):
+        if split is None:
+            raise ValueError(f'load_problems: {source} needs its split; name it, as in split="test".')
+        if not re.fullmatch("[0-9a-f]{40}", revision or ""):
+            raise ValueError(
+                f"load_problems: revision of {source} is {revision!r}; name the commit by its 40 hexadecimal digits, "
+                f"from https://huggingface.co/datasets/{source}/commits/main: branches and tags move, and tables with "
+                "them."
+            )
+        rows = hub_rows(str(source), config, split, revision)
     else:
         raise ValueError(
             f"load_problems: {source} is neither a file that ends in {', '.join(FILES)} nor a dataset of the hub "
@@ -111,42 +119,3 @@ def load_problems(
     if not problems:
         raise ValueError(f"{source}: has no problem.")
     return problems
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow  # a second to import
-    import pyarrow.parquet
-
-    try:
-        batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        for number, row in enumerate(rows, start=1):
-            yield f"{path}, row {number}", row
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not Parquet ({error}); was the file cut off? Write it again.") from error
-
-
-def _hub_rows(
-    name: str, config: str | None, split: str | None, revision: str | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    if split is None:
-        raise ValueError(f'load_problems: {name} needs its split; name it, as in split="test".')
-    if not re.fullmatch("[0-9a-f]{40}", revision or ""):
-        raise ValueError(
-            f"load_problems: revision of {name} is {revision!r}; name the commit by its 40 hexadecimal digits, from "
-            f"https://huggingface.co/datasets/{name}/commits/main: branches and tags move, and tables with them."
-        )
-    import datasets  # three seconds to import
-
-    try:
-        dataset = datasets.load_dataset(name, config, split=split, revision=revision)
-    except ConnectionError as error:
-        raise ConnectionError(
-            f"{name}: the hub cannot be reached ({error}). Load it where it can, once, for it stays in the cache; or "
-            f"give load_problems the dataset's own file, {' or '.join(FILES)}."
-        ) from error
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name}, config {config!r}, split {split!r} at {revision}: {error}") from error
-    at = ", ".join(part for part in (f"{name}@{str(revision)[:7]}", config, split) if part)
-    for number, row in enumerate(dataset, start=1):
-        yield f"{at}, row {number}", row

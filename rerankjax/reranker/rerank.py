@@ -18,9 +18,11 @@ from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, hidden_states_behind
 from rerankjax.model.likelihood import token_log_probs
 from rerankjax.model.sharding import by_row, make_mesh, on_mesh, replicated, row_shards, sharding_of
+from rerankjax.pairs.labelled import Prompt
 from rerankjax.prompts.rows import pad_completions, pad_prompts
-from rerankjax.prompts.tokenizer import encode_completions, load_tokenizer
+from rerankjax.prompts.tokenizer import load_tokenizer
 from rerankjax.reranker.bradley_terry import pool_scores
+from rerankjax.reranker.encoding import check_tokenizer, encode, shared_length
 
 TOKENS = 16_384  # in one batch, padding included
 LOG_PROBABILITY = "log_probability"  # in the place of a pooling: the decoder is a language model, not a reranker
@@ -85,7 +87,8 @@ class Reranker:
     """Scores completions of a prompt; higher is better. `pooling` as in `score_behind`.
 
     What is scored is the prompt's text, the candidate's and the tokenizer's end-of-text token; with `chat` instead a
-    conversation by the tokenizer's chat template, the prompt being the user's message and the candidate the answer.
+    conversation by the tokenizer's chat template, the prompt being the user's message, or a conversation up to the
+    answer, and the candidate the answer. `whole` as in `encoding.encode`.
 
     Raises:
         ValueError: the tokenizer has no end-of-text token, or with `chat` no chat template.
@@ -97,9 +100,10 @@ class Reranker:
     pooling: str = "last"
     chat: bool = False
     mesh: Mesh = dataclasses.field(default_factory=make_mesh)
+    whole: bool = False
 
     def __post_init__(self) -> None:
-        _check_tokenizer(self.tokenizer, self.chat)
+        check_tokenizer(self.tokenizer, self.chat)
 
     @classmethod
     def from_pretrained(
@@ -115,27 +119,28 @@ class Reranker:
 
         dtype: of the parameters; without it, as saved. The pooling is the checkpoint's.
         mesh: of the devices that share the work; without it, all, each with the whole model.
+        Texts are tokenized `whole`, as other tools do.
         Raises as `rerankjax.model.weights.load_reranker`, `load_tokenizer` and the class.
         """
         folder = weights.find_reranker(path_or_id, revision)
         tokenizer = load_tokenizer(folder)
-        _check_tokenizer(tokenizer, chat)  # before the weights, which can take minutes
+        check_tokenizer(tokenizer, chat)  # before the weights, which can take minutes
         mesh = make_mesh() if mesh is None else mesh
         place = functools.partial(sharding_of, mesh=mesh)
         config, params, pooling = weights.load_reranker(folder, sharding=place, dtype=dtype)
-        return cls(config, params, tokenizer, pooling, chat, mesh)
+        return cls(config, params, tokenizer, pooling, chat, mesh, whole=True)
 
-    def score(self, prompt: str, candidates: Sequence[str]) -> np.ndarray:
+    def score(self, prompt: Prompt, candidates: Sequence[str]) -> np.ndarray:
         """r(prompt, candidate) of each candidate, float32 [N]."""
         return self.score_all([(prompt, candidates)])[0]
 
-    def rank(self, prompt: str, candidates: Sequence[str]) -> list[int]:
+    def rank(self, prompt: Prompt, candidates: Sequence[str]) -> list[int]:
         """The candidates' positions, the best first; of equals the earlier first."""
         return best_first(self.score(prompt, candidates))
 
     def score_all(
         self,
-        problems: Iterable[tuple[str, Sequence[str]]],
+        problems: Iterable[tuple[Prompt, Sequence[str]]],
         advance: Callable[[int], object] = lambda candidates: None,
         used: Callable[[Used], object] = lambda tokens: None,
     ) -> list[np.ndarray]:
@@ -147,18 +152,19 @@ class Reranker:
 
         Raises:
             PromptLengthError: a prompt has no token, or leaves no room at all.
-            ValueError: the chat template writes a prompt otherwise once an answer stands behind it.
+            ValueError: as `encoding.encode`.
         """
         problems = list(problems)
         context = self.config.max_position_embeddings
         groups: dict[tuple[int, int, int], list[tuple[tuple[int, ...], list[Row]]]] = {}
         for number, (prompt, candidates) in enumerate(problems):
-            prompt_ids, encoded = self._encode(prompt, list(dict.fromkeys(candidates)))
+            texts = list(dict.fromkeys(candidates))
+            prompt_ids, encoded = encode(self.tokenizer, prompt, texts, chat=self.chat, whole=self.whole)
             if not 0 < len(prompt_ids) < context:
                 raise PromptLengthError(number, len(prompt_ids), context)
             rows_behind: dict[tuple[int, ...], list[Row]] = {}  # by what they share of the prompt: nearly always all
             for candidate, ids in encoded.items():
-                shared = _shared(prompt_ids, ids)
+                shared = shared_length(prompt_ids, ids)
                 rows_behind.setdefault(tuple(ids[:shared]), []).append(Row(number, candidate, ids[shared:context]))
             for prefix, rows in rows_behind.items():
                 rows.sort(key=lambda row: len(row.ids))
@@ -181,27 +187,6 @@ class Reranker:
             for number, (_, candidates) in enumerate(problems)
         ]
 
-    def _encode(self, prompt: str, candidates: list[str]) -> tuple[list[int], dict[str, list[int]]]:
-        """Token ids of the prompt, and of each candidate with the prompt before it."""
-        if not self.chat:
-            prompt_ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            rows = encode_completions(self.tokenizer, candidates) if candidates else []
-            return prompt_ids, {text: prompt_ids + ids for text, ids in zip(candidates, rows, strict=True)}
-        asked = [{"role": "user", "content": prompt}]
-        render = functools.partial(self.tokenizer.apply_chat_template, tokenize=False)
-        opening = render(asked, add_generation_prompt=True)
-        texts = [render([*asked, {"role": "assistant", "content": candidate}]) for candidate in candidates]
-        for text in texts:
-            if not text.startswith(opening):
-                at = next((i for i, (a, b) in enumerate(zip(text, opening, strict=False)) if a != b), len(text))
-                raise ValueError(
-                    "the chat template asks for an answer otherwise than it writes one: the prompt goes on with "
-                    f"{opening[at : at + 40]!r}, and with an answer behind it with {text[at : at + 40]!r}; correct the "
-                    "tokenizer's chat_template"
-                )
-        opening_ids, *rows = self.tokenizer([opening, *texts], add_special_tokens=False)["input_ids"]
-        return opening_ids, dict(zip(candidates, rows, strict=True))
-
     def _score_batch(
         self,
         batch: Sequence[tuple[tuple[int, ...], list[Row]]],
@@ -213,11 +198,11 @@ class Reranker:
     ) -> None:
         # What fills the batch up is the first prompt and each prompt's last candidate once more.
         filled = [batch[i] if i < len(batch) else batch[0] for i in range(count)]
-        pad = self.tokenizer.pad_token_id or 0
-        prompts = pad_prompts([prompt for prompt, _ in filled], prompt_length, pad)
+        # Masks say what is padding; its id is one that every model has, as a tokenizer's own may lie beyond its table.
+        prompts = pad_prompts([prompt for prompt, _ in filled], prompt_length, 0)
         completions = [part[min(i, len(part) - 1)].ids for _, part in filled for i in range(together)]
         split = by_row(self.mesh) if count % row_shards(self.mesh) == 0 else replicated(self.mesh)
-        rows = jax.device_put((*prompts, *pad_completions(completions, length, pad)), split)
+        rows = jax.device_put((*prompts, *pad_completions(completions, length, 0)), split)
         out = np.asarray(make_scorer(self.config, self.pooling, self.mesh)(self.params, *rows))
         for place, (_, part) in enumerate(batch):
             for i, row in enumerate(part):
@@ -227,25 +212,6 @@ class Reranker:
 def best_first(scores: np.ndarray) -> list[int]:
     """Positions by falling score; of equals the earlier first."""
     return np.argsort(-scores, kind="stable").tolist()
-
-
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, chat: bool) -> None:
-    if chat and not tokenizer.chat_template:
-        raise ValueError("the tokenizer has no chat template: score without chat, or give it the model's chat_template")
-    if not chat and tokenizer.eos_token_id is None:
-        raise ValueError(
-            "the tokenizer has no end-of-text token, with which a candidate ends: set its eos_token to the "
-            "one that the model was trained with, or score with chat if it was trained on conversations"
-        )
-
-
-def _shared(prompt: list[int], row: list[int]) -> int:
-    """How many tokens of a row are read once for all candidates: those of its prompt, at least one.
-
-    The tokenizer may merge the prompt's end with the candidate's beginning, and something must stand behind them.
-    """
-    most = min(len(prompt), len(row) - 1)
-    return max(1, next((i for i in range(most) if prompt[i] != row[i]), most))
 
 
 @functools.cache

@@ -48,8 +48,9 @@ def fit_platt(passed: np.ndarray, scores: np.ndarray) -> Platt:
 
     Args:
       passed: bool, of the dev split.
-      scores: of the same shape, finite.
+      scores: of the same shape, finite, or NaN where a problem has fewer samples.
     """
+    passed, scores = passed[~np.isnan(scores)], scores[~np.isnan(scores)]
     correct = passed.sum()
     target = np.where(passed, (correct + 1) / (correct + 2), 1 / (passed.size - correct + 2)).ravel()
     mean, spread = scores.mean(), scores.std() or 1.0
@@ -80,7 +81,7 @@ def reliability(passed: Sequence[np.ndarray], probabilities: Sequence[np.ndarray
 
     Args:
       passed: bool [P, n] for every seed.
-      probabilities: [P, n] for every seed.
+      probabilities: [P, n] for every seed, NaN where a problem has fewer samples.
     """
     of_seeds = [_by_bin(p, q) for p, q in zip(passed, probabilities, strict=True)]
     found = []
@@ -90,7 +91,7 @@ def reliability(passed: Sequence[np.ndarray], probabilities: Sequence[np.ndarray
             continue
         rate = ratio_estimate(correct, count)
         mean = ratio_estimate(predicted, count).value
-        share = float(np.mean([c.sum() / p.size for c, p in zip(count, passed, strict=True)]))
+        share = float(np.mean([c.sum() / np.isfinite(q).sum() for c, q in zip(count, probabilities, strict=True)]))
         found.append(Bin(start=b / BINS, predicted=mean, share=round(share, 6), **vars(rate)))
     return tuple(found)
 
@@ -117,8 +118,9 @@ def _gap_statistic(gap: np.ndarray, count: np.ndarray) -> Callable[[np.ndarray],
 
 def _by_bin(passed: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Samples, the sum of their probabilities, and correct samples: [P, BINS] each."""
-    of_bin = np.minimum((probabilities * BINS).astype(int), BINS - 1)[:, :, None] == np.arange(BINS)
-    return of_bin.sum(1), (of_bin * probabilities[:, :, None]).sum(1), (of_bin & passed[:, :, None]).sum(1)
+    of_bin = np.minimum(np.floor(probabilities * BINS), BINS - 1)[:, :, None] == np.arange(BINS)  # NaN is in none
+    predicted = np.nan_to_num(probabilities)[:, :, None]
+    return of_bin.sum(1), (of_bin * predicted).sum(1), (of_bin & passed[:, :, None]).sum(1)
 
 
 def _sigmoid(z: np.ndarray) -> np.ndarray:

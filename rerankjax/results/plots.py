@@ -16,13 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from rerankjax.results.calibration import Bin
 from rerankjax.results.divergence import best_of_n_divergence
 from rerankjax.results.evaluation import Evaluation
 from rerankjax.results.markup import visible
 from rerankjax.results.render import reranked
 from rerankjax.results.results import Results
 from rerankjax.results.selection import RULE_HEADS, sample_counts
-from rerankjax.results.statistics import decimal
+from rerankjax.results.statistics import Estimate, decimal
 
 # Matplotlib wants colours, the page has variables: each variable is drawn as a colour that nothing else uses.
 _VARIABLES = ("ink", "muted", "grid", "grey", "gold", "pink", "blue", "orange", "green")
@@ -190,11 +191,21 @@ def score_distributions(evaluations: Sequence[Evaluation], results: Results) -> 
 
 def reliability(results: Results) -> str:
     """Pass rate against the probability that a score stands for; a point's area is its bin's fraction of samples."""
-    systems = reranked(results)
+    found = {
+        s.label: (
+            [b for b in results.reliabilities if b.system == s.system],
+            results.discrimination(s.system, "expected_calibration_error"),
+        )
+        for s in reranked(results)
+    }
+    return reliability_of(found, "Reliability: pass rate against predicted probability, for each system")
+
+
+def reliability_of(found: Mapping[str, tuple[Sequence[Bin], Estimate | None]], title: str) -> str:
+    """`reliability` of bins and calibration errors by label."""
     with matplotlib.rc_context(_STYLE):
-        figure, panels = _panels(len(systems), height=2.4, sharey=True)
-        for system, axes in zip(systems, panels, strict=True):
-            bins = [b for b in results.reliabilities if b.system == system.system]
+        figure, panels = _panels(len(found), height=2.4, sharey=True)
+        for (label, (bins, error)), axes in zip(found.items(), panels, strict=True):
             predicted, rate = [b.predicted for b in bins], [b.value for b in bins]
             # A bootstrap interval may leave its own estimate out by a rounding error.
             below = [max(0.0, b.value - b.low) for b in bins]
@@ -204,8 +215,7 @@ def reliability(results: Results) -> str:
             axes.plot(predicted, rate, color=_COLOURS["blue"], linewidth=1, alpha=0.5)
             areas = [8 + 250 * b.share for b in bins]
             axes.scatter(predicted, rate, s=areas, color=_COLOURS["blue"], zorder=3, linewidths=0)
-            error = results.discrimination(system.system, "expected_calibration_error")
-            axes.set_title(_two_lines(system.label))
+            axes.set_title(_two_lines(label))
             note = f"error {decimal(error.value)}" if error else ""
             axes.text(0.02, 0.97, note, transform=axes.transAxes, va="top", color=_COLOURS["muted"])
             axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
@@ -214,7 +224,26 @@ def reliability(results: Results) -> str:
             axes.set_yticks(*ticks)
         figure.supxlabel("probability of passing, by the score", fontsize=8, color=_COLOURS["muted"])
         figure.supylabel("fraction that passes", fontsize=8, color=_COLOURS["muted"])
-        return _svg(figure, "Reliability: pass rate against predicted probability, for each system")
+        return _svg(figure, title)
+
+
+def best_of_n(curves: Mapping[str, Mapping[int, Estimate]], title: str) -> str:
+    """Solved fraction against the number of samples chosen from, all curves in one panel with their intervals."""
+    with matplotlib.rc_context(_STYLE):
+        figure, (axes, *_) = _panels(1, height=2.8, columns=1)
+        for i, (label, points) in enumerate(curves.items()):
+            colour, counts, of = _COLOURS[_LINE_COLOURS[i % len(_LINE_COLOURS)]], list(points), list(points.values())
+            axes.fill_between(counts, [e.low for e in of], [e.high for e in of], color=colour, alpha=0.12, lw=0)
+            dash = "-" if i < len(_LINE_COLOURS) else "--"
+            axes.plot(counts, [e.value for e in of], dash, color=colour, marker="o", markersize=3, label=visible(label))
+        axes.set_xscale("log", base=2)
+        counts = sorted({n for points in curves.values() for n in points})
+        axes.set_xticks(counts, [str(n) for n in counts])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: decimal(y)[:-1]))
+        axes.set_xlabel("samples chosen from")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+        return _svg(figure, title)
 
 
 def ppo_curves(curves: Sequence[Curve]) -> str:

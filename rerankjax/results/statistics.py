@@ -108,7 +108,8 @@ def auc(passed: Sequence[np.ndarray], scores: Sequence[np.ndarray]) -> Estimate 
 
     Args:
       passed: bool [P, n] for every seed.
-      scores: [P, n] for every seed. AUCs are averaged over seeds, scores are never compared between them.
+      scores: [P, n] for every seed. AUCs are averaged over seeds, scores are never compared between them. NaN where a
+        problem has fewer samples than n.
 
     Returns:
       The AUC, or None if a seed lacks correct or incorrect samples.
@@ -120,11 +121,12 @@ def auc(passed: Sequence[np.ndarray], scores: Sequence[np.ndarray]) -> Estimate 
 def _auc_statistic(passed: np.ndarray, scores: np.ndarray) -> Statistic:
     # wins[p, q]: correct samples of problem p that outscore incorrect ones of q, over pairs.
     wins = np.empty((len(passed), len(passed)))
-    for q, (row, failed) in enumerate(zip(scores, ~passed, strict=True)):
+    failures = ~passed & ~np.isnan(scores)
+    for q, (row, failed) in enumerate(zip(scores, failures, strict=True)):
         incorrect = np.sort(row[failed])
         beaten = np.searchsorted(incorrect, scores, "left") + np.searchsorted(incorrect, scores, "right")
         wins[:, q] = (beaten / 2 * passed).sum(1)
-    correct, incorrect = passed.sum(1), (~passed).sum(1)
+    correct, incorrect = passed.sum(1), failures.sum(1)
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         won = ((weights @ wins.astype(weights.dtype)) * weights).sum(1)
@@ -144,7 +146,7 @@ def pairwise_accuracy(passed: Sequence[np.ndarray], scores: Sequence[np.ndarray]
 
 
 def _pairwise_statistic(passed: np.ndarray, scores: np.ndarray) -> Statistic:
-    pairs = passed[:, :, None] & ~passed[:, None, :]
+    pairs = passed[:, :, None] & (~passed & ~np.isnan(scores))[:, None, :]
     wins = (scores[:, :, None] > scores[:, None, :]) + (scores[:, :, None] == scores[:, None, :]) / 2
     count = pairs.sum((1, 2))
     mixed = count > 0

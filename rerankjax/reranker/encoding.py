@@ -1,0 +1,102 @@
+"""The token ids that a reranker reads: of a text, as everyone tokenizes it, or of a conversation."""
+
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from rerankjax.pairs.data import TextPair
+from rerankjax.pairs.labelled import Prompt
+from rerankjax.prompts.tokenizer import encode_completions
+
+
+class PairIds(NamedTuple):
+    """Token ids of a pair: what both answers share of the prompt, at least one, and what follows in each."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, chat: bool) -> None:
+    """Raises ValueError where the tokenizer cannot say where an answer ends."""
+    if chat and not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat template: score without chat, or give it the model's chat_template")
+    if not chat and tokenizer.eos_token_id is None:
+        raise ValueError(
+            "the tokenizer has no end-of-text token, with which a candidate ends: set its eos_token to the "
+            "one that the model was trained with, or score with chat if it was trained on conversations"
+        )
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, candidates: Sequence[str], *, chat: bool, whole: bool
+) -> tuple[list[int], dict[str, list[int]]]:
+    """Token ids of the prompt, and of each candidate with the prompt before it.
+
+    chat: a conversation by the tokenizer's chat template; a prompt that is a text is the user's message.
+    whole: prompt, candidate and end of text are tokenized as one text, with the special tokens that the tokenizer adds
+        by itself: what transformers, vLLM and TRL score. Otherwise apart and without: what a policy reads and writes.
+
+    Raises:
+        ValueError: the prompt is a conversation and `chat` is False, or the chat template writes a prompt otherwise
+            once an answer stands behind it.
+    """
+    if chat:
+        return _encode_chat(tokenizer, prompt, candidates)
+    if not isinstance(prompt, str):
+        raise ValueError("the prompt is a conversation: score with chat")
+    if whole:
+        texts = [prompt, *(f"{prompt}{candidate}{tokenizer.eos_token}" for candidate in candidates)]
+        prompt_ids, *rows = tokenizer(texts)["input_ids"]
+    else:
+        prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        rows = [prompt_ids + ids for ids in encode_completions(tokenizer, candidates)]
+    return prompt_ids, dict(zip(candidates, rows, strict=True))
+
+
+def _encode_chat(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, candidates: Sequence[str]
+) -> tuple[list[int], dict[str, list[int]]]:
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [m._asdict() for m in prompt]
+    render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
+    opening = render(asked, add_generation_prompt=True)
+    texts = [render([*asked, {"role": "assistant", "content": candidate}]) for candidate in candidates]
+    for text in texts:
+        if not text.startswith(opening):
+            at = next((i for i, (a, b) in enumerate(zip(text, opening, strict=False)) if a != b), len(text))
+            raise ValueError(
+                "the chat template asks for an answer otherwise than it writes one: the prompt goes on with "
+                f"{opening[at : at + 40]!r}, and with an answer behind it with {text[at : at + 40]!r}; correct the "
+                "tokenizer's chat_template"
+            )
+    opening_ids, *rows = tokenizer([opening, *texts], add_special_tokens=False)["input_ids"]
+    return opening_ids, dict(zip(candidates, rows, strict=True))
+
+
+def shared_length(prompt: Sequence[int], *rows: Sequence[int]) -> int:
+    """How many tokens of the rows are read once for all: those of their prompt, at least one.
+
+    The tokenizer may merge the prompt's end with an answer's beginning, and something must stand behind them.
+    """
+    most = min(len(prompt), *(len(row) - 1 for row in rows))
+    return max(1, next((i for i in range(most) if any(row[i] != prompt[i] for row in rows)), most))
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, pairs: Iterable[TextPair], *, chat: bool, max_length: int
+) -> list[PairIds]:
+    """The pairs neither of whose texts is longer than `max_length` tokens, whole as `encode` has it."""
+    found = []
+    for prompt, group in itertools.groupby(pairs, key=lambda pair: pair.prompt):
+        of_prompt = list(group)
+        texts = list(dict.fromkeys(text for pair in of_prompt for text in (pair.chosen, pair.rejected)))
+        prompt_ids, encoded = encode(tokenizer, prompt, texts, chat=chat, whole=True)
+        for pair in of_prompt:
+            chosen, rejected = encoded[pair.chosen], encoded[pair.rejected]
+            if max(len(chosen), len(rejected)) <= max_length and min(len(chosen), len(rejected)) > 1:
+                shared = shared_length(prompt_ids, chosen, rejected)
+                found.append(PairIds(chosen[:shared], chosen[shared:], rejected[shared:]))
+    return found

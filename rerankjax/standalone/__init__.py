@@ -1,0 +1,1 @@
+"""Rerankers without the loop: trained on anyone's labelled data, and measured beside others."""

@@ -1,0 +1,99 @@
+"""Measures one or more rerankers on labelled samples or preferences, beside each other.
+
+    rerankjax evaluate --model runs/reranker/export --data runs/mini/seed0/export/examples.jsonl --output-dir compared
+    rerankjax evaluate --model ours=FOLDER --model theirs=OWNER/NAME --data pairs.jsonl --output-dir compared --chat
+
+Data: .jsonl, .jsonl.gz and .parquet files, MultiPL-E's results files or directories of them. A row has
+    {"prompt": "...", "candidates": ["...", ...], "passed": [true, ...]}  ("greedy": whether the greedy answer passes)
+    {"prompt": "...", "chosen": "...", "rejected": "...", "subset": "..."}   RewardBench; with lists, best of 4
+
+Prints, and writes to the output directory as results.json and report.html: of executed samples the fraction solved by
+each rule with best-of-n, AUC, pairwise accuracy and calibration; of preferences the accuracy by subset; paired tests
+between rerankers, and what each costs.
+
+Exit code: 0 all measured; 2 bad input, found before a model is loaded where it can be; 130 interrupted.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
+
+from rerankjax.model.weights import find_reranker
+from rerankjax.pairs.data import DataSource, read_data
+from rerankjax.problems.jsonl import write_text
+from rerankjax.reranker.rerank import Reranker
+from rerankjax.standalone.comparison import write_comparison
+from rerankjax.standalone.measure import compare, score
+from rerankjax.standalone.report import report
+from rerankjax.standalone.tables import print_comparison
+
+PROGRAM = "rerankjax evaluate"
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code, see above; argparse itself leaves with SystemExit(2)."""
+    args = _parse(argv)
+    try:
+        _evaluate(args, shlex.join([*PROGRAM.split(), *argv]))
+    except (ValueError, OSError) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; nothing is written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model",
+        required=True,
+        action="append",
+        metavar="[NAME=]FOLDER_OR_ID",
+        help="a reranker's folder, or a hub id: *ForSequenceClassification with one label; give it once for each",
+    )
+    parser.add_argument(
+        "--data", required=True, action="append", metavar="FILE_OR_DIR", help="labelled rows; give it once for each"
+    )
+    parser.add_argument("--output-dir", required=True, type=Path, metavar="DIR", help="made if need be")
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="score conversations by the tokenizer's chat template, as if a row is one: the prompt asks",
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the parameters (default: as saved)"
+    )
+    return parser.parse_args(argv)
+
+
+def _evaluate(args: argparse.Namespace, command: str) -> None:
+    rows = read_data([DataSource(source) for source in args.data])
+    chat = args.chat or any(not isinstance(row.prompt, str) for row in rows)
+    models = {}
+    for given in args.model:
+        name, _, path = given.rpartition("=")
+        if (name or path) in models:
+            raise ValueError(
+                f"--model {given}: the name {name or path!r} is taken; give another, as --model NAME={path}"
+            )
+        models[name or path] = find_reranker(path)
+    scored = []
+    for name, path in models.items():  # one at a time in memory
+        try:
+            reranker = Reranker.from_pretrained(path, chat=chat, dtype=args.dtype)
+        except ValueError as error:
+            raise ValueError(f"--model {name}: {error}") from error
+        scored.append(score(name, reranker, rows))
+    comparison = compare(rows, scored)
+    page = report(comparison, command)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    write_comparison(args.output_dir / "results.json", comparison)
+    write_text(args.output_dir / "report.html", page)
+    print_comparison(comparison)
+    print(f"\nwrote {args.output_dir / 'results.json'} and {args.output_dir / 'report.html'}")

@@ -1,0 +1,106 @@
+"""The training loop of `train-reranker`: pairs in, the parameters that order dev pairs best out."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rerankjax.model.config import ModelConfig
+from rerankjax.model.decoder import Params
+from rerankjax.model.lora import FULL
+from rerankjax.model.packing import PackConfig, Packed, real_fraction
+from rerankjax.model.sharding import by_row, feed, replicated, row_shards
+from rerankjax.model.training import Counts, TrainState, Update, batch_of, start_state
+from rerankjax.progress import progress
+from rerankjax.prompts.rows import shuffled_batches
+from rerankjax.reranker.bradley_terry import make_reranker_step
+from rerankjax.reranker.encoding import PairIds
+from rerankjax.run.metrics import metric_writer
+from rerankjax.run.prefetch import Ahead
+from rerankjax.run.recovery import Recovery
+from rerankjax.standalone.config import RerankerTrainingConfig
+
+
+class Progress(NamedTuple):
+    """All that a step leaves to the next: the best parameters so far with their accuracy on dev pairs, and how many
+    measurements since were no better."""
+
+    state: TrainState
+    best: Params
+    accuracy: jax.Array
+    stale: jax.Array
+
+
+def pair_step(
+    config: RerankerTrainingConfig, shape: ModelConfig, base: Params | None, pairs: Sequence[PairIds], mesh: Mesh
+) -> tuple[Update, PackConfig]:
+    """The update of a reranker, and the sizes of its batches' parts."""
+    update = make_reranker_step(shape, config.reranker, config.optimizer, mesh, FULL if base is None else config.lora)
+    prompt = max(len(pair.prompt) for pair in pairs)
+    completion = max(len(row) for pair in pairs for row in (pair.chosen, pair.rejected))
+    microbatches = config.optimizer.microbatches
+    return update, PackConfig.of(config.batch_size, microbatches, prompt, completion, 2, row_shards(mesh))
+
+
+def fit(
+    config: RerankerTrainingConfig,
+    shape: ModelConfig,
+    base: Params | None,
+    start: Params,
+    pairs: Sequence[PairIds],
+    dev_accuracy: Callable[[Params], float],
+    directory: Path,
+    recovery_directory: Path,
+    mesh: Mesh,
+) -> Params:
+    """What `start` becomes by training on the pairs, from where training that was cut had come: of the measured
+    parameters those with the highest accuracy on dev pairs.
+
+    directory: gets metrics.jsonl and TensorBoard's events.
+    """
+    steps, every, patience = config.optimizer.steps, config.early_stopping.every, config.early_stopping.patience
+    update, sizes = pair_step(config, shape, base, pairs, mesh)
+    items = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
+
+    def batch(index: np.ndarray) -> tuple[list[Packed], Counts, float]:
+        parts, counts = batch_of([items[i] for i in index], sizes)
+        return feed(parts, by_row(mesh)), feed(counts, replicated(mesh)), real_fraction(parts)
+
+    at_start = start_state(start, config.optimizer, mesh)
+    accuracy, stale = (feed(np.float32(x), replicated(mesh)) for x in (-1.0, 0.0))
+    with Recovery(recovery_directory, config.checkpoints.steps, config.checkpoints.keep) as recovery:
+        untrained = Progress(at_start, jax.tree.map(jnp.copy, at_start.params), accuracy, stale)
+        done, now, metrics = recovery.restore(untrained)
+        batches = shuffled_batches(len(pairs), config.batch_size, steps, [config.seed, 2])
+        with (
+            metric_writer(directory, metrics) as write,
+            progress("train the reranker", steps) as advance,
+            Ahead(map(batch, itertools.islice(batches, done, None))) as ready,
+        ):
+            advance(done)
+            for step, (parts, counts, real) in enumerate(ready, start=done + 1):
+                if patience and now.stale >= patience:
+                    break
+                state, measured = update(now.state, base, parts, counts)
+                now = now._replace(state=state)
+                figures = {name: float(value) for name, value in jax.device_get(measured).items()}
+                figures["real_tokens"] = real
+                if step % every == 0 or step == steps:
+                    figures["dev_accuracy"] = dev_accuracy(state.params)
+                    now = _measured(now, figures["dev_accuracy"], mesh)
+                metrics.append(write(step, **figures))
+                advance(1, **figures)
+                recovery.after(step, lambda: (now, metrics))  # noqa: B023  # called at once
+    return now.best
+
+
+def _measured(now: Progress, accuracy: float, mesh: Mesh) -> Progress:
+    better = np.float32(accuracy) > float(now.accuracy)  # which is kept as float32
+    best = jax.tree.map(jnp.copy, now.state.params) if better else now.best
+    numbers = (accuracy, 0.0) if better else (float(now.accuracy), float(now.stale) + 1)
+    return Progress(now.state, best, *(feed(np.float32(x), replicated(mesh)) for x in numbers))

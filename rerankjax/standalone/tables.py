@@ -1,0 +1,116 @@
+"""A comparison's tables: for the terminal, in Markdown and in HTML, the same cells."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rerankjax.results.render import pipes
+from rerankjax.results.selection import sample_counts
+from rerankjax.standalone.comparison import GREEDY, MAJORITY, MEASURES, ORACLE, RANDOM, RERANKER, Comparison
+
+UNDEFINED = "undefined"
+_PLAIN_WIDTH = 120
+
+
+class Tabulated(NamedTuple):
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str
+
+
+def tables(comparison: Comparison) -> Iterator[Tabulated]:
+    """Of every kind of figure that the comparison has, its table. Intervals are bootstrapped over problems, 95%."""
+    if comparison.problems:
+        yield _solved(comparison)
+        yield _measures(comparison)
+    if comparison.preferences:
+        yield _preferred(comparison)
+    if comparison.differences:
+        yield _differences(comparison)
+    yield _costs(comparison)
+
+
+def _solved(comparison: Comparison) -> Tabulated:
+    counts = sample_counts(comparison.samples_most)
+    rows = []
+    for rule in (RANDOM, MAJORITY, GREEDY):
+        if found := comparison.find(rule):
+            rows.append([rule, *[""] * (len(counts) - 1), found.text()])
+    for rule, name in [*((RERANKER, name) for name in comparison.rerankers), (ORACLE, "")]:
+        figures = [comparison.find(rule, name, n) for n in counts]
+        rows.append([name or rule, *(figure.text() for figure in figures if figure)])
+    least, most = comparison.samples_least, comparison.samples_most
+    samples = f"{most}" if least == most else f"{least} to {most}"
+    note = (
+        f"Fraction of {comparison.problems} problems, of {samples} samples each, that the answer chosen among n "
+        "samples solves. The oracle knows the tests."
+    )
+    return Tabulated("Problems solved", ["chosen by", *(f"n = {n}" for n in counts)], rows, note)
+
+
+def _measures(comparison: Comparison) -> Tabulated:
+    rows = []
+    for name in comparison.rerankers:
+        found = [comparison.measure(name, measure) for measure in MEASURES]
+        rows.append([name, *(measure.text() if measure else UNDEFINED for measure in found)])
+    note = (
+        "AUC compares samples of all problems, pairwise accuracy those of one problem. Calibration: of a sigmoid of "
+        "the score, fitted on the other half of the problems."
+    )
+    return Tabulated("Right from wrong", ["reranker", *MEASURES.values()], rows, note)
+
+
+def _preferred(comparison: Comparison) -> Tabulated:
+    subsets = list(dict.fromkeys(p.subset for p in comparison.preferred))
+    found = {(p.subset, p.reranker): p for p in comparison.preferred}
+    rows = []
+    for subset in subsets:
+        of_subset = [found[subset, name] for name in comparison.rerankers]
+        first = of_subset[0]
+        rows.append([subset, str(first.rows), f"{first.candidates:g}", *(p.text() for p in of_subset)])
+    note = "How often a right answer has the highest score of its row."
+    return Tabulated("Preferences", ["subset", "rows", "answers", *comparison.rerankers], rows, note)
+
+
+def _differences(comparison: Comparison) -> Tabulated:
+    rows = [
+        [d.reranker, d.baseline, d.kind, d.text("+"), f"{d.alone} : {d.baseline_alone}", f"{d.p_value:.2g}"]
+        for d in comparison.differences
+    ]
+    note = (
+        "Paired, on the same problems. Alone: problems that only the one gets right, and only the other; p: McNemar's."
+    )
+    return Tabulated("Differences", ["reranker", "less", "of", "difference", "alone", "p"], rows, note)
+
+
+def _costs(comparison: Comparison) -> Tabulated:
+    rows = [
+        [c.reranker, f"{c.candidates}", f"{c.seconds:.1f}", f"{1000 * c.seconds / max(c.candidates, 1):.3g}"]
+        for c in comparison.costs
+    ]
+    note = "With the model's compilation, without its loading."
+    return Tabulated("Cost", ["reranker", "candidates", "seconds", "ms a candidate"], rows, note)
+
+
+def markdown(comparison: Comparison, level: int = 2) -> str:
+    return "\n".join(f"{'#' * level} {t.title}\n\n{pipes(t.header, t.rows)}\n{t.note}\n" for t in tables(comparison))
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Prints the tables; without colours or a fixed width where not a terminal."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _PLAIN_WIDTH)
+    for of in tables(comparison):
+        console.print(Text(f"\n{of.title}", style="bold"))
+        shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        for place, name in enumerate(of.header):
+            shown.add_column(name, justify="right" if place else "left")
+        for row in of.rows:
+            shown.add_row(*map(Text, row))
+        console.print(shown)
+        console.print(Text(of.note, style="dim"))

@@ -1,0 +1,185 @@
+"""`train-reranker`: from a base model and labelled data to a folder that other tools load, with a card of its figures.
+
+workdir/training   a stage: the best parameters' checkpoint, metrics.jsonl, TensorBoard's events
+workdir/export     a stage: the model's folder, README.md (its card), results.json
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from rerankjax.loop.config import ConfigError
+from rerankjax.loop.models import fingerprint
+from rerankjax.model.decoder import Params
+from rerankjax.model.lora import FULL, attach_trunk, merge
+from rerankjax.model.sharding import make_mesh
+from rerankjax.model.weights import save_reranker
+from rerankjax.pairs.data import (
+    DataSource,
+    Splits,
+    check_disjoint,
+    data_digest,
+    make_pairs,
+    read_data,
+    split_by_problem,
+)
+from rerankjax.pairs.labelled import Labelled
+from rerankjax.problems.jsonl import write_text
+from rerankjax.reranker.encoding import check_tokenizer, encode, encode_pairs
+from rerankjax.reranker.padding import with_padding_row
+from rerankjax.reranker.rerank import Reranker
+from rerankjax.run import checkpoint
+from rerankjax.run.metrics import read_metrics
+from rerankjax.run.reads import whole
+from rerankjax.run.recovery import preemptible
+from rerankjax.run.rundir import open_run, recovery_of, write_stage
+from rerankjax.standalone.base_model import BaseModel, open_base, start_reranker
+from rerankjax.standalone.card import Facts, card
+from rerankjax.standalone.comparison import write_comparison
+from rerankjax.standalone.config import AUTO, CHAT, TEXT, RerankerTrainingConfig, resolve
+from rerankjax.standalone.fit import fit
+from rerankjax.standalone.measure import compare, dev_accuracy, score
+from rerankjax.standalone.tables import print_comparison
+
+RESULTS = "results.json"
+THIS = "this reranker"  # in its own results
+
+
+def train_reranker(config: Mapping[str, Any], workdir: str | Path) -> Path:
+    """Trains a reranker as the config says, or resumes where that was cut, and returns the folder that has it.
+
+    config: the fields of `RerankerTrainingConfig`, of which `base` and `data` must be given and a section may be given
+        in part: {"base": "model", "data": ["samples.jsonl"], "optimizer": {"steps": 100}}.
+    workdir: a directory, or a bucket's address; made, or resumed.
+
+    Raises:
+        ConfigError: a field, the data or the base model is not as it should be: one line, before any work.
+        RunDirectoryError: `workdir` is in use, or has another config's or other data's reranker.
+        Preempted: SIGTERM came. Work in progress is saved; call it again.
+    """
+    resolved = resolve(_with_defaults(config), jax.device_count())
+    splits = read_splits(resolved)
+    model = open_base(resolved)
+    chat = _is_chat(resolved, splits, model)
+    mesh = make_mesh(resolved.mesh)
+    splits, left_out = _that_fit(resolved, splits, model, chat)
+    pairs = make_pairs(splits.train, resolved.pairs_per_problem, resolved.seed)
+    encoded = encode_pairs(model.tokenizer, pairs, chat=chat, max_length=resolved.max_length)
+    if not encoded:
+        raise ConfigError(f"config.max_length = {resolved.max_length}: every pair is longer; raise it")
+    print(
+        f"{len(encoded)} pairs to train on, {len(pairs) - len(encoded)} longer than max_length left out; "
+        f"{len(splits.dev)} rows of dev, {len(splits.test)} of test data, {left_out} with too long a prompt left out"
+    )
+    start = functools.cache(lambda: start_reranker(resolved, model, mesh))
+    lora = resolved.lora if resolved.lora.rank else FULL
+
+    def reranker(params: Params) -> Reranker:
+        trained = attach_trunk(start()[0], params, lora)
+        return Reranker(model.shape, trained, model.tokenizer, resolved.pooling, chat, mesh, whole=True)
+
+    def accuracy(params: Params) -> float:
+        scores = reranker(params).score_all([(row.prompt, row.candidates) for row in splits.dev])
+        return dev_accuracy(splits.dev, scores)
+
+    def train(directory: Path, view: RerankerTrainingConfig) -> None:
+        base, params = start()
+        recovery = recovery_of(root / "training")
+        trained = fit(whole(view), model.shape, base, params, encoded, accuracy, directory, recovery, mesh)
+        checkpoint.save(directory / "checkpoint", trained)
+
+    def export(directory: Path, view: RerankerTrainingConfig) -> None:
+        trained = checkpoint.restore(root / "training/checkpoint", checkpoint.abstract(start()[1], mesh))
+        scorer = reranker(trained)
+        _save(directory, whole(view), model, scorer)
+        comparison = compare(splits.test, [score(THIS, scorer, splits.test)])
+        write_comparison(directory / RESULTS, comparison)
+        accuracies = [row["dev_accuracy"] for row in read_metrics(root / "training") if "dev_accuracy" in row]
+        rows = {name: len(of_split) for name, of_split in splits._asdict().items()}
+        facts = Facts(pairs=len(encoded), rows=rows, chat=chat, dev_accuracy=max(accuracies))
+        write_text(directory / "README.md", card(whole(view), facts, comparison))
+        print_comparison(comparison)
+
+    with preemptible(), open_run(str(workdir), resolved) as root:
+        content = {"data": data_digest([row for rows in splits for row in rows]), "base": fingerprint(model.folder)}
+        write_stage(root, "training", resolved, [], train, facts=content, everywhere=True)
+        return write_stage(root, "export", resolved, ["training"], export, everywhere=True)
+
+
+def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config's fields over those of `RerankerTrainingConfig`, section by section."""
+    defaults = dataclasses.asdict(RerankerTrainingConfig(base="", data=()))
+    filled = ConfigDict(defaults, type_safe=False, convert_dict=True)
+    filled.update(ConfigDict(dict(config.items()), type_safe=False, convert_dict=True))
+    return dict(filled.to_dict())
+
+
+def read_splits(config: RerankerTrainingConfig) -> Splits:
+    """The rows of the config's data, and pairs in each split. Raises ConfigError that names file, row and field."""
+    given = {name: getattr(config, name) for name in ("data", "dev", "test") if getattr(config, name)}
+    rows = {name: _read(name, sources) for name, sources in given.items()}
+    dev_fraction, test_fraction = (
+        0.0 if name in rows else getattr(config, f"{name}_fraction") for name in ("dev", "test")
+    )
+    try:
+        splits = split_by_problem(rows["data"], dev_fraction, test_fraction, config.seed)
+        splits = splits._replace(**{name: rows[name] for name in ("dev", "test") if name in rows})
+        check_disjoint(splits)
+    except ValueError as error:
+        raise ConfigError(f"config.data: {error}") from error
+    for name, of_split in splits._asdict().items():
+        try:
+            make_pairs(of_split, 1, config.seed)
+        except ValueError as error:
+            raise ConfigError(f"config.data, of which {name} is a part: {error}") from error
+    return splits
+
+
+def _read(name: str, sources: Sequence[DataSource]) -> list[Labelled]:
+    try:
+        return read_data(sources)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config.{name}: {error}") from error
+
+
+def _is_chat(config: RerankerTrainingConfig, splits: Splits, model: BaseModel) -> bool:
+    """Whether conversations are scored. Raises ConfigError where the data or the tokenizer cannot be scored so."""
+    first = next((row for rows in splits for row in rows if not isinstance(row.prompt, str)), None)
+    if config.format == TEXT and first is not None:
+        raise ConfigError(f"config.format = {TEXT!r}: {first.where}: field 'prompt' is a conversation; use {CHAT!r}")
+    chat = config.format == CHAT or (config.format == AUTO and first is not None)
+    row = first or splits.train[0]
+    try:
+        check_tokenizer(model.tokenizer, chat)
+        encode(model.tokenizer, row.prompt, row.candidates, chat=chat, whole=True)
+    except ValueError as error:
+        raise ConfigError(f"config.format = {config.format!r}, with the tokenizer of config.base: {error}") from error
+    return chat
+
+
+def _that_fit(config: RerankerTrainingConfig, splits: Splits, model: BaseModel, chat: bool) -> tuple[Splits, int]:
+    """The splits without rows of dev and test whose prompt leaves no room in `max_length`, and how many those are."""
+
+    def fits(row: Labelled) -> bool:
+        return len(encode(model.tokenizer, row.prompt, [], chat=chat, whole=True)[0]) < config.max_length
+
+    kept = splits._replace(dev=list(filter(fits, splits.dev)), test=list(filter(fits, splits.test)))
+    for name in ("dev", "test"):
+        if not any(0 < sum(row.passed) < len(row.passed) for row in getattr(kept, name)):
+            raise ConfigError(
+                f"config.max_length = {config.max_length}: no {name} row whose prompt fits has a right and a wrong "
+                "answer; raise it, or give more data"
+            )
+    return kept, sum(map(len, splits)) - sum(map(len, kept))
+
+
+def _save(directory: Path, config: RerankerTrainingConfig, model: BaseModel, reranker: Reranker) -> None:
+    pad = model.tokenizer.pad_token_id
+    shape, decoder = with_padding_row(model.shape, merge(reranker.params["decoder"]), pad)
+    params = {"decoder": decoder, "score": reranker.params["score"]}
+    save_reranker(directory, shape, params, pooling=config.pooling, pad_token_id=pad, tokenizer=model.tokenizer)

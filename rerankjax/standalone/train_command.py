@@ -1,0 +1,45 @@
+"""The command `rerankjax train-reranker`.
+
+    rerankjax train-reranker --config=configs/reranker.py --workdir=runs/reranker \\
+        --config.base=FOLDER_OR_HUB_ID_OR_GGUF --config.data=samples.jsonl
+
+Trains a reranker on labelled data and leaves it in WORKDIR/export, with its card and results.json. Rows of data are
+preferences (prompt, chosen, rejected), executed samples (prompt, candidates, passed) or MultiPL-E's results; see
+configs/reranker.py. Exit status 75 says that SIGTERM came and all work is saved: start it again, and it resumes.
+"""
+
+import functools
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+
+from rerankjax.loop.command import CONFIG, WORKDIR, parse
+from rerankjax.loop.config import ConfigError
+from rerankjax.run.recovery import EXIT_PREEMPTED, Preempted
+from rerankjax.run.rundir import RunDirectoryError
+from rerankjax.standalone.train import train_reranker
+
+PROGRAM = "rerankjax train-reranker"
+flags.declare_key_flag("config")
+flags.declare_key_flag("workdir")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command with the arguments behind its name. Ends the process with its exit status."""
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(_train, [PROGRAM, *argv], flags_parser=functools.partial(parse, module=__name__))
+
+
+def _train(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"{argv[1]!r} is no flag: fields are set as --config.max_length=512")
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every file it closes
+    try:
+        folder = train_reranker(CONFIG.value, str(WORKDIR.value))
+    except Preempted:
+        print(f"{PROGRAM}: SIGTERM came; all work is saved, start it again", file=sys.stderr)
+        sys.exit(EXIT_PREEMPTED)
+    except (ConfigError, RunDirectoryError, FloatingPointError) as error:
+        sys.exit(f"{PROGRAM}: {error}")
+    print(f"\nwrote {folder}; rank with it: rerankjax rerank --model {folder} --problems FILE")
