@@ -108,11 +108,11 @@ def get_config(arg: str = "completion") -> ConfigDict:
         config.sampling.max_completion_length = config.evaluation.test.sampling.max_completion_length = 64
         for training in (config.sft, config.reranker_training, config.retraining):
             training.batch_size = 4
-            training.optimizer.update({"steps": 4, "microbatches": 1})
+            training.optimizer.update({"steps": 4, "microbatches": 4})
         config.candidates.update({"train": 4, "dev": 4, "prompts_in_flight": 4})
         config.evaluation.test.samples = 4
         config.mining.update({"pairs": 16, "later_pairs": 16})
-        config.ppo.update({"iterations": 2, "batch_size": 4, "minibatches": 1, "microbatches": 1})
+        config.ppo.update({"iterations": 2, "batch_size": 4, "minibatches": 1, "microbatches": 4})
         config.early_stopping.update({"every": 1, "samples": 1})
         config.sandbox.workers = 2
     return config

@@ -166,8 +166,10 @@ MINI = str(Path(__file__).parents[1] / "configs" / "mini.py")
     ("flags", "said"),
     [
         ([], "flag --config=None: Flag --config must have a value other than None"),
-        ([f"--config={MINI}:smok"], "mini.py:smok is unknown: use one of demo, full"),
-        (["--config=nothing.py"], "No such file or directory: 'nothing.py'"),
+        pytest.param(
+            [f"--config={MINI}:smok"], "mini.py:smok is unknown: use one of demo, full", marks=pytest.mark.long
+        ),
+        pytest.param(["--config=nothing.py"], "No such file or directory: 'nothing.py'", marks=pytest.mark.long),
         ([f"--config={MINI}:smoke", "--config.ppo.kl_coeff=1"], 'Did you mean "kl_coef" instead of "kl_coeff"?'),
         ([f"--config={MINI}:smoke", "--config.ppo.kl_coef=-1"], "config.ppo.kl_coef = -1.0 is negative: use 0 or more"),
     ],

@@ -217,22 +217,3 @@ def test_another_config_in_the_directory_is_refused_with_the_difference(whole):
     assert process.returncode != 0
     assert "ppo.kl_coef: 0.15 -> 0.2" in output
     assert "Traceback" not in output
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("--config.ppo.kl_coeff=0.2", "kl_coeff"),
-        ("--config.iterations.hard.pairs=hardest", "config.iterations.hard.pairs = 'hardest': use one of same_data, "),
-        ("--config.lora.rank=-8", "config.lora.rank = -8 is negative: use 1 or more"),
-        ("--config.ppo.kl_coef=-0.2", "config.ppo.kl_coef = -0.2 is negative: use 0 or more"),
-        ("--config.max_prompt_length=4000", "config.generator.shape.max_position_embeddings = 256"),
-    ],
-)
-def test_a_bad_field_is_refused_before_any_work(tmp_path, override, said):
-    process = start(tmp_path / "run", override)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert said in output
-    assert "Traceback" not in output
-    assert not list(tmp_path.glob("run/seed*"))

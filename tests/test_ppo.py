@@ -217,6 +217,7 @@ def test_every_epoch_and_iteration_has_an_order_of_its_own(tiny, setting, monkey
     assert all(sorted(order) == list(range(B)) for order in seen)
 
 
+@pytest.mark.long
 def test_the_penalty_alone_pulls_a_policy_back_to_its_reference(tiny, setting):
     """From a policy that was moved away, and with a reranker that is indifferent, by the last ones' mean."""
     trunk, reward, prompts, stops = setting

@@ -218,10 +218,11 @@ def test_a_checkpoints_shape_is_its_config_json(small, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--config=configs/mini.py:smoke"], "--topology"),
-        (
+        pytest.param(["--config=configs/mini.py:smoke"], "--topology", marks=pytest.mark.long),
+        pytest.param(
             ["--config=configs/mini.py:smoke", "--topology=v7:4"],
             "rerankjax preflight: --topology=v7:4: 'v7' is unknown",
+            marks=pytest.mark.long,
         ),
         (
             ["--config=configs/mini.py:smoke", "--topology=cpu:8"],

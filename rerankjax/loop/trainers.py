@@ -219,11 +219,12 @@ def _fit(
 ) -> Params:
     """What `params` become by all steps of training, from where a run that was cut had come."""
     steps, every = training.optimizer.steps, whole(config.checkpoints)
-    limit = config.max_prompt_length
-    for number, (prompt, _) in enumerate(items):
-        if len(prompt) > limit:
+    prompt_limit, completion_limit = config.max_prompt_length, config.sampling.max_completion_length
+    for number, (prompt, completions) in enumerate(items):
+        if len(prompt) > prompt_limit or max(map(len, completions)) > completion_limit:
             raise ValueError(
-                f"prompt {number} has {len(prompt)} tokens, max_prompt_length = {limit}: drop it, or raise that"
+                f"item {number} has a prompt of {len(prompt)} tokens and completions of {list(map(len, completions))}, "
+                f"max_prompt_length = {prompt_limit}, max_completion_length = {completion_limit}: drop it, or raise them"
             )
 
     def batch(index: np.ndarray) -> tuple[list[Packed], Counts, float]:
