@@ -224,7 +224,7 @@ def _fit(
         if len(prompt) > prompt_limit or max(map(len, completions)) > completion_limit:
             raise ValueError(
                 f"item {number} has a prompt of {len(prompt)} tokens and completions of {list(map(len, completions))}, "
-                f"max_prompt_length = {prompt_limit}, max_completion_length = {completion_limit}: drop it, or raise them"
+                f"max_prompt_length = {prompt_limit}, max_completion_length = {completion_limit}: drop it or raise them"
             )
 
     def batch(index: np.ndarray) -> tuple[list[Packed], Counts, float]:
