@@ -76,7 +76,7 @@ def test_of_each_kind_the_largest_step_is_compiled(small, compiler):
     updates = ["SFT", "SFT, Adam", "reranker, again", "reranker, again, Adam"]
     trained = [*updates, "PPO judges", "PPO outputs", "PPO update", "PPO update, Adam"]
     drawn = [f"{step}, {what}" for what in ("PPO", "PPO's dev") for step in ("read prompts", "draw")]
-    assert names == [*trained, *drawn, "scoring, train"]
+    assert names == [*trained, *drawn, "scoring, train", "log-probabilities, dev"]
     longer = dataclasses.replace(small.sampling, max_completion_length=16)
     evaluation = {"test": dataclasses.replace(small.evaluation["test"], sampling=longer)}
     names = [step.name for step in device_steps(dataclasses.replace(small, evaluation=evaluation), compiler.topology)]

@@ -30,8 +30,10 @@ from rerankjax.loop.config import ExperimentConfig, TrainingConfig
 from rerankjax.loop.models import Model
 from rerankjax.loop.problem_sets import DEV, TRAIN
 from rerankjax.loop.programs import DeviceProgram, Drawing, UpdatePrograms
+from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
 from rerankjax.policy.ppo import init_policy
+from rerankjax.reranker.rerank import LOG_PROBABILITY
 from rerankjax.run import checkpoint
 
 
@@ -120,6 +122,9 @@ def every_step(run: RunShapes) -> list[Step]:
         found += _ppo(run, resident)
     for split in (TRAIN, DEV, *config.evaluation):
         found.append(_scoring(run, split, resident))
+    if config.selection.sft_log_probs:
+        splits = (DEV, *config.evaluation)
+        found += [_log_probs(run, policy, split, resident) for policy in policies for split in splits]
     return found
 
 
@@ -295,17 +300,37 @@ def _engine(run: RunShapes, policy: Params, name: str, drawing: Drawing, residen
 
 
 def _scoring(run: RunShapes, split: str, resident: list[Any]) -> Step:
-    shape, mesh = run.reranker.shape, run.host_mesh
     params = run.with_head(run.reranker, run.trunk)
     decoder = run.on_host(run.reranker, run.attached(run.trunk, params["decoder"]))
-    params = {"decoder": decoder, "score": checkpoint.abstract({"score": params["score"]}, mesh)["score"]}
-    program = programs.scorer(run.config, shape, params, programs.drawing_of(run.config, split), mesh)
+    params = {"decoder": decoder, "score": checkpoint.abstract({"score": params["score"]}, run.host_mesh)["score"]}
+    pooling = run.config.reranker.pooling
+    return _scorer(run, "scoring", f"scoring, {split}", run.reranker.shape, pooling, params, split, resident)
+
+
+def _log_probs(run: RunShapes, policy: Params, split: str, resident: list[Any]) -> Step:
+    params = {"decoder": run.on_host(run.generator, policy)}
+    kind, shape = "log-probabilities", run.generator.shape
+    return _scorer(run, kind, f"{kind}, {split}", shape, LOG_PROBABILITY, params, split, resident)
+
+
+def _scorer(
+    run: RunShapes,
+    kind: str,
+    name: str,
+    shape: ModelConfig,
+    pooling: str,
+    params: Params,
+    split: str,
+    resident: list[Any],
+) -> Step:
+    mesh, drawing = run.host_mesh, programs.drawing_of(run.config, split)
+    program = programs.scorer(shape, pooling, params, drawing, mesh)
     _, prompts, _, completions, _ = program.arguments
     (count, P), (rows, C) = prompts.shape, completions.shape
     tokens = device_bytes(prompts) / prompts.dtype.itemsize
     return Step(
-        "scoring",
-        f"scoring, {split}",
+        kind,
+        name,
         program,
         {"weights": params, "batch": program.arguments[1:]},
         resident,

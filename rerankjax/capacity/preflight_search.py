@@ -24,7 +24,8 @@ MICROBATCHES = {
     ("reranker",): ("reranker_training.optimizer", "retraining.optimizer"),
     ("PPO judges", "PPO outputs", "PPO update"): ("ppo",),
 }
-WHOLE = "SFT, Adam", "reranker, Adam", "PPO update, Adam", "scoring"  # which nothing but the mesh changes
+# Those that nothing but the mesh changes, and those that the prompts in flight do.
+WHOLE = "SFT, Adam", "reranker, Adam", "PPO update, Adam", "scoring", "log-probabilities"
 SAMPLING = "read prompts", "draw"
 
 

@@ -224,8 +224,9 @@ def engine(model: ModelConfig, drawing: Drawing, params: Params, vocabulary: Voc
     )
 
 
-def scorer(config: ExperimentConfig, model: ModelConfig, params: Params, drawing: Drawing, mesh: Mesh) -> DeviceProgram:
-    """The reranker's scores of samples: (parameters, prompts, mask, completions, mask) -> scores.
+def scorer(model: ModelConfig, pooling: str, params: Params, drawing: Drawing, mesh: Mesh) -> DeviceProgram:
+    """Scores of samples, by a reranker or (`LOG_PROBABILITY`) a policy: (parameters, prompts, mask, completions, mask)
+    -> scores.
 
     The largest batch: as many of the longest prompts as it takes, each with the longest completions, which an
     end-of-text token stands behind.
@@ -235,7 +236,7 @@ def scorer(config: ExperimentConfig, model: ModelConfig, params: Params, drawing
     count = prompts_of(shape, 1 << 30)
     split = by_row(mesh) if count % row_shards(mesh) == 0 else replicated(mesh)
     rows = *_tokens(count, P, split), *_tokens(count * together, C, split)
-    return DeviceProgram(make_scorer(model, config.reranker.pooling, mesh), (params, *rows))
+    return DeviceProgram(make_scorer(model, pooling, mesh), (params, *rows))
 
 
 def _state(params: Params, optimizer: OptimizerConfig, mesh: Mesh) -> TrainState:
