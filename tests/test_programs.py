@@ -160,7 +160,8 @@ def test_preflight_compiles_what_a_run_calls(make, calls, monkeypatch, tmp_path)
         run.tokenizer.eos_token_id, run.tokenizer.pad_token_id, tokens=table.shape[1], stop_states=table.shape[0]
     )
     steps = every_step(open_run(config, topology.find("cpu:8"), vocabulary))
-    batched = {"read prompts": 2, "scoring": 1, "log-probabilities": 1}  # which of their arguments depend on the texts' lengths, from this on
+    # Which of their arguments depend on the texts' lengths: from this on.
+    batched = {"read prompts": 2, "scoring": 1, "log-probabilities": 1}
     for function, arguments in calls:
         candidates = [step for step in steps if step.program.function is function]
         assert candidates, f"preflight knows no {function}"
