@@ -136,7 +136,8 @@ def test_first_ratios_of_the_whole_run_are_exactly_one(whole):
     assert deviations == [0.0] * 4
 
 
-@pytest.mark.parametrize("most", [2, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("most", [2, 10])
 def test_kills_at_random_moments_change_nothing(whole, tmp_path, most):
     """SIGKILL again and again: the run ends in the figures and the checkpoint bytes of the one that was left alone."""
     expected = artifacts(whole[0])

@@ -36,6 +36,9 @@ def config():
     config = mini.get_config("smoke")
     config.update({"max_prompt_length": 24, "sampling": {"max_completion_length": 8}, "mesh": {"fsdp": 2, "tensor": 4}})
     config.generator.shape.update({"num_hidden_layers": 1, "num_key_value_heads": 4})
+    for training in (config.sft, config.reranker_training, config.retraining):
+        training.optimizer.microbatches = 1
+    config.ppo.microbatches = 1
     # One program draws for all.
     config.update(
         {"candidates": {"train": 4}, "early_stopping": {"samples": 4}, "evaluation": {"test": {"samples": 4}}}

@@ -1,6 +1,7 @@
 """Prompts are MultiPL-E's and DeepSeek-Coder's, and programs come whole out of completions and answers."""
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from rerankjax import sandbox
 from rerankjax.problems.problem import LANGUAGES, Case, Problem
 from rerankjax.prompts import chat, completion
 from rerankjax.prompts.ask import STYLES, PromptConfig, ask
-from rerankjax.prompts.tokenizer import load_tokenizer, train_tokenizer
+from rerankjax.prompts.tokenizer import begin_texts, load_tokenizer, train_tokenizer
 from rerankjax.verdicts.execution import programs_of
 
 # In MultiPL-E's shape: prompt, body, what closes it, tests.
@@ -102,7 +103,7 @@ WHOLE = {
 def tokenizer() -> PreTrainedTokenizerFast:
     made = train_tokenizer([p.prompt for p in PROBLEMS.values()], 300)
     made.add_special_tokens({"bos_token": "<bos>"})
-    made.init_kwargs["add_bos_token"] = True
+    begin_texts(made)
     made.chat_template = (
         "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<end>{% endfor %}"
         "{% if add_generation_prompt %}[model]{% endif %}"
@@ -294,10 +295,12 @@ def test_a_text_begins_with_a_token_only_where_its_tokenizer_says_so(tmp_path):
     problem = Problem("p", "py", "def f(x):\n", "assert f(1)", ())
     tokenizer = train_tokenizer(["some text"], 300)
     tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    assert completion.prompt(problem, tokenizer) == problem.prompt
     for adds in (True, False):
-        tokenizer.init_kwargs["add_bos_token"] = adds
-        tokenizer.save_pretrained(tmp_path / str(adds))
-        loaded = load_tokenizer(tmp_path / str(adds))
+        tokenizer.save_pretrained(tmp_path)
+        config = tmp_path / "tokenizer_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"add_bos_token": adds}))
+        loaded = load_tokenizer(tmp_path)
         assert completion.prompt(problem, loaded) == ("<bos>" if adds else "") + problem.prompt
-    del tokenizer.init_kwargs["add_bos_token"]
-    assert completion.prompt(problem, tokenizer) == problem.prompt  # it adds none itself
+        loaded.save_pretrained(tmp_path / "again")
+        assert completion.prompt(problem, load_tokenizer(tmp_path / "again")) == completion.prompt(problem, loaded)

@@ -1,9 +1,10 @@
 """Tokenizers: one trained on the corpus, saved in Hugging Face's format, and loaded from it or from a GGUF file."""
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rerankjax.prompts.gguf_tokenizer import read_tokenizer
@@ -52,17 +53,26 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
             "it there with save_pretrained"
         )
     # AutoTokenizer of transformers 5.12 to 5.17 drops the whitespace of some code tokenizers (their #46489).
-    return PreTrainedTokenizerFast.from_pretrained(path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+    config = path / "tokenizer_config.json"
+    fields = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    if fields.get("add_bos_token") and not opening(tokenizer):
+        begin_texts(tokenizer)  # as the class that the config names does, and this one does not
+    return tokenizer
+
+
+def begin_texts(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Makes the tokenizer begin each text with its `bos_token`."""
+    bos, number = str(tokenizer.bos_token), tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=[bos, "$A"], pair=[bos, "$A", bos, "$B:1"], special_tokens=[(bos, number)]
+    )
 
 
 def opening(tokenizer: PreTrainedTokenizerBase) -> str:
     """The token that begins each text, "" where none does: chat models may name one that begins turns alone."""
-    if tokenizer.bos_token is None:
-        return ""
-    adds = tokenizer.init_kwargs.get("add_bos_token")
-    if adds is None:  # then the tokenizer's own way to encode says so
-        adds = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-    return str(tokenizer.bos_token) if adds else ""
+    begins = tokenizer.bos_token is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    return str(tokenizer.bos_token) if begins else ""
 
 
 def encode_completions(tokenizer: PreTrainedTokenizerBase, completions: Sequence[str]) -> list[list[int]]:
