@@ -89,7 +89,8 @@ def train(workdir, arg, checkpoint, file):
     )
 
 
-@pytest.mark.parametrize("arg", [pytest.param("trial", marks=pytest.mark.long), "chat,trial"])
+@pytest.mark.long
+@pytest.mark.parametrize("arg", ["trial", "chat,trial"])
 def test_four_flags_lead_from_a_checkpoint_and_problems_to_a_report(own, tmp_path, arg):
     done = train(tmp_path, arg, *own)
     assert done.returncode == 0, done.stderr[-4000:]

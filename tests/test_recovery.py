@@ -84,7 +84,7 @@ def run_cut(trainer, directory, mesh, step, monkeypatch):
             train(trainer, directory, mesh)
 
 
-@pytest.mark.parametrize("cuts", [4, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("cuts", [2, pytest.param(20, marks=pytest.mark.long)])
 @pytest.mark.parametrize("trainer", ["sft", "reranker", "ppo"])
 def test_a_run_cut_at_any_step_ends_in_the_bits_of_the_whole_one(trainer, cuts, tmp_path):
     """A cut leaves the checkpoints up to it: one run keeps them all, others go on from each."""

@@ -118,13 +118,16 @@ def solved_fraction(results: Results) -> str:
 
 
 def solved_by_divergence(results: Results) -> str:
-    """Solved fraction against sqrt(KL to the SFT model): its best-of-n curve, and two marks for each other system."""
+    """Solved fraction against sqrt(KL to the SFT model): its best-of-n curve, and two marks for each other system.
+
+    The first system with a reranker and a KL has the SFT model's samples.
+    """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10, 3.6), layout="constrained")
         axes = figure.subplots()
         known = [s for s in reranked(results) if results.divergence(s.system, "random")]
-        trained = [s for s in known if _kl(results, s.system, "random")]
-        for start in [s for s in known if s not in trained][:1]:
+        trained = [s for s in known if s.policy != known[0].policy]
+        for start in known[:1]:
             counts = sample_counts(results.samples)
             rows = [results.figure(start.system, "reranker", n) for n in counts]
             x = [best_of_n_divergence(n) ** 0.5 for n in counts]
