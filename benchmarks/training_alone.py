@@ -3,7 +3,7 @@
 Every step is one update on one batch of rows of random tokens, half of each row a prompt, without padding: SFT, PPO
 (what comes after the rollout), and the reranker on pairs of rows that share their first token alone.
 
-The model FLOPs of a step are `roofline.train_step_cost`'s without what is computed again in the backward pass; PPO's
+The model FLOPs of a step are `roofline.gradient_cost`'s without what is computed again in the backward pass; PPO's
 step computes its whole forward pass again, so that three quarters of the FLOPs it does are counted.
 """
 
@@ -99,7 +99,7 @@ def make_step(
         figures = rng.normal(size=(4, *parts[0].mask.shape)).astype(np.float32)
         parts = [PPOBatch(part, *figures) for part in parts]
     batch = feed(parts, by_row(mesh)), feed(counts, replicated(mesh))
-    cost = roofline.train_step_cost(config, rows, length, lora=lora, logits=logits, remat=False)
+    cost = roofline.gradient_cost(config, rows, length, lora=lora, logits=logits, remat=False)
     return lambda state: step(state, base, *batch), start_state(params, optimizer, mesh), cost.flops
 
 

@@ -200,33 +200,6 @@ def sampling_seconds(
     return total
 
 
-def train_step_cost(
-    config: ModelConfig,
-    batch: int,
-    length: int,
-    *,
-    lora: LoraConfig = FULL,
-    logits: int | None = None,
-    remat: bool | None = None,
-    microbatches: int = 1,
-    dtype_bytes: int = 2,
-    state_bytes: int = 4,
-) -> Cost:
-    """One update with Adam over `batch` rows of `length` tokens: gradients, summed over `microbatches` parts of the
-    batch that each read the parameters anew, and the optimiser's part. The other arguments are `gradient_cost`'s."""
-    part = gradient_cost(
-        config,
-        batch // microbatches,
-        length,
-        lora=lora,
-        logits=logits,
-        remat=remat,
-        dtype_bytes=dtype_bytes,
-        state_bytes=state_bytes,
-    )
-    return part * microbatches + adam_cost(config, lora, state_bytes)
-
-
 def adam_cost(config: ModelConfig, lora: LoraConfig = FULL, state_bytes: int = 4) -> Cost:
     """An update of the trained parameters and both moments, each read and written; its few FLOPs are not counted."""
     return Cost(0, 2 * 3 * _trained(config, lora) * state_bytes)

@@ -21,7 +21,7 @@ from rerankjax.model import weights
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, in_compute_dtype
 from rerankjax.model.deepseek import DEEPSEEK_CODER
-from rerankjax.model.sharding import DRAWING, MeshConfig, make_mesh, placed, shardings_of
+from rerankjax.model.sharding import MeshConfig, make_mesh
 from rerankjax.run import checkpoint
 from rerankjax.run.hosts import mesh_of_host
 
@@ -147,12 +147,6 @@ def meshes(config: MeshConfig, devices: Sequence[Any], of_host: Sequence[Any] | 
     """The run's mesh, and that on which a host draws and scores: the same where there is one host."""
     mesh = make_mesh(config, devices)
     return mesh, mesh_of_host(mesh, of_host) if of_host else mesh
-
-
-def as_drawn(run: RunShapes, decoder: Params) -> Params:
-    """The copy of a policy that PPO draws with."""
-    shapes = jax.eval_shape(functools.partial(in_compute_dtype, run.generator.shape), decoder)
-    return placed(shapes, shardings_of(shapes, run.mesh, DRAWING))
 
 
 def device_bytes(*trees: Any) -> float:

@@ -13,7 +13,6 @@ Where the config asks for adapters, the checkpoints of rerankers and of PPO's po
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -42,7 +41,7 @@ from rerankjax.prompts.tokenizer import encode_completions
 from rerankjax.reranker.rerank import Reranker, Used
 from rerankjax.run import checkpoint
 from rerankjax.run.hosts import exchange, is_first, own_copy, own_decoder, own_mesh, share
-from rerankjax.run.metrics import write_usage
+from rerankjax.run.metrics import write_real_tokens, write_waits
 from rerankjax.run.reads import whole
 from rerankjax.sandbox import Verdict
 from rerankjax.verdicts.execution import VerdictCache, execute, verdict_cache
@@ -163,7 +162,12 @@ def _write_candidates(
     """Samples and executes, each process its share of the problems; the first writes what all of them found."""
     # What goes into tables is controlled for each assertion: a program that cheats on one of them is caught.
     control = "one" if split in (TRAIN, DEV) else "every"
-    own, used = share(problems.asked), functools.partial(write_usage, directory, "host")
+    own = share(problems.asked)
+
+    def used(waited_seconds: float, real_tokens: float) -> None:
+        write_waits(directory, "host", waited_seconds)
+        write_real_tokens(directory, real_tokens)
+
     with progress(f"seed {run.seed}: {title}", drawing.samples * len(own), "programs") as advance:
         sampled = _sample(run, params(), own, drawing, key, used)
         executed = execute(
@@ -249,7 +253,7 @@ def score_candidates(
     scorer = Reranker(shape, copy, run.tokenizer, pooling, mesh=mesh)
     own, used = share(by_problem), list[Used]()
     found = scorer.score_all(((prompt_of[name], texts) for name, texts in own), used=used.append)
-    write_usage(directory, "host", 0.0, sum(u.real for u in used) / max(1, sum(u.computed for u in used)))
+    write_real_tokens(directory, sum(u.real for u in used) / max(1, sum(u.computed for u in used)))
     rows = [{"problem": name, "scores": of.tolist()} for (name, _), of in zip(own, found, strict=True)]
     scores_of = {row["problem"]: row["scores"] for row in exchange(rows)}
     return np.array([score for name, _ in by_problem for score in scores_of[name]], np.float32)

@@ -22,9 +22,9 @@ from rerankjax.loop.config import ExperimentConfig, TrainingConfig
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.lora import attach, init_adapter
-from rerankjax.model.packing import Item, Packed, real_fraction
-from rerankjax.model.sharding import by_row, feed, replicated, shardings_of
-from rerankjax.model.training import Counts, TrainState, batch_of, start_state
+from rerankjax.model.packing import Item
+from rerankjax.model.sharding import feed, replicated, shardings_of
+from rerankjax.model.training import TrainState, feed_batch, start_state
 from rerankjax.pairs.mining import Pair
 from rerankjax.policy.ppo import Reward, init_policy
 from rerankjax.policy.ppo_step import Drawn, make_ppo_step
@@ -227,17 +227,13 @@ def _fit(
                 f"max_prompt_length = {prompt_limit}, max_completion_length = {completion_limit}: drop it or raise them"
             )
 
-    def batch(index: np.ndarray) -> tuple[list[Packed], Counts, float]:
-        parts, counts = batch_of([items[i] for i in index], program.sizes)
-        return feed(parts, by_row(work.mesh)), feed(counts, replicated(work.mesh)), real_fraction(parts)
-
     with Recovery(work.recovery, every.steps, every.keep) as recovery:
         done, state, metrics = recovery.restore(start_state(params, training.optimizer, work.mesh))
         indices = itertools.islice(shuffled_batches(len(items), training.batch_size, steps, seed), done, None)
         with (
             metric_writer(work.directory, metrics) as write,
             progress(work.title, steps) as advance,
-            Ahead(map(batch, indices)) as batches,
+            Ahead(feed_batch([items[i] for i in index], program.sizes, work.mesh) for index in indices) as batches,
         ):
             advance(done)
             late = None

@@ -46,7 +46,7 @@ class Segments(NamedTuple):
 
 
 def segments_mask(queries: Segments, keys: Segments) -> Bool[Array, "B L S"]:
-    """Which keys each query sees where it also may by their order: its sequence's, but for other completions'."""
+    """Which keys each query sees where their order allows it: its sequence's, except those of other completions."""
     seen = queries.sequence[:, :, None] == keys.sequence[:, None, :]
     if queries.branch is None or keys.branch is None:
         return seen

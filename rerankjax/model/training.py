@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from rerankjax.model.decoder import Params
-from rerankjax.model.packing import Item, PackConfig, Packed, pack
-from rerankjax.model.sharding import by_row, constrain, on_mesh, shardings_of
+from rerankjax.model.packing import Item, PackConfig, Packed, pack, real_fraction
+from rerankjax.model.sharding import by_row, constrain, feed, on_mesh, replicated, shardings_of
 
 LossOf = Callable[..., tuple[Float[Array, ""], dict[str, Array]]]
 
@@ -96,6 +96,12 @@ def batch_of(items: Sequence[Item], sizes: PackConfig) -> tuple[list[Packed], Co
     """What `Update` takes of a batch of sequences, on the host."""
     parts, _ = pack(items, sizes)
     return parts, Counts.of(parts, sizes.each)
+
+
+def feed_batch(items: Sequence[Item], sizes: PackConfig, mesh: Mesh) -> tuple[list[Packed], Counts, float]:
+    """`batch_of`, on the mesh, and the fraction of its tokens that are real."""
+    parts, counts = batch_of(items, sizes)
+    return feed(parts, by_row(mesh)), feed(counts, replicated(mesh)), real_fraction(parts)
 
 
 class Update:

@@ -47,6 +47,13 @@ PRE_TOKENIZERS: dict[str, Sequence[PreTokenizer]] = {
 }
 
 
+def beginning_with(bos: str, number: int) -> processors.TemplateProcessing:
+    """What makes a tokenizer begin each text with the token `bos`, whose id is `number`."""
+    return processors.TemplateProcessing(
+        single=[bos, "$A"], pair=[bos, "$A", bos, "$B:1"], special_tokens=[(bos, number)]
+    )
+
+
 def read_tokenizer(file: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a GGUF file, with its chat template.
 
@@ -85,9 +92,7 @@ def read_tokenizer(file: Path) -> PreTrainedTokenizerFast:
         bos = special.get("bos_token")
         if bos is None:
             raise ValueError(f"{file}: tokenizer.ggml.add_bos_token without bos_token_id: {REMEDY}")
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[bos, "$A"], pair=[bos, "$A", bos, "$B:1"], special_tokens=[(bos, tokens.index(bos))]
-        )
+        tokenizer.post_processor = beginning_with(bos, tokens.index(bos))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=header.metadata.get("tokenizer.chat_template"),

@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rerankjax.prompts.gguf_tokenizer import read_tokenizer
+from rerankjax.prompts.gguf_tokenizer import beginning_with, read_tokenizer
 
 EOS, PAD = "<|eos|>", "<|pad|>"
 
@@ -63,10 +63,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 def begin_texts(tokenizer: PreTrainedTokenizerFast) -> None:
     """Makes the tokenizer begin each text with its `bos_token`."""
-    bos, number = str(tokenizer.bos_token), tokenizer.bos_token_id
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=[bos, "$A"], pair=[bos, "$A", bos, "$B:1"], special_tokens=[(bos, number)]
-    )
+    processor = beginning_with(str(tokenizer.bos_token), tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processor
 
 
 def opening(tokenizer: PreTrainedTokenizerBase) -> str:

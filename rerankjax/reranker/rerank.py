@@ -25,7 +25,7 @@ from rerankjax.reranker.bradley_terry import pool_scores
 from rerankjax.reranker.encoding import check_tokenizer, encode, shared_length
 
 TOKENS = 16_384  # in one batch, padding included
-LOG_PROBABILITY = "log_probability"  # in the place of a pooling: the decoder is a language model, not a reranker
+LOG_PROBABILITY = "log_probability"  # instead of a pooling: the decoder is a language model, not a reranker
 # Few shapes, for each is compiled: candidates are taken so many at a time behind one prompt, padded to a multiple of so
 # many tokens; prompts to a power of two, at least this.
 TOGETHER = (16, 4, 1)

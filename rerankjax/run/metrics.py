@@ -56,9 +56,8 @@ def read_metrics(directory: Path) -> list[dict[str, float]]:
     return [row for _, row in read_rows(directory / "metrics.jsonl")]
 
 
-def write_usage(directory: Path, what: str, waited_seconds: float, real_tokens: float) -> None:
-    """`write_waits`, and in metrics.jsonl the fraction of the tokens computed that were real, no padding."""
-    write_waits(directory, what, waited_seconds)
+def write_real_tokens(directory: Path, real_tokens: float) -> None:
+    """metrics.jsonl of a stage that trains nothing: which fraction of the tokens it computed was real, no padding."""
     if is_first():
         write_text(directory / "metrics.jsonl", json.dumps({"step": 1, "real_tokens": real_tokens}) + "\n")
 

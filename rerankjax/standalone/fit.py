@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
 from rerankjax.model.lora import FULL
-from rerankjax.model.packing import PackConfig, Packed, real_fraction
-from rerankjax.model.sharding import by_row, feed, replicated, row_shards
-from rerankjax.model.training import Counts, TrainState, Update, batch_of, start_state
+from rerankjax.model.packing import PackConfig
+from rerankjax.model.sharding import feed, replicated, row_shards
+from rerankjax.model.training import TrainState, Update, feed_batch, start_state
 from rerankjax.progress import progress
 from rerankjax.prompts.rows import shuffled_batches
 from rerankjax.reranker.bradley_terry import make_reranker_step
@@ -67,20 +67,16 @@ def fit(
     update, sizes = pair_step(config, shape, base, pairs, mesh)
     items = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
 
-    def batch(index: np.ndarray) -> tuple[list[Packed], Counts, float]:
-        parts, counts = batch_of([items[i] for i in index], sizes)
-        return feed(parts, by_row(mesh)), feed(counts, replicated(mesh)), real_fraction(parts)
-
     at_start = start_state(start, config.optimizer, mesh)
     accuracy, stale = (feed(np.float32(x), replicated(mesh)) for x in (-1.0, 0.0))
     with Recovery(recovery_directory, config.checkpoints.steps, config.checkpoints.keep) as recovery:
         untrained = Progress(at_start, jax.tree.map(jnp.copy, at_start.params), accuracy, stale)
         done, now, metrics = recovery.restore(untrained)
-        batches = shuffled_batches(len(pairs), config.batch_size, steps, [config.seed, 2])
+        left = itertools.islice(shuffled_batches(len(pairs), config.batch_size, steps, [config.seed, 2]), done, None)
         with (
             metric_writer(directory, metrics) as write,
             progress("train the reranker", steps) as advance,
-            Ahead(map(batch, itertools.islice(batches, done, None))) as ready,
+            Ahead(feed_batch([items[i] for i in index], sizes, mesh) for index in left) as ready,
         ):
             advance(done)
             for step, (parts, counts, real) in enumerate(ready, start=done + 1):
