@@ -1,11 +1,13 @@
 """How fast the sandbox is, whether it judges as MultiPL-E does, and whether it leaks.
 
     python benchmarks/sandbox.py speed       # beside plain subprocesses, as MultiPL-E's evaluator starts them
+    python benchmarks/sandbox.py control     # what a control costs, per language
     python benchmarks/sandbox.py agreement   # three runs, and one with four busy processes a core
     python benchmarks/sandbox.py leaks       # 10,000 programs in a row
 
 --data is JSONL(.gz) with a row a program: "language", "program" (whole: prompt, completion and tests), "name" and what
-MultiPL-E's evaluator said of it, "evaluator_status". speed needs 10 minutes on two cores, agreement and leaks 20 each.
+MultiPL-E's evaluator said of it, "evaluator_status". speed needs 10 minutes on two cores, control 4,
+agreement and leaks 20 each.
 """
 
 import argparse
@@ -104,13 +106,18 @@ def evaluator_rate(language: str, rows: list[Row], workers: int) -> float:
         return len(rows) / (time.monotonic() - start)
 
 
-def sandbox_rate(language: str, rows: list[Row], workers: int) -> tuple[float, float]:
-    """Programs per second once warm, and the seconds before the first result."""
+def sandbox_rate(
+    language: str, rows: list[Row], workers: int, control: bool | str = True
+) -> tuple[float, float, collections.Counter[str]]:
+    """Programs per second once warm, the seconds before the first result, and what stands behind the passes."""
     start = time.monotonic()
-    results = sandbox.run((Program(language, row["program"]) for row in rows), workers=workers)
-    times = [time.monotonic() for _ in results]
+    results = sandbox.run((Program(language, row["program"]) for row in rows), workers=workers, control=control)
+    times, behind = [], collections.Counter[str]()
+    for result in results:
+        times.append(time.monotonic())
+        behind[result.control] += result.verdict is Verdict.PASSED
     warm = min(WARM_UP * workers, len(rows) // 4)
-    return (len(rows) - 1 - warm) / (times[-1] - times[warm]), times[0] - start
+    return (len(rows) - 1 - warm) / (times[-1] - times[warm]), times[0] - start, behind
 
 
 def speed(rows: list[Row], languages: list[str], workers: int, rounds: int, console: Console) -> Row:
@@ -125,7 +132,7 @@ def speed(rows: list[Row], languages: list[str], workers: int, rounds: int, cons
         with progress(f"{language}", rounds, "rounds", console) as advance:
             for number in range(rounds):
                 theirs.append(evaluator_rate(language, own[number::4], workers))
-                rate, seconds = sandbox_rate(language, random.Random(number).sample(own, len(own)), workers)
+                rate, seconds, _ = sandbox_rate(language, random.Random(number).sample(own, len(own)), workers)
                 ours.append(rate)
                 first.append(seconds)
                 advance(1, evaluator=theirs[-1], sandbox=ours[-1])
@@ -254,9 +261,25 @@ def leaks(rows: list[Row], languages: list[str], workers: int, count: int, conso
     return {"before": before, "seen": seen, "after": after, "passed": passed, "programs": len(texts)}
 
 
+def control(rows: list[Row], languages: list[str], workers: int, console: Console) -> Row:
+    """The rate without a control, with one, and with one for each assertion; how many passes needed one."""
+    ways = {"none": False, "one": True, "every": "every"}
+    figures = {}
+    table = Table("programs/s", *ways, "passes", "judged apart", box=None, padding=(0, 2, 0, 0))
+    for language in languages:
+        own = [row for row in rows if row["language"] == language and row["evaluator_status"] != "Timeout"]
+        rates = {}
+        for name, way in ways.items():
+            rates[name], _, behind = sandbox_rate(language, own, workers, way)
+        figures[language] = rates | {"passes": behind.total(), "apart": behind["apart"]}
+        table.add_row(language, *(f"{rate:.1f}" for rate in rates.values()), f"{behind.total()}", f"{behind['apart']}")
+    console.print(table)
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "agreement", "leaks"])
+    parser.add_argument("what", choices=["speed", "control", "agreement", "leaks"])
     data = pathlib.Path(__file__).parents[2] / "shared" / "data" / "multipl_e" / "programs.jsonl.gz"
     parser.add_argument("--data", type=pathlib.Path, default=data)
     parser.add_argument("--languages", default=",".join(toolchains.LANGUAGES))
@@ -273,6 +296,8 @@ def main() -> None:
     rows, console = read(args.data, languages), Console()
     if args.what == "speed":
         figures = speed(rows, languages, args.workers, args.rounds, console)
+    elif args.what == "control":
+        figures = control(rows, languages, args.workers, console)
     elif args.what == "agreement":
         figures = agreement(rows, args.workers, console)
     else:

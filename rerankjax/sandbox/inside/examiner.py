@@ -15,6 +15,7 @@ from typing import Any
 from rerankjax.sandbox.inside import program, solver, wire
 
 INSEPARABLE, LOST, BELIEVED = "inseparable", "lost", "believed"
+PYTHON = solver.MODULES | frozenset(dir(builtins))  # before the fork, which would copy the page of each of these names
 
 
 class InseparableError(program.Unjudged):
@@ -44,7 +45,7 @@ def run(tests: str, report: Callable[[str], None], hear: int, tell: int) -> int:
     return 1
 
 
-def _free(tests: str) -> set[str]:
+def free_names(tests: str) -> set[str]:
     """The global names that `tests` uses and never gives a value, those of builtins among them."""
     tables = [symtable.symtable(tests, "tests.py", "exec")]
     top = tables[0]
@@ -69,8 +70,8 @@ class _Peer:
         Builtins and modules are Python's own, whatever the program calls so: its `abs` could make all differences 0.
         But where the program has no other name that the tests use, the one that it defines is what they are about.
         """
-        free, python = _free(tests), solver.MODULES | set(dir(builtins))
-        found, shadowing = self._ask_names(free - python), self._ask_names(free & python)
+        free = free_names(tests)
+        found, shadowing = self._ask_names(free - PYTHON), self._ask_names(free & PYTHON)
         if not found and len(shadowing) == 1:
             return shadowing
         return found | {name: importlib.import_module(name) for name in shadowing.keys() & solver.MODULES}

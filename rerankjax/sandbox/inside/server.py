@@ -15,6 +15,7 @@ import dataclasses
 import fcntl
 import gc
 import json
+import linecache
 import os
 import resource
 import select
@@ -24,20 +25,22 @@ import sys
 import time
 from collections.abc import Callable
 
-from rerankjax.sandbox.inside import confine, examiner, program, solver, steps
+from rerankjax.sandbox.inside import confine, examiner, program, solver, steps, wire
 
 WATCH_SECONDS = 0.1
 TAIL_BYTES = 4096
 PIPE_BYTES = 1 << 16
+REHEARSALS = 20
 HARNESS_SECONDS = 0.5  # of CPU, that a fork and its confinement may use
 # What a child says when it has its program: whether all its output is kept, and whether it comes in steps.
 READY = {b"!": (False, False), b"+": (True, False), b"s": (False, True), b"S": (True, True)}
 HOST_GONE = b"."
-# Imported before the fork, since programs import little else. Each page that a fork touches is a fault: what runs code
-# at every fork (threading, random) costs all programs more than it saves the few.
+# Imported before the fork, since programs import little else. Each page that a fork touches is a fault, and each page
+# of the parent is copied in its table: what runs code at every fork (threading, random), or is large (hashlib), costs
+# all programs more than it saves the few.
 WARM = (
     "abc array bisect cmath collections collections.abc copy dataclasses datetime decimal enum fractions functools "
-    "hashlib heapq itertools math operator re string sys textwrap time typing unicodedata"
+    "heapq itertools math operator re string sys textwrap time typing unicodedata"
 )
 Limits = dict[str, float]
 OWN_PROCESSES = {1, os.getpid()}  # of the box
@@ -60,7 +63,7 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def child(
-    requests: int,
+    host: socket.socket,
     outputs: tuple[int, ...],
     limits: Limits,
     filter_bpf: ctypes.Array[ctypes.c_char] | None,
@@ -72,12 +75,12 @@ def child(
     # Opened anew: what a program sets on its end of a pipe (node: not to block) must not be the next one's.
     stdout, stderr, status = outputs = tuple(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY) for fd in outputs)
     try:
-        with socket.socket(fileno=requests) as host:
+        with host:
             length, ends, _, _ = socket.recv_fds(host, 4, 3, socket.MSG_CMSG_CLOEXEC)
             if not length:
                 raise EOFError
-            size = int.from_bytes(length + read_exactly(requests, 4 - len(length)), "big")
-            body = json.loads(read_exactly(requests, size))
+            size = int.from_bytes(length + read_exactly(host.fileno(), 4 - len(length)), "big")
+            body = json.loads(read_exactly(host.fileno(), size))
     except EOFError:
         os.write(status, HOST_GONE)
         os._exit(0)
@@ -101,8 +104,9 @@ def child(
         write_all(3, nonce + kind.encode())
 
     if "source" in body:
-        with open("program.py", "w", encoding="utf-8", errors="replace", newline="") as file:
-            file.write(body["source"])
+        file = os.open("program.py", os.O_CREAT | os.O_WRONLY, 0o644)
+        write_all(file, body["source"].encode(errors="replace"))
+        os.close(file)
     if "source" not in body:
         code = examiner.run(body["tests"], report, hear=5, tell=4)
     elif "tests" not in body:
@@ -292,6 +296,7 @@ def fork_python(
     requests: int, theirs: tuple[int, ...], limits: Limits, filter_bpf: ctypes.Array[ctypes.c_char] | None
 ) -> Callable[[bytes], Child]:
     """Forks of this very interpreter."""
+    host = socket.socket(fileno=requests)  # for all of them: each would fault to make its own
     own_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
 
     def fork(nonce: bytes) -> Child:
@@ -299,7 +304,7 @@ def fork_python(
         pid = confine.fork_in_new_pid_namespace(own_namespace) if contained else os.fork()
         if not pid:
             try:
-                child(requests, theirs, limits, filter_bpf, nonce)
+                child(host, theirs, limits, filter_bpf, nonce)
             except BaseException as error:
                 os.write(theirs[2], b"?" + repr(error).encode()[:999])
             finally:
@@ -351,6 +356,29 @@ def fork_php(
     return fork
 
 
+def rehearse() -> None:
+    """Run what every child runs: the interpreter specialises code that it has run, by writing into it.
+
+    A child that did so itself would first have to copy each page.
+    """
+    main = sys.modules["__main__"]
+    tests = "def check(f):\n    assert f([1, (2.0, 'a')], {3: {True}}) == 1\n\ncheck(solve)\n"
+    for _ in range(REHEARSALS):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            data = json.dumps({"source": "", "tests": tests}).encode()
+            socket.send_fds(ours, [len(data).to_bytes(4, "big")], (0,))
+            ours.sendall(data)
+            _, (end,), _, _ = socket.recv_fds(theirs, 4, 3, socket.MSG_CMSG_CLOEXEC)
+            json.loads(read_exactly(theirs.fileno(), len(data)))
+            os.close(end)
+        wire.loads(wire.dumps(["call", [1, (2.0, "a")], {3: {True}}], str), int)
+        program.run("def solve(a, b):\n    return 1\n", tests, lambda kind: None)
+        examiner.free_names(tests)
+    sys.modules["__main__"] = main
+    linecache.clearcache()
+
+
 def main() -> None:
     limits, rules, php = json.loads(sys.argv[1]), bytes.fromhex(sys.argv[2]), json.loads(sys.argv[3])
     if limits["meter"] >= 0:
@@ -375,6 +403,7 @@ def main() -> None:
     for fd in ours:
         os.set_blocking(fd, False)
     fork = fork_php(php, requests, theirs, limits, rules) if php else fork_python(requests, theirs, limits, filter_bpf)
+    rehearse()
     gc.collect()
     gc.freeze()
     with contextlib.suppress(EndedError):
