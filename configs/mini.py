@@ -85,7 +85,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
                 "alpha": 16.0,
                 "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
             },
-            "early_stopping": {"every": 5, "samples": 4},
+            "early_stopping": {"every": 5, "samples": 4, "criterion": "pass_rate"},
             # What each adds to the pairs, and whether PPO follows; all but the first mine the first one's policy.
             "iterations": {
                 "first": {"pairs": "sampled", "ppo": True},

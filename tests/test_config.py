@@ -89,6 +89,7 @@ TEST = {"sources": ["synthetic"], "samples": 4}
         ("mining.hard_fraction", 1.5, r"config.mining.hard_fraction = 1.5: a fraction lies in \(0, 1\]"),
         ("mining.new_fraction", 0, "config.mining.new_fraction = 0.0: a fraction"),
         ("early_stopping.every", 0, "config.early_stopping.every = 0: use 1 or more"),
+        ("early_stopping.criterion", "best", "config.early_stopping.criterion = 'best': use 'pass_rate' or 'reranked'"),
         ("checkpoints.keep", 0, "config.checkpoints.keep = 0: use 1 or more"),
         ("lora.rank", -1, "config.lora.rank = -1 is negative"),
         ("lora.targets", ["lm_head"], "config.lora.targets = .*: lm_head is no projection"),

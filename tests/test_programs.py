@@ -72,6 +72,7 @@ def small(directory: Path):
     config.retraining.batch_size = 4
     config.candidates.update({"train": 4, "dev": 4, "prompts_in_flight": 4})
     config.ppo.update({"iterations": 1, "batch_size": 8, "minibatches": 1, "epochs": 1})
+    config.early_stopping.criterion = "reranked"
     config.selection.update({"execute": False, "ensembles": ()})
     config.iterations = {
         "first": {"pairs": "sampled", "ppo": True},

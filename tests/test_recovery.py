@@ -61,11 +61,12 @@ def train(trainer, directory, mesh, **checkpoints):
         return trainers.train_reranker(config, shape, training, None, start, PAIRS, PROBLEMS, tokenizer, [0], work)
     reward = Reward(init_reranker(sft, jax.random.key(1)), np.float32(0), np.float32(1))
 
-    def dev_pass_rate(params):  # of the parameters alone, and not monotonous
-        return float(np.sin(1e4 * np.asarray(jax.device_get(params["norm"]["scale"])).sum(dtype=np.float64)))
+    def dev_rates(params):  # of the parameters alone, and not monotonous
+        scale = np.asarray(jax.device_get(params["norm"]["scale"]))
+        return {"pass_rate": float(np.sin(1e4 * scale.sum(dtype=np.float64)))}
 
     return trainers.train_ppo(
-        config, shape, shape, sft, reward, PROBLEMS, tokenizer, [0], jax.random.key(2), dev_pass_rate, work
+        config, shape, shape, sft, reward, PROBLEMS, tokenizer, [0], jax.random.key(2), dev_rates, work
     )
 
 

@@ -26,7 +26,7 @@ from rerankjax.capacity.roofline import (
 from rerankjax.capacity.run_shapes import RunShapes, device_bytes, dtype_bytes, head_shards, open_run
 from rerankjax.capacity.topology import Topology
 from rerankjax.loop import programs
-from rerankjax.loop.config import ExperimentConfig, TrainingConfig
+from rerankjax.loop.config import RERANKED, ExperimentConfig, TrainingConfig
 from rerankjax.loop.models import Model
 from rerankjax.loop.problem_sets import DEV, TRAIN
 from rerankjax.loop.programs import DeviceProgram, Drawing, UpdatePrograms
@@ -121,10 +121,10 @@ def every_step(run: RunShapes) -> list[Step]:
     if ppo:
         found += _ppo(run, resident)
     for split in (TRAIN, DEV, *config.evaluation):
-        found.append(_scoring(run, split, resident))
+        found.append(_scoring(run, split, programs.drawing_of(config, split), resident))
     if config.selection.sft_log_probs:
-        splits = (DEV, *config.evaluation)
-        found += [_log_probs(run, policy, split, resident) for policy in policies for split in splits]
+        drawings = {split: programs.drawing_of(config, split) for split in (DEV, *config.evaluation)}
+        found += [_log_probs(run, policy, *drawing, resident) for policy in policies for drawing in drawings.items()]
     return found
 
 
@@ -261,7 +261,10 @@ def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
     # The dev problems are drawn with the policy, and first with the SFT model, which without adapters has its shapes.
     drawn_with = [attached, *([run.sft] if config.lora.rank else [])]
     dev, beside = programs.dev_drawing(config), [*held, state]
-    return [*steps, *(step for policy in drawn_with for step in _engine(run, policy, "PPO's dev", dev, beside))]
+    steps += [step for policy in drawn_with for step in _engine(run, policy, "PPO's dev", dev, beside)]
+    if config.early_stopping.criterion == RERANKED:
+        steps.append(_scoring(run, "PPO's dev", dev, beside))
+    return steps
 
 
 def _engine(run: RunShapes, policy: Params, name: str, drawing: Drawing, resident: list[Any]) -> Iterator[Step]:
@@ -299,18 +302,18 @@ def _engine(run: RunShapes, policy: Params, name: str, drawing: Drawing, residen
     )
 
 
-def _scoring(run: RunShapes, split: str, resident: list[Any]) -> Step:
+def _scoring(run: RunShapes, split: str, drawing: Drawing, resident: list[Any]) -> Step:
     params = run.with_head(run.reranker, run.trunk)
     decoder = run.on_host(run.reranker, run.attached(run.trunk, params["decoder"]))
     params = {"decoder": decoder, "score": checkpoint.abstract({"score": params["score"]}, run.host_mesh)["score"]}
     pooling = run.config.reranker.pooling
-    return _scorer(run, "scoring", f"scoring, {split}", run.reranker.shape, pooling, params, split, resident)
+    return _scorer(run, "scoring", f"scoring, {split}", run.reranker.shape, pooling, params, drawing, resident)
 
 
-def _log_probs(run: RunShapes, policy: Params, split: str, resident: list[Any]) -> Step:
+def _log_probs(run: RunShapes, policy: Params, split: str, drawing: Drawing, resident: list[Any]) -> Step:
     params = {"decoder": run.on_host(run.generator, policy)}
     kind, shape = "log-probabilities", run.generator.shape
-    return _scorer(run, kind, f"{kind}, {split}", shape, LOG_PROBABILITY, params, split, resident)
+    return _scorer(run, kind, f"{kind}, {split}", shape, LOG_PROBABILITY, params, drawing, resident)
 
 
 def _scorer(
@@ -320,10 +323,10 @@ def _scorer(
     shape: ModelConfig,
     pooling: str,
     params: Params,
-    split: str,
+    drawing: Drawing,
     resident: list[Any],
 ) -> Step:
-    mesh, drawing = run.host_mesh, programs.drawing_of(run.config, split)
+    mesh = run.host_mesh
     program = programs.scorer(shape, pooling, params, drawing, mesh)
     _, prompts, _, completions, _ = program.arguments
     (count, P), (rows, C) = prompts.shape, completions.shape

@@ -1,6 +1,15 @@
 """What concerns several fields of a config: refused before any work, each with the field, its value and the remedy."""
 
-from rerankjax.loop.config import SAMPLED, TAKEN_ITERATIONS, TAKEN_SETS, ConfigError, ExperimentConfig, sampling_of
+from rerankjax.loop.config import (
+    PASS_RATE,
+    RERANKED,
+    SAMPLED,
+    TAKEN_ITERATIONS,
+    TAKEN_SETS,
+    ConfigError,
+    ExperimentConfig,
+    sampling_of,
+)
 from rerankjax.model.config import ModelConfig
 from rerankjax.pairs.mining import PAIR_SOURCES
 from rerankjax.problems.sources import HELD_OUT, SYNTHETIC, SourceConfig
@@ -101,6 +110,13 @@ def _check_numbers(config: ExperimentConfig) -> None:
         least[f"evaluation.{name}.max_prompt_length"] = evaluation.max_prompt_length, 0
     for field, (value, smallest) in least.items():
         require(value >= smallest, field, value, f"use {smallest} or more")
+    criterion = config.early_stopping.criterion
+    require(
+        criterion in (PASS_RATE, RERANKED),
+        "early_stopping.criterion",
+        repr(criterion),
+        f"use {PASS_RATE!r} or {RERANKED!r}",
+    )
     for name in ("new_fraction", "hard_fraction"):
         value = getattr(config.mining, name)
         require(0 < value <= 1, f"mining.{name}", value, "a fraction lies in (0, 1]")

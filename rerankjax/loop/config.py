@@ -180,6 +180,7 @@ class MiningConfig:
 # Names of policies, of a stage beside iterations' rerankers, and of files beside evaluation sets' problems.
 TAKEN_ITERATIONS = ("base", "sft", "ppo")
 TAKEN_SETS = ("train", "dev", "corpus", "removed")
+PASS_RATE, RERANKED = "pass_rate", "reranked"  # by which PPO chooses its policy, on dev problems
 SAMPLED = "sampled"  # the first iteration's: the SFT model's samples and given solutions
 
 
@@ -199,10 +200,15 @@ class IterationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStoppingConfig:
-    """PPO keeps its best policy by dev pass@1, measured with `samples` a problem every `every` iterations."""
+    """PPO keeps the policy with the best dev `criterion`, measured every `every` iterations on `samples` per problem.
+
+    criterion: `PASS_RATE`, the fraction of samples that pass, or `RERANKED`, the fraction of problems whose best-scored
+        sample passes.
+    """
 
     every: int
     samples: int
+    criterion: str = PASS_RATE
 
 
 @dataclasses.dataclass(frozen=True)

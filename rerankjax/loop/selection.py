@@ -21,6 +21,7 @@ from rerankjax.progress import progress
 from rerankjax.reranker.rerank import LOG_PROBABILITY
 from rerankjax.results.clusters import Executed, executed
 from rerankjax.run.hosts import is_first
+from rerankjax.run.metrics import write_real_tokens
 from rerankjax.run.reads import whole
 from rerankjax.run.rundir import stage_seconds
 from rerankjax.verdicts.outputs import OutputCache, inputs_of, read_outputs, run_outputs, write_outputs
@@ -69,7 +70,8 @@ def log_probs(
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
         shape, model = run.generator.shape, {"decoder": params()}
-        found = stages.score_candidates(run, model, shape, LOG_PROBABILITY, split, of, directory)
+        found, real = stages.score_candidates(run, model, shape, LOG_PROBABILITY, split, of)
+        write_real_tokens(directory, real)
         if is_first():
             np.save(directory / "log_probs.npy", found)
 

@@ -24,7 +24,7 @@ import numpy as np
 from rerankjax.candidates.candidate import Candidate, read_candidates, write_candidates
 from rerankjax.candidates.generate import generate
 from rerankjax.loop import trainers
-from rerankjax.loop.config import ConfigError, ExperimentConfig, TrainingConfig
+from rerankjax.loop.config import PASS_RATE, RERANKED, ConfigError, ExperimentConfig, TrainingConfig
 from rerankjax.loop.models import Model
 from rerankjax.loop.problem_sets import DEV, TRAIN
 from rerankjax.loop.programs import Drawing, dev_drawing, drawing_of, greedy_drawing
@@ -221,7 +221,8 @@ def scores(
     """A reranker's scores of a policy's candidates, float32 [candidates]."""
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
-        found = score_candidates(run, params(), run.reranker.shape, config.reranker.pooling, split, of, directory)
+        found, real = score_candidates(run, params(), run.reranker.shape, config.reranker.pooling, split, of)
+        write_real_tokens(directory, real)
         if is_first():
             np.save(directory / "scores.npy", found)
 
@@ -237,11 +238,10 @@ def score_candidates(
     pooling: str,
     split: str,
     of: Sequence[Candidate],
-    directory: Path,
-) -> np.ndarray:
-    """A `Reranker`'s scores of candidates, float32 [candidates]; each process scores its share of the problems.
+) -> tuple[np.ndarray, float]:
+    """A `Reranker`'s scores of candidates, float32 [candidates], and which fraction of the computed tokens was real.
 
-    How much of what was computed was padding goes into the stage's `directory`.
+    Each process scores its share of the problems.
     """
     prompt_of = {p.name: p.prompt for p in run.problems[split].asked}
     by_problem = [(name, [c.completion for c in found]) for name, found in itertools.groupby(of, lambda c: c.problem)]
@@ -253,10 +253,10 @@ def score_candidates(
     scorer = Reranker(shape, copy, run.tokenizer, pooling, mesh=mesh)
     own, used = share(by_problem), list[Used]()
     found = scorer.score_all(((prompt_of[name], texts) for name, texts in own), used=used.append)
-    write_real_tokens(directory, sum(u.real for u in used) / max(1, sum(u.computed for u in used)))
     rows = [{"problem": name, "scores": of.tolist()} for (name, _), of in zip(own, found, strict=True)]
     scores_of = {row["problem"]: row["scores"] for row in exchange(rows)}
-    return np.array([score for name, _ in by_problem for score in scores_of[name]], np.float32)
+    real = sum(u.real for u in used) / max(1, sum(u.computed for u in used))
+    return np.array([score for name, _ in by_problem for score in scores_of[name]], np.float32), real
 
 
 def fits(config: ExperimentConfig, run: SeedRun, sampled: Sequence[Candidate]) -> np.ndarray:
@@ -373,16 +373,24 @@ def ppo_policy(
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
         drawing, limits = dev_drawing(config), whole(config.sandbox)
+        reward, pooling = params(), config.reranker.pooling
 
-        def dev_pass_rate(policy: Params) -> float:
+        def dev_rates(policy: Params) -> dict[str, float]:
             # The same key every time: policies are compared on common random numbers.
             own = share(dev.asked)
             sampled = _sample(run, policy, own, drawing, run.key("early stopping"))
             executed = execute(limits, own, sampled, source=_source(dev), judged=judged)
             judged.update(verdict_cache(executed))
             # What the sandbox could not judge says nothing about the policy: it is left out.
-            known = [{"passed": c.passed} for c in executed if c.verdict != Verdict.SANDBOX_ERROR]
-            return float(np.mean([row["passed"] for row in exchange(known)] or [0.0]))
+            known = [dataclasses.asdict(c) for c in executed if c.verdict != Verdict.SANDBOX_ERROR]
+            found = [Candidate(**row) for row in exchange(known)]
+            rates = {PASS_RATE: float(np.mean([c.passed for c in found] or [False]))}
+            if config.early_stopping.criterion == RERANKED:
+                found.sort(key=lambda c: (c.problem, c.sample))
+                of, _ = score_candidates(run, reward, run.reranker.shape, pooling, DEV, found)
+                best = {c.problem: c.passed for _, c in sorted(zip(of, found, strict=True), key=lambda row: row[0])}
+                rates[RERANKED] = float(np.mean(list(best.values()) or [False]))
+            return rates
 
         judged.update(_judged(run, DEV))
         trained = trainers.train_ppo(
@@ -390,12 +398,12 @@ def ppo_policy(
             run.generator.shape,
             run.reranker.shape,
             sft,
-            Reward(params(), jnp.float32(reference_scores.mean()), jnp.float32(reference_scores.std())),
+            Reward(reward, jnp.float32(reference_scores.mean()), jnp.float32(reference_scores.std())),
             run.problems[TRAIN].asked,
             run.tokenizer,
             [run.seed, 5],
             run.key(f"ppo/{name}"),
-            dev_pass_rate,
+            dev_rates,
             run.work(directory, f"policies/{name}", f"PPO {name}"),
         )
         checkpoint.save(directory / "checkpoint", trained)

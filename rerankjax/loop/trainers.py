@@ -124,12 +124,13 @@ def train_ppo(
     tokenizer: PreTrainedTokenizerBase,
     seed: Sequence[int],
     key: jax.Array,
-    dev_pass_rate: Callable[[Params], float],
+    dev_rates: Callable[[Params], dict[str, float]],
     work: Work,
 ) -> Params:
-    """The policy that solved most dev problems on the way, the SFT model itself among them: its adapter or decoder.
+    """The policy with the best dev rate on the way, the SFT model itself among them: its adapter or decoder.
 
-    model, reward_model: the shapes of the policy and of the reranker.
+    model, reward_model: the shapes of the policy and of the reranker. dev_rates: a policy's rates by name, of which
+    `early_stopping.criterion` is one.
     """
     ppo, early_stopping, mesh = whole(config.ppo), whole(config.early_stopping), work.mesh
     prompts, draw = _drawer(config, model, problems, tokenizer, mesh)
@@ -149,8 +150,9 @@ def train_ppo(
         ):
             best_rate = float(now.best_rate)
             if not done:
-                best_rate = dev_pass_rate(sft)
-                metrics.append(write(0, pass_rate=best_rate))
+                rates = dev_rates(sft)
+                best_rate = rates[early_stopping.criterion]
+                metrics.append(write(0, **rates))
             advance(done)
             for i, index in enumerate(itertools.islice(batches, done, None), start=done + 1):
                 draw_key, order_key = jax.random.split(jax.random.fold_in(key, i))
@@ -160,8 +162,9 @@ def train_ppo(
                 figures = {name: float(value) for name, value in jax.device_get(found).items()}
                 best = now.best
                 if i % early_stopping.every == 0 or i == ppo.iterations:
-                    figures["pass_rate"] = rate = dev_pass_rate(attach(base, state.params["decoder"], lora))
-                    if rate > best_rate:
+                    rates = dev_rates(attach(base, state.params["decoder"], lora))
+                    figures |= rates
+                    if (rate := rates[early_stopping.criterion]) > best_rate:
                         best, best_rate = jax.tree.map(jnp.copy, state.params["decoder"]), rate
                 now = _Ppo(state, kl_coef, best, feed(np.float32(best_rate), replicated(mesh)))
                 metrics.append(_checked(write, recovery, i, figures, batch))

@@ -250,13 +250,15 @@ def best_of_n(curves: Mapping[str, Mapping[int, Estimate]], title: str) -> str:
 
 
 def ppo_curves(curves: Sequence[Curve]) -> str:
-    """Score, KL, dev pass rate and length against the PPO step: thin lines are seeds, thick ones their mean."""
+    """Score, KL, dev rates and length against the PPO step: thin lines are seeds, thick ones their mean."""
     keys = {
         "score": "reranker score",
         "kl": "KL to the SFT model (nats)",
         "pass_rate": "pass rate on dev problems",
+        "reranked": "dev problems solved, reranked",
         "length": "completion length (tokens)",
     }
+    keys = {key: title for key, title in keys.items() if any(key in row for curve in curves for row in curve.rows)}
     names = list(dict.fromkeys(curve.name for curve in curves))
     with matplotlib.rc_context(_STYLE):
         figure, panels = _panels(len(keys), height=1.9, columns=4)

@@ -66,7 +66,7 @@ def report(
       results: what `summarise` made of the evaluations; the headline is of the first.
       evaluations: the samples, for the score distributions.
       run: command, config, stages, versions, host, assumptions.
-      ppo: one curve for every policy and seed, rows with the keys step, score, kl, pass_rate, length.
+      ppo: one curve for every policy and seed, rows with the keys step, score, kl, pass_rate, reranked, length.
       losses: one curve for every model and seed, rows with the keys step and loss.
       negatives: the hardest first.
 
