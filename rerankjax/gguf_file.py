@@ -43,8 +43,8 @@ class GGUFTensor(NamedTuple):
         columns = index[1] if len(self.shape) > 1 else slice(1)
         for start in range(0, len(rows), ROWS):
             part = rows[start : start + ROWS]
-            first = part.min()
-            values = self._dequantise(int(first), int(part.max()) + 1, columns)[part - first]
+            first, last = int(np.min(part)), int(np.max(part))
+            values = self._dequantise(first, last + 1, columns)[part - first]
             yield slice(start, start + len(part)), values if len(self.shape) > 1 else values[:, 0]
 
     def _dequantise(self, first: int, stop: int, columns: slice) -> np.ndarray:
