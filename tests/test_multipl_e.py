@@ -262,7 +262,7 @@ def test_interrupted_run_leaves_a_prefix_and_goes_on(tmp_path: pathlib.Path, num
     process.send_signal(number)
     said = process.communicate()[1]
     assert process.returncode == 130
-    assert "the same command goes on" in said
+    assert "the same command resumes" in said
     assert "Traceback" not in said
     assert written(tmp_path / "out") == ["a.results.json", "b.results.json"]
     prefix = read(tmp_path / "out" / "a.results.json")["results"]

@@ -42,7 +42,7 @@ SHORTEST_BUCKET = 32  # tokens; prompts are padded to this or a power of two abo
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-    """How much is drawn at a time. rows * slots samples are under way; all devices of the mesh share the rows."""
+    """How much is drawn at a time. rows * slots samples are in flight; all devices of the mesh share the rows."""
 
     rows: int  # prompts
     slots: int  # samples of one prompt

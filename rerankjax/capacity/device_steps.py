@@ -46,7 +46,7 @@ class Step:
     them more than once is there once.
     """
 
-    kind: str  # steps of a kind are alike but for their sizes
+    kind: str  # steps of a kind differ only in their sizes
     name: str
     program: DeviceProgram
     arguments: dict[str, Any]

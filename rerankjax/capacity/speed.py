@@ -13,7 +13,7 @@ CLAIMED = 3.0  # times faster than 33B, says the paper of 6.7B + 6.7B
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds a problem, with up to `problems` of them under way at a time.
+    """Seconds a problem, with up to `problems` of them in flight.
 
     `large_seconds` is for one sample of the large model. The others are for n of the small one, and for their scores;
     None where memory does not hold even one problem.
@@ -82,7 +82,7 @@ def roofline(
 
     Args:
         names: of the large model, the sampler and the reranker in `models`.
-        problems: under way at a time, at most; each gets its timings.
+        problems: in flight, at most; each gets its timings.
         samples: the n of the sampler.
     """
     large, sampler, reranker = (models[name] for name in names)
@@ -158,7 +158,7 @@ def caption(comparison: Comparison) -> str:
         upto = f"up to n = {max(enough)}" if enough else "at no n of these"
         said.append(f"{problems} at a time: {upto}")
     return (
-        f"Seconds a problem, with so many under way at a time (fewer where memory holds fewer), and how many times "
+        f"Seconds a problem, with so many in flight (fewer where memory holds fewer), and how many times "
         f"faster than {c.large}; {c.how}, {c.hardware}, {c.precision}; prompts of {c.prompt_length} tokens, "
         f"completions of {c.completion_length}. {CLAIMED:g} times faster, with {'; '.join(said)}."
     )

@@ -21,7 +21,7 @@ TPUS, GPUS = ("v5e", "v5p", "v6e"), ("h100", "h200")
 GPUS_OF_HOST = 8
 # What JAX takes of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 FRACTION = 0.75
-# Round numbers, for a roofline to order by: what simulated devices would be like nobody knows.
+# Round numbers, for a roofline to order by: simulated devices have no speed.
 CPU = Chip("simulated CPU device", 1e11, 1e10, 4e9, "none")
 
 # CUDA's properties of the GPU, by which XLA chooses among kernels (compute capability 9.0: CUDA C++ Programming Guide,

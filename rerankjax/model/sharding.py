@@ -85,7 +85,7 @@ class Rules:
                     raise ValueError(f"{what}, {axes}: mesh axis {mesh_axis!r} would split it twice; change a rule")
 
 
-# The logical axes of each array, but for the leading one over layers, which is never split. Others are replicated.
+# The logical axes of each array, except the leading one over layers, which is never split. Others are replicated.
 _PROJECTIONS = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj"), ("embed", "heads")),
     "o_proj": ("heads", "embed"),

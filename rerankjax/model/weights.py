@@ -70,7 +70,7 @@ def load_reranker(
 
     With `score.weight`, as transformers' models have it, the pooling is "last"; with `mean_score.weight`, our own,
     "mean". The format has no language-model head, so one that is not tied to the embeddings is there only if the
-    checkpoint holds it all the same. Arguments as `load`'s, the head's path being ("score", "kernel") or ("mean_score",
+    checkpoint holds it anyway. Arguments as `load`'s, the head's path being ("score", "kernel") or ("mean_score",
     "kernel"), and its shape [D, 1].
 
     Raises:

@@ -1,6 +1,6 @@
 """What rerankers learn from and are measured on: prompts with candidates, of which some are right.
 
-A row of anyone's data is told by its fields:
+The fields of a row say what it is:
 
     prompt, chosen, rejected                 a preference: texts, or conversations as TRL has them
     instruction, input, chosen, rejected     the same, as AceCodePair-300K and LLaMA-Factory name it

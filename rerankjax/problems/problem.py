@@ -47,7 +47,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Solution:
-    """A completion of the problem named `problem`; `correct`: does it pass the tests, None if nobody knows."""
+    """A completion of the problem named `problem`; `correct`: does it pass the tests, None if unknown."""
 
     problem: str
     completion: str

@@ -5,9 +5,9 @@ Evaluation/MBPP/eval_instruct.py. It decodes greedily, 1,024 new tokens, until t
 CodeContests it does not evaluate; those words are ours.
 
 An answer's first code block is taken, the function cut out of it and put below the prompt's own first lines. The cut is
-theirs but for three things: a block may be marked with a language's other names (```js), a Python function is not cut
-at a brace, and one written in a single line gets no second closing brace. What theirs breaks stays broken, for figures
-to be comparable: helpers above the function are lost, and a C# Main that is not public stays in.
+theirs except for three things: a block may be marked with a language's other names (```js), a Python function is not
+cut at a brace, and one written in a single line gets no second closing brace. Their faults are
+kept, so that figures compare: helpers above the function are lost, and a C# Main that is not public stays in.
 """
 
 import re

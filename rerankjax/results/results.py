@@ -21,7 +21,7 @@ MEASURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """Who sampled and who scored; `reranker` is "" where nobody did. The tuples have one value for every seed.
+    """Who sampled and who scored; `reranker` is "" without one. The tuples have one value for every seed.
 
     `log_prob_weight` is lambda, `slope` and `intercept` make probabilities of scores; all three are empty without a
     reranker. `sandbox_errors` and `caught` count programs, as `Evaluation` does. `with_inputs` counts problems

@@ -127,7 +127,7 @@ class Ballot:
 def vote(passed: np.ndarray, ballot: Ballot, m: int | None = None) -> np.ndarray:
     """The probability, [P], that the winner of m random samples passes.
 
-    Exact for m = n; below it the mean over 200 subsets of a fixed seed, but for m = 1, where it is any sample's.
+    Exact for m = n; below it the mean over 200 subsets of a fixed seed, except m = 1, where it is any sample's.
     """
     problems, n = passed.shape
     m = n if m is None else m

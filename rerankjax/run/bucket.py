@@ -8,9 +8,9 @@ of, from all hosts, and before stage.json.
 
 The lock is an object that only one process can create (exclusive creation is the store's own: Cloud Storage has it),
 and whose content its owner changes every `BEAT_SECONDS`. Whoever finds it unchanged for `STALE_SECONDS` takes its owner
-for dead and replaces it. No clocks are compared. An owner that was replaced all the same, because it was suspended or
+for dead and replaces it. No clocks are compared. An owner that was replaced nevertheless, because it was suspended or
 cut off for so long, finds that out before it completes another stage, and stops: two processes may work at once for a
-while then, but what both of them compute from one config is the same, and only one goes on.
+while then, but what both of them compute from one config is the same, and only one continues.
 """
 
 import json
@@ -228,7 +228,7 @@ def _check_owner(bucket: Bucket) -> None:
     if not _is_owner(bucket):
         raise RunDirectoryError(
             f"{bucket.url}: another process has taken this run over, as this one was not heard of for "
-            f"{STALE_SECONDS:.0f} seconds. It goes on there; this one stops."
+            f"{STALE_SECONDS:.0f} seconds. It continues there; this one stops."
         )
 
 

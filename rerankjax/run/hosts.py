@@ -1,7 +1,7 @@
 """Several hosts, one run: every process runs the same program, and what is here keeps them together.
 
 Device code runs on the whole mesh. Host work is shared out: each process samples, executes and scores its own share of
-the problems on its own devices, and all learn what each found. Process 0 alone writes files, but for checkpoints, of
+the problems on its own devices, and all learn what each found. Process 0 alone writes files, except checkpoints, of
 which each process writes its part. With one process all of this does nothing.
 """
 
@@ -35,7 +35,7 @@ def make_cpu_devices(count: int) -> None:
 def connect(coordinator: str | None, processes: int | None, process: int | None) -> None:
     """Joins this process with the others. Without arguments JAX asks its cluster: Cloud TPU, Slurm, ...
 
-    A process that ends, or is not heard of, ends all: start them again, and the run goes on.
+    A process that ends, or is not heard of, ends all: start them again, and the run resumes.
     """
     if os.environ.get("JAX_PLATFORMS") == "cpu":  # between CPUs of several processes nothing else can reduce
         jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -22,7 +22,7 @@ class WriteMetrics(Protocol):
 def metric_writer(directory: Path, before: Sequence[dict[str, float]] = ()) -> Iterator[WriteMetrics]:
     """Yields write(step, loss=..., ...), which appends one row; anything float() takes will do, a JAX scalar too.
 
-    before: the rows that training goes on from. Of several processes the first alone writes.
+    before: the rows that training resumes from. Of several processes the first alone writes.
     Raises FloatingPointError that names metric and step on a value that is not finite, before it is written.
     """
     with contextlib.ExitStack() as stack:

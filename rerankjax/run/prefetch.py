@@ -13,7 +13,7 @@ T = TypeVar("T")
 class Ahead(Generic[T]):
     """The items, of which a thread makes up to `size` in advance. What making one raises, taking it raises.
 
-    `waited_seconds` is how long the taker has waited, but for the first: the device may have had nothing to do then.
+    `waited_seconds` is how long the taker has waited, except the first time, when the device may have been idle.
     """
 
     def __init__(self, items: Iterable[T], size: int = 2) -> None:

@@ -1,4 +1,4 @@
-"""Training that is cut goes on: its whole state in one checkpoint now and then, and at SIGTERM.
+"""Training that is cut resumes: its whole state in one checkpoint now and then, and at SIGTERM.
 
 A trainer's state is arrays (parameters, optimiser, controllers, the best policy so far), its step, and the metrics
 written up to it. Batches and keys are functions of the seed and the step: nothing else is needed to go on bit for bit.

@@ -141,7 +141,7 @@ def complete(path: Path) -> bool:
 
 
 def recovery_of(path: Path) -> Path:
-    """Where the checkpoints are from which the stage at `path`, if it is training and is cut, goes on."""
+    """Where the checkpoints are from which the stage at `path` resumes if its training is cut."""
     return path.with_name(f".{path.name}.recovery")
 
 
@@ -237,7 +237,7 @@ def _check_stage(path: Path, config: Any, inputs: Mapping[str, str], facts: Mapp
 
 
 def adopt_stage(path: Path, made: Path) -> None:
-    """The complete stage `made`, another run's, as the stage at `path` too; nobody else may be at work on that."""
+    """The complete stage `made`, another run's, as the stage at `path` too; no other process may work on that."""
     partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(made, partial, copy_function=_link)

@@ -6,7 +6,7 @@
 A file is one JSON object {"name", "language", "prompt", "tests", "completions": [...], ...} (.json, .json.gz), or has
 one a row (.jsonl, .jsonl.gz). The results of NAME.json go to OUTPUT_DIR/NAME.results.json, those of NAME.json.gz to
 NAME.results.json.gz, those of a row to ROW_NAME.results.json.gz, "/" in the name made "_". What is there already is
-kept and only what is missing runs, so the same command goes on where it was interrupted.
+kept and only what is missing runs, so the same command resumes.
 
 Exit code: 0 all evaluated, whatever came out; 1 the sandbox itself failed under some programs, whose results are left
 out; 2 bad input, or something missing here; 130 interrupted.
@@ -40,7 +40,7 @@ Statuses = dict[Path, tuple[str, list[str], int]]
 
 @dataclasses.dataclass
 class Open:
-    """A problem some of whose programs are under way: how many still are, and the new results by number."""
+    """A problem with programs in flight: how many, and the new results by number."""
 
     evaluation: Evaluation
     under_way: int = 0
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; {args.output_dir} has what is done, the same command goes on", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted; {args.output_dir} has what is done; the same command resumes", file=sys.stderr)
         return 130
     console.print(_table(statuses))
     for failure in failures[:SHOWN_FAILURES]:

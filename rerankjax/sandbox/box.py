@@ -108,7 +108,7 @@ def _bubblewrap() -> list[str]:
     return [*outer, *inner]
 
 
-# The compilers that stay warm: each takes one source after the other and runs nothing of it, but for "fast" (fast.js).
+# The compilers that stay warm: each takes one source after the other and runs nothing of it, except "fast" (fast.js).
 SERVICES: dict[str, Callable[[str], list[str]]] = {
     "javac": lambda inside: [
         *(toolchains.JAVA, *toolchains.JAVA_OPTIONS, "-Xmx512m", "-Xshare:auto"),

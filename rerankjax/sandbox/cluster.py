@@ -39,7 +39,7 @@ def run(
     contained: bool = True,
     fast: bool = False,
 ) -> Iterator[Result]:
-    """`rerankjax.sandbox.run` over a Ray cluster: the same arguments, results and errors, but for what follows.
+    """`rerankjax.sandbox.run` over a Ray cluster: the same arguments, results and errors, except as follows.
 
     workers: programs at a time over the whole cluster; by default one for each of its CPUs. A worker that finds no
         free CPU starts when there is one.

@@ -67,7 +67,7 @@ LANGUAGES = tuple(_NEEDS)
 
 @functools.cache
 def check(language: str) -> None:
-    """Raises SandboxError, naming what `language` lacks here and the remedy. ValueError where nobody knows it."""
+    """Raises SandboxError, naming what `language` lacks here and the remedy. ValueError for an unknown language."""
     if language not in _NEEDS:
         raise ValueError(f"language is {language!r}; known: {', '.join(LANGUAGES)}")
     missing = [f"{path} ({remedy})" for path, remedy in _NEEDS[language].items() if not os.path.exists(path)]

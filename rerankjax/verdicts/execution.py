@@ -105,7 +105,7 @@ def run_programs(
 
 
 def _order(result: sandbox.Result) -> tuple[int, int]:
-    """What counts first of a candidate's runs: one that failed, then one that nobody could judge."""
+    """What counts first of a candidate's runs: one that failed, then one without a verdict."""
     others = {sandbox.Verdict.SANDBOX_ERROR: 1, sandbox.Verdict.PASSED: 2}
     return others.get(result.verdict, 0), result.index
 

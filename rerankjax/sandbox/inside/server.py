@@ -142,7 +142,7 @@ class Child:
         """Bytes of memory and CPU seconds of all processes here but this server's own and the box's init.
 
         Memory is the proportional set size: pages shared with the warm interpreter count once, not once a process.
-        Where nothing is contained nobody knows whose processes those are; then both are 0.
+        Uncontained, other programs' processes cannot be told apart: both are 0.
         """
         memory, ticks = 0, 0
         for name in os.listdir("/proc") if self.contained else ():
