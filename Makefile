@@ -1,5 +1,6 @@
 # make demo: set up and run the paper's loop on two cores. make test: set up, lint, check types, run the tests.
 # make real: the same loop on a pretrained model of 135M parameters; hours on two cores (see configs/smollm2.py).
+# make docs: the documentation as a site, in site/.
 # make languages: set up the toolchains of all eight languages that the sandbox runs, as `make test` does.
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,10 +11,7 @@ READY := $(VENV)/.ready
 LANGUAGES := $(VENV)/.languages
 ALONE := tests/test_sandbox.py tests/test_sandbox_languages.py
 
-# XLA takes and returns large buffers at every step: in huge pages they cost a tenth of the page faults (glibc >= 2.35).
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-
-.PHONY: demo real test test-long lint setup languages
+.PHONY: demo real test test-long lint docs setup languages
 
 demo: setup
 	$(VENV)/bin/rerankjax train --config=configs/mini.py --workdir=$(WORKDIR)
@@ -38,6 +36,9 @@ test: lint
 # more meshes, and more steps to be cut at.
 test-long: languages
 	$(VENV)/bin/python -m pytest -m long
+
+docs: languages
+	$(VENV)/bin/mkdocs build
 
 lint: languages
 	$(VENV)/bin/ruff check .

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from rerankjax.cli import main
+from rerankjax.cli import _use_huge_pages, main
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.weights import save_reranker
@@ -157,6 +157,19 @@ def test_help_tells_formats_without_jax():
         assert said in subprocess.run(command, capture_output=True, text=True, check=True).stdout
     command = [sys.executable, "-m", "rerankjax", "rerank"]
     assert "--problems" in subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
+def test_train_starts_with_huge_pages_for_large_buffers(tmp_path, monkeypatch):
+    config = tmp_path / "config.py"
+    config.write_text("import os\n\ndef get_config():\n    raise ValueError(os.environ['GLIBC_TUNABLES'])\n")
+    command = [sys.executable, "-m", "rerankjax", "train", f"--config={config}", f"--workdir={tmp_path}"]
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "glibc.malloc.hugetlb=1" in done.stderr
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    monkeypatch.setattr(os, "execv", None)  # what the user has set stays
+    _use_huge_pages()
+    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=0"
 
 
 MINI = str(Path(__file__).parents[1] / "configs" / "mini.py")

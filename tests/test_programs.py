@@ -1,6 +1,7 @@
 """What preflight compiles is what a run calls: the same jitted functions, with arguments of the same shapes."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -155,6 +156,8 @@ def test_preflight_compiles_what_a_run_calls(make, calls, monkeypatch, tmp_path)
     run = open_seed(config, 0, tmp_path / "run", make_mesh(config.mesh))
     assert len(list(run_seed(run))) == 3 + bool(run.generator.folder)  # SFT, PPO and two rerankers ran
     monkeypatch.undo()
+    rows = [json.loads(line) for line in (run.path("policies/ppo") / "metrics.jsonl").open()]
+    assert [0 <= row["reranked"] <= 1 for row in rows] == [True, True]  # before the first iteration, and after it
 
     table, _ = generate.stops_of(run.tokenizer, [PROBLEMS[0].stop_tokens])
     vocabulary = programs.Vocabulary(
