@@ -134,15 +134,17 @@ def train_ppo(
     """
     ppo, early_stopping, mesh = whole(config.ppo), whole(config.early_stopping), work.mesh
     prompts, draw = _drawer(config, model, problems, tokenizer, mesh)
-    base, best = frozen(config, sft), start_decoder(config, model, sft, jax.random.fold_in(key, 0))
-    params, lora = init_policy(sft) | {"decoder": best}, programs.adapters(config, base)
+    base, decoder = frozen(config, sft), start_decoder(config, model, sft, jax.random.fold_in(key, 0))
+    params, lora = init_policy(sft) | {"decoder": decoder}, programs.adapters(config, base)
     of_run = programs.ppo(config, model, reward_model, params, base, sft, reward.params, mesh)
     step = make_ppo_step(of_run.programs, ppo, mesh)
     state = start_state(params, ppo.optimizer, mesh)
     kl_coef, unknown = (feed(np.float32(x), replicated(mesh)) for x in (ppo.kl_coef, -1.0))
     every = whole(config.checkpoints)
     with Recovery(work.recovery, every.iterations, every.keep) as recovery:
-        done, now, metrics = recovery.restore(_Ppo(state, kl_coef, jax.tree.map(jnp.copy, best), unknown))
+        # The best so far is the start: of the state's placement, as several hosts save it.
+        best = jax.tree.map(jnp.copy, state.params["decoder"])
+        done, now, metrics = recovery.restore(_Ppo(state, kl_coef, best, unknown))
         batches = shuffled_batches(len(problems), ppo.batch_size, ppo.iterations, seed)
         with (
             metric_writer(work.directory, metrics) as write,

@@ -131,7 +131,8 @@ def write_outputs(path: Path, outputs: Iterable[Outputs]) -> None:
         ("completion", pyarrow.string()),
         ("values", pyarrow.list_(pyarrow.string())),
     ]
-    rows = [dataclasses.asdict(of) for of in outputs]
+    # Programs end in any order; the file does not depend on it.
+    rows = sorted(map(dataclasses.asdict, outputs), key=lambda row: (row["problem"], row["completion"]))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, pyarrow.schema(fields)), path)
 
 
