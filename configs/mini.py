@@ -5,9 +5,9 @@ rerankjax train --config=configs/mini.py:full --workdir=runs/full               
 rerankjax train --config=configs/mini.py:smoke --workdir=runs/smoke              # one minute: does it run?
 rerankjax train --config=configs/mini.py:languages --workdir=runs/languages      # see below
 
-On two cores: below ten minutes for one seed, about 40 minutes for `full`. Expect SFT pass@1 of .36 to .40 and oracle@16
-of .88 to .95, a reranker AUC near .88, reranking and PPO to double SFT's pass@1, PPO to over-optimise its reranker, and
-retraining to repair part of that. The README has the table, experiments/RESULTS.md what a larger KL changes.
+On two cores: about 15 minutes for one seed. Expect SFT pass@1 of .36 to .40, oracle@16 of .88 to .95, a reranker AUC of
+.88 to .90 and reranking to double pass@1. `full` has a small KL penalty: PPO doubles pass@1 too, but learns to fool its
+reranker, and retraining repairs part of that. The demo has a large one, which prevents it. Tables: docs/results.md.
 
 `languages` has one model of 1.0M parameters write all eight languages of MultiPL-E, three seeds, all iterations: about
 half an hour a seed. It needs their toolchains (`make languages`).
@@ -112,12 +112,16 @@ def get_config(arg: str = "demo") -> ConfigDict:
     )
     shape = config.generator.shape
     if arg == "demo":
-        # One seed and one second PPO, a little shorter: below ten minutes on a slow machine too.
+        # One seed, fewer controls and one second PPO, a little shorter: about 15 minutes.
         config.seeds = (0,)
-        for name in ("same_data", "random", "hard"):
+        config.iterations.random.run = False
+        for name in ("same_data", "hard"):
             config.iterations[name].ppo = False
         config.problems.synthetic.train = 3000
-        config.ppo.iterations = 15
+        config.candidates.train_problems = 2000
+        # A policy that stays this close to the SFT model does not learn to fool its reranker (docs/results.md).
+        config.ppo.update({"iterations": 10, "kl_coef": 2.0})
+        config.retraining.optimizer.steps = 120
     if arg == "languages":
         # 1,500 problems a language: with 375, SFT solves .36 of those and .15 of new ones. A sixth of them is executed.
         config.problems.synthetic.languages = ("py", "cpp", "java", "php", "ts", "cs", "sh", "js")
