@@ -6,7 +6,7 @@ rerankjax train-reranker --config=configs/reranker.py:full ...     # all paramet
 rerankjax train-reranker --config=configs/reranker.py:trial ...    # ten steps in float32: does it run?
 
 Data is one or more of .jsonl[.gz] and .parquet files, directories of MultiPL-E's results, and datasets of the hub, as
---config.data="('a.jsonl', 'owner/name')". A row is told by its fields:
+--config.data="('a.jsonl', 'owner/name')". The fields of a row say what it is:
 
     {"prompt": "...", "chosen": "...", "rejected": "..."}                          texts, or conversations
     {"prompt": "...", "candidates": ["...", ...], "passed": [true, false, ...]}    executed samples

@@ -62,8 +62,8 @@ def test_problems_sandbox_and_cli_import_no_jax(module):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_readme_names_files_that_exist():
+def test_the_map_names_files_that_exist():
     root = PACKAGE.parent
-    linked = re.findall(r"\]\((rerankjax/[^)]+)\)", (root / "README.md").read_text())
+    linked = re.findall(r"\]\((rerankjax/[^)]+)\)", (root / "CONTRIBUTING.md").read_text())
     assert len(linked) > 20
     assert [name for name in linked if not (root / name).is_file()] == []

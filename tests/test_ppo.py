@@ -1,4 +1,4 @@
-"""PPO: worked numbers, and a test for each known fault of public implementations (see README, "Sources")."""
+"""PPO: worked numbers, and a test for each known fault of public implementations (see docs/design.md, "Sources")."""
 
 import dataclasses
 import functools
