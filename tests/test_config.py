@@ -235,7 +235,14 @@ def test_a_renamed_field_is_refused_with_a_name_that_there_is(old, new):
 def test_iterations_run_behind_the_one_that_they_mine():
     third = {"pairs": "self_training", "ppo": True, "after": "hard"}
     left_out = {"pairs": "random", "ppo": True, "after": "hard", "run": False}
-    tree = changed({"iterations.hard.ppo": True, "iterations.again": third, "iterations.never": left_out})
+    tree = changed(
+        {
+            "iterations.random.run": True,
+            "iterations.hard.ppo": True,
+            "iterations.again": third,
+            "iterations.never": left_out,
+        }
+    )
     config = resolve(tree, devices=1)
     assert config.first_iteration == "first"
     assert [name for name, _ in config.later_iterations()] == ["same_data", "random", "hard", "self_training", "again"]

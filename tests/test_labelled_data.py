@@ -182,7 +182,7 @@ def test_broken_rows_are_one_line_with_file_row_and_field(tmp_path, kind):
     ("name", "content", "said"),
     [
         ("a.jsonl.gz", b'{"prompt": 1}\n', "a.jsonl.gz: cannot be read (Not a gzipped file"),
-        ("a.jsonl.gz", gzip.compress(json.dumps(PLAIN).encode() * 99)[:40], "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(json.dumps(PLAIN).encode() * 99, mtime=0)[:40], "cannot be read"),
         ("a.jsonl", json.dumps(PLAIN).encode()[:-9], "a.jsonl, row 1: not JSON"),
         ("a.jsonl", b'{"prompt": "\xff"}', "cannot be read ('utf-8' codec can't decode"),
         ("a.jsonl", b"\n", "no row is there"),
