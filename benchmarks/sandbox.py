@@ -51,6 +51,11 @@ def read(path: pathlib.Path, languages: list[str]) -> list[Row]:
         return [row for row in map(json.loads, file) if row["language"] in languages]
 
 
+def timed(rows: list[Row], language: str) -> list[Row]:
+    """A language's programs to measure: one that runs into its limit measures the limit."""
+    return [row for row in rows if row["language"] == language and row["evaluator_status"] != "Timeout"]
+
+
 def evaluator_commands(language: str, file: str) -> list[list[str]]:
     """What MultiPL-E's evaluator runs, one after the other."""
     binary, tsc = f"{file}.bin", str(pathlib.Path(toolchains.TYPESCRIPT).parent / "tsc.js")
@@ -126,8 +131,7 @@ def speed(rows: list[Row], languages: list[str], workers: int, rounds: int, cons
         "", "evaluator/s", "sandbox/s", "ratio", "target", "first result after", box=None, padding=(0, 2, 0, 0)
     )
     for language in languages:
-        # A program that runs into its limit measures the limit.
-        own = [row for row in rows if row["language"] == language and row["evaluator_status"] != "Timeout"]
+        own = timed(rows, language)
         theirs, ours, first = [], [], []
         with progress(f"{language}", rounds, "rounds", console) as advance:
             for number in range(rounds):
@@ -267,7 +271,7 @@ def control(rows: list[Row], languages: list[str], workers: int, console: Consol
     figures = {}
     table = Table("programs/s", *ways, "passes", "judged apart", box=None, padding=(0, 2, 0, 0))
     for language in languages:
-        own = [row for row in rows if row["language"] == language and row["evaluator_status"] != "Timeout"]
+        own = timed(rows, language)
         rates = {}
         for name, way in ways.items():
             rates[name], _, behind = sandbox_rate(language, own, workers, way)

@@ -35,17 +35,15 @@ def test_the_site_is_built_without_a_warning(tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_name_commands_and_files_that_exist(page):
-    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
-        for line in (
-            re.sub(r"<<'END'.*?^END$", "", block, flags=re.DOTALL | re.MULTILINE).replace("\\\n", " ").splitlines()
-        ):
-            words = shlex.split(line, comments=True)
-            if words and words[0].endswith("rerankjax") and "=" not in words[0]:
-                assert words[1] in (*COMMANDS, "rerank"), line
-            for word in words:
-                path = word.removeprefix("--config=").partition(":")[0]
-                if re.fullmatch(r"(configs|experiments|benchmarks)/\S+\.py", path):
-                    assert (ROOT / path).is_file(), line
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)).replace("\\\n", " ")
+    for line in re.sub(r"<<'END'.*?^END$", "", blocks, flags=re.DOTALL | re.MULTILINE).splitlines():
+        words = shlex.split(line, comments=True)
+        if words and words[0].endswith("rerankjax") and "=" not in words[0]:
+            assert words[1] in (*COMMANDS, "rerank"), line
+        for word in words:
+            path = word.removeprefix("--config=").partition(":")[0]
+            if re.fullmatch(r"(configs|experiments|benchmarks)/\S+\.py", path):
+                assert (ROOT / path).is_file(), line
 
 
 def test_the_readme_stays_short():

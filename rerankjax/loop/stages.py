@@ -39,6 +39,7 @@ from rerankjax.progress import progress
 from rerankjax.prompts.ask import ProblemSet
 from rerankjax.prompts.tokenizer import encode_completions
 from rerankjax.reranker.rerank import Reranker, Used
+from rerankjax.results.selection import best_of
 from rerankjax.run import checkpoint
 from rerankjax.run.hosts import exchange, is_first, own_copy, own_decoder, own_mesh, share
 from rerankjax.run.metrics import write_real_tokens, write_waits
@@ -388,8 +389,11 @@ def ppo_policy(
             if config.early_stopping.criterion == RERANKED:
                 found.sort(key=lambda c: (c.problem, c.sample))
                 of, _ = score_candidates(run, reward, run.reranker.shape, pooling, DEV, found)
-                best = {c.problem: c.passed for _, c in sorted(zip(of, found, strict=True), key=lambda row: row[0])}
-                rates[RERANKED] = float(np.mean(list(best.values()) or [False]))
+                solved: list[float] = []
+                for _, rows in itertools.groupby(zip(found, of, strict=True), lambda row: row[0].problem):
+                    answers, of_problem = zip(*rows, strict=True)
+                    solved += best_of(np.array([[c.passed for c in answers]]), np.array([of_problem])).tolist()
+                rates[RERANKED] = float(np.mean(solved or [0.0]))
             return rates
 
         judged.update(_judged(run, DEV))

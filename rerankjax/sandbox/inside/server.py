@@ -296,6 +296,7 @@ def fork_python(
     requests: int, theirs: tuple[int, ...], limits: Limits, filter_bpf: ctypes.Array[ctypes.c_char] | None
 ) -> Callable[[bytes], Child]:
     """Forks of this very interpreter."""
+    rehearse()
     host = socket.socket(fileno=requests)  # for all of them: each would fault to make its own
     own_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
 
@@ -403,7 +404,6 @@ def main() -> None:
     for fd in ours:
         os.set_blocking(fd, False)
     fork = fork_php(php, requests, theirs, limits, rules) if php else fork_python(requests, theirs, limits, filter_bpf)
-    rehearse()
     gc.collect()
     gc.freeze()
     with contextlib.suppress(EndedError):
