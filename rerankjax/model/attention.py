@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from rerankjax.model.products import product
 from rerankjax.model.sharding import RULES
 
 BLOCK, MOST_BLOCKS = 128, 16  # of queries: tokens in one that attends by itself, and how many of them at most
@@ -66,10 +67,10 @@ def attend(
     """Grouped-query attention with a float32 softmax. A query that sees no key gets a mean of values, never NaN."""
     B, H, L, E = q.shape
     q = q.reshape(B, k.shape[1], -1, L, E)
-    logits = jnp.einsum("bkgle,bkse->bkgls", q, k) * E**-0.5
+    logits = product("bkgle,bkse->bkgls", q, k) * E**-0.5
     logits = jnp.where(mask[:, None, None], logits.astype(jnp.float32), jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgls,bkse->bkgle", weights, v).reshape(B, H, L, E)
+    return product("bkgls,bkse->bkgle", weights, v).reshape(B, H, L, E)
 
 
 def pick(attention: str, dtype: jnp.dtype, head_dim: int) -> str:
@@ -240,13 +241,13 @@ def attend_shared(
     R, K, P, _ = prefix.keys.shape
     q = q.reshape(B, K, -1, E)
     q_RxKxXxE = q.reshape(R, B // R, K, -1, E).swapaxes(1, 2).reshape(R, K, -1, E)
-    shared = jnp.einsum("rkxe,rkpe->rkxp", q_RxKxXxE, prefix.keys).reshape(R, K, B // R, -1, P)
+    shared = product("rkxe,rkpe->rkxp", q_RxKxXxE, prefix.keys).reshape(R, K, B // R, -1, P)
     shared = jnp.where(prefix.mask[:, None, None, None], shared, jnp.finfo(shared.dtype).min)
-    own = jnp.einsum("bkxe,bkse->bkxs", q, k).reshape(B, K, -1, L, k.shape[2])
+    own = product("bkxe,bkse->bkxs", q, k).reshape(B, K, -1, L, k.shape[2])
     own = jnp.where(mask[:, None, None], own, jnp.finfo(own.dtype).min)
     logits = jnp.concatenate([shared.swapaxes(1, 2).reshape(B, K, -1, P), own.reshape(B, K, -1, k.shape[2])], axis=-1)
     weights = jax.nn.softmax(logits.astype(jnp.float32) * E**-0.5, axis=-1).astype(v.dtype)
     of_prefix = weights[..., :P].reshape(R, B // R, K, -1, P).swapaxes(1, 2).reshape(R, K, -1, P)
-    of_prefix = jnp.einsum("rkxp,rkpe->rkxe", of_prefix, prefix.values).reshape(R, K, B // R, -1, E).swapaxes(1, 2)
-    of_own = jnp.einsum("bkxs,bkse->bkxe", weights[..., P:], v)
+    of_prefix = product("rkxp,rkpe->rkxe", of_prefix, prefix.values).reshape(R, K, B // R, -1, E).swapaxes(1, 2)
+    of_own = product("bkxs,bkse->bkxe", weights[..., P:], v)
     return (of_prefix.reshape(of_own.shape) + of_own).reshape(B, H, L, E)

@@ -10,16 +10,19 @@ does not grow with depth; `decode_step` walks them one by one, because a scan wo
 
 import math
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from rerankjax.model.attention import Prefix, Segments, attend, attend_causal, attend_shared, causal_mask
 from rerankjax.model.config import UNSCALED, ModelConfig, RopeScaling
 from rerankjax.model.packing import Packed
+from rerankjax.model.products import product
 from rerankjax.model.sharding import constrain_rows
 
 Params = Any  # a pytree of arrays, as flax.linen's init returns under "params"
@@ -72,26 +75,27 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """x @ kernel (+ bias), as nn.Dense, and + (x @ lora_a) @ lora_b where the parameters hold those.
+    """x @ kernel (+ bias), as nn.Dense's, and + (x @ lora_a) @ lora_b where the parameters hold those.
 
     Adapters compute in the activations' type, whatever they are kept in.
     """
 
     features: int
     use_bias: bool = False
+    kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L F"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
-        y = jnp.dot(x, kernel)
+        y = product("bld,df->blf", x, kernel)
         if bias is not None:
             y = y + bias
         if self.has_variable("params", "lora_a"):
             a, b = (self.get_variable("params", name).astype(x.dtype) for name in ("lora_a", "lora_b"))
-            y = y + jnp.dot(jnp.dot(x, a), b)
-        return y
+            y = y + product("blr,rf->blf", product("bld,dr->blr", x, a), b)
+        return checkpoint_name(y, "projection")
 
 
 class Block(nn.Module):
@@ -163,7 +167,7 @@ class Decoder(nn.Module):
         )(c)
         self.norm = RMSNorm(c.rms_norm_eps)
         if not c.tie_word_embeddings:
-            self.lm_head = nn.Dense(c.vocab_size, use_bias=False, kernel_init=init)
+            self.lm_head = Linear(c.vocab_size, kernel_init=init)
 
     def __call__(
         self,
@@ -183,7 +187,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
         if self.config.tie_word_embeddings:
-            return self.embed_tokens.attend(hidden)
+            return product("bld,vd->blv", hidden, self.embed_tokens.embedding)
         return self.lm_head(hidden)
 
     def initialise(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, "B L V"]:
@@ -193,7 +197,7 @@ class Decoder(nn.Module):
 
 def _kept(config: ModelConfig) -> Any:
     """What `config.remat` keeps of a layer for its gradient, besides its input."""
-    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+    return jax.checkpoint_policies.save_only_these_names("projection") if config.remat == "dots" else None
 
 
 def in_compute_dtype(config: ModelConfig, params: Params) -> Params:

@@ -1,0 +1,58 @@
+"""Products of arrays in bfloat16, as fast as the device can."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def product(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`jnp.einsum(spec, x, y)`, in the operands' type.
+
+    spec: "axes,axes->axes" without an ellipsis; each axis of an operand is one of the other operand's or the result's.
+
+    On a CPU, products of bfloat16 and those of their gradients end in float32, and are rounded then: XLA's compiler
+    uses the processor's bfloat16 units (AMX, AVX512-BF16) for such alone, and computes others in float32, from copies.
+    On a TPU or GPU they are einsum's own, so that what devices exchange stays in bfloat16.
+    """
+    return _product(spec, x, y) if x.dtype == y.dtype == jnp.bfloat16 else jnp.einsum(spec, x, y)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(spec: str, x: Array, y: Array) -> Array:
+    of_device = {"cpu": functools.partial(_on_cpu, spec), "default": functools.partial(jnp.einsum, spec)}
+    return jax.lax.platform_dependent(x, y, **of_device)
+
+
+def _on_cpu(spec: str, x: Array, y: Array) -> Array:
+    of_x, of_y, of_result = _axes(spec)
+    summed = "".join(axis for axis in of_x if axis not in of_result)
+    moved = "".join(axis for axis in of_x if axis in of_result) + summed
+    if moved != of_x:
+        # The compiler takes the first operand only with the summed axes last, and undoes a transpose that it sees.
+        x = jnp.einsum(f"{of_x}->{moved}", x)
+        flat = jax.lax.optimization_barrier(x).reshape(-1)
+        x = jax.lax.optimization_barrier(flat).reshape(x.shape)
+    return jnp.einsum(f"{moved},{of_y}->{of_result}", x, y, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _axes(spec: str) -> list[str]:
+    """Those of the operands and of the result."""
+    return spec.replace("->", ",").split(",")
+
+
+def _forward(spec: str, x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _product(spec, x, y), (x, y)
+
+
+def _backward(spec: str, operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, y = operands
+    of_x, of_y, of_result = _axes(spec)
+    return (
+        _product(f"{of_result},{of_y}->{of_x}", gradient, y),
+        _product(f"{of_x},{of_result}->{of_y}", x, gradient),
+    )
+
+
+_product.defvjp(_forward, _backward)

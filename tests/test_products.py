@@ -1,0 +1,51 @@
+"""Products in bfloat16: that they and their gradients are those of float32, rounded once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rerankjax.model.products import product
+
+SIZES = {"b": 2, "l": 40, "d": 48, "f": 64, "r": 4, "v": 300, "k": 3, "g": 2, "e": 16, "s": 56}
+SPECS = (
+    "bld,df->blf",
+    "bld,dr->blr",
+    "bld,vd->blv",
+    "bkgle,bkse->bkgls",
+    "bkgls,bkse->bkgle",
+)
+
+
+def operands(spec):
+    shapes = [[SIZES[axis] for axis in axes] for axes in spec.split("->")[0].split(",")]
+    return [jax.random.normal(jax.random.key(i), shape).astype(jnp.bfloat16) for i, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_product_and_its_gradients_are_float32s_rounded_once(spec):
+    x, y = operands(spec)
+    result, pull = jax.vjp(lambda x, y: product(spec, x, y), x, y)
+    weight = jax.random.normal(jax.random.key(2), result.shape).astype(jnp.bfloat16)
+    exact, exact_pull = jax.vjp(lambda x, y: jnp.einsum(spec, x, y), x.astype(jnp.float32), y.astype(jnp.float32))
+    found = jax.jit(lambda x, y: product(spec, x, y))(x, y), *jax.jit(pull)(weight)
+    for ours, expected in zip(found, (exact, *exact_pull(weight.astype(jnp.float32))), strict=True):
+        assert ours.dtype == jnp.bfloat16
+        largest = float(jnp.abs(expected).max())
+        # Half of bfloat16's spacing of 2**-7, and float32's own order of adding.
+        np.testing.assert_allclose(ours.astype(jnp.float32), expected, rtol=2**-8, atol=1e-5 * largest)
+
+
+def test_a_float32_product_is_einsums_own():
+    x, y = (a.astype(jnp.float32) for a in operands(SPECS[0]))
+    np.testing.assert_array_equal(product(SPECS[0], x, y), jnp.einsum(SPECS[0], x, y))
+
+
+def test_on_a_tpu_or_gpu_a_product_stays_in_bfloat16_and_on_a_cpu_it_ends_in_float32():
+    x, y = operands(SPECS[0])
+    traced = jax.jit(lambda x, y: product(SPECS[0], x, y)).trace(x, y)
+    for platform, result in (("cpu", "f32"), ("tpu", "bf16"), ("cuda", "bf16")):
+        lowered = traced.lower(lowering_platforms=(platform,)).as_text()
+        dots = [line for line in lowered.splitlines() if "dot_general" in line]
+        assert len(dots) == 1
+        assert dots[0].rstrip().endswith(f"x{result}>")
