@@ -25,7 +25,7 @@ from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.lora import FULL, LoraConfig, init_adapter
 from rerankjax.model.packing import PackConfig
-from rerankjax.model.sharding import by_row, feed, replicated, row_shards, shardings_of
+from rerankjax.model.sharding import by_row, replicated, row_shards, shardings_of, to_global
 from rerankjax.model.training import OptimizerConfig, TrainState, batch_of, start_state
 from rerankjax.policy.ppo import PPOBatch, PPOConfig
 from rerankjax.policy.ppo_step import make_ppo_programs
@@ -98,7 +98,7 @@ def make_step(
     if trainer == "PPO":
         figures = rng.normal(size=(4, *parts[0].mask.shape)).astype(np.float32)
         parts = [PPOBatch(part, *figures) for part in parts]
-    batch = feed(parts, by_row(mesh)), feed(counts, replicated(mesh))
+    batch = to_global(parts, by_row(mesh)), to_global(counts, replicated(mesh))
     cost = roofline.gradient_cost(config, rows, length, lora=lora, logits=logits, remat=False)
     return lambda state: step(state, base, *batch), start_state(params, optimizer, mesh), cost.flops
 

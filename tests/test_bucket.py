@@ -18,7 +18,7 @@ from fsspec.registry import _registry
 
 from rerankjax.run import bucket, checkpoint
 from rerankjax.run.reuse import reuse
-from rerankjax.run.rundir import RunDirectoryError, complete, durable, open_run, stage_seconds, write_stage
+from rerankjax.run.rundir import RunDirectoryError, complete, durable_path, open_run, stage_seconds, write_stage
 
 ROOT = Path(__file__).parents[1]
 URL = "gs://my-bucket/runs/mini"
@@ -303,13 +303,13 @@ def test_other_hosts_of_the_run_read_and_write_nothing(objects):
 
 
 def test_what_must_outlive_the_machine_lies_in_the_bucket(objects, tmp_path):
-    assert durable(tmp_path / "sft" / "checkpoint") == tmp_path / "sft" / "checkpoint"  # a local run's own place
+    assert durable_path(tmp_path / "sft" / "checkpoint") == tmp_path / "sft" / "checkpoint"  # a local run's own place
     with open_run(URL, CONFIG) as root:
-        assert os.fspath(durable(root / "seed0" / "sft" / "checkpoint")) == f"{URL}/seed0/sft/checkpoint"
+        assert os.fspath(durable_path(root / "seed0" / "sft" / "checkpoint")) == f"{URL}/seed0/sft/checkpoint"
         found = []
-        write_stage(root, "sft", CONFIG, [], lambda d, c: found.append(durable(d / "checkpoint")))
+        write_stage(root, "sft", CONFIG, [], lambda d, c: found.append(durable_path(d / "checkpoint")))
         assert os.fspath(found[0]) == f"{URL}/sft/checkpoint"  # where it will be, not where it is filled
-        assert str(durable(root / "report.html")) == f"{URL}/report.html"
+        assert str(durable_path(root / "report.html")) == f"{URL}/report.html"
 
 
 @pytest.mark.parametrize(

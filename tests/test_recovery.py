@@ -52,7 +52,7 @@ def train(trainer, directory, mesh, **checkpoints):
     config = dataclasses.replace(config, checkpoints=dataclasses.replace(config.checkpoints, **checkpoints))
     shape = config.generator.shape
     directory.mkdir(exist_ok=True, parents=True)
-    work = trainers.Work(directory, directory.with_name(f"{directory.name}.recovery"), mesh, trainer)
+    work = trainers.StageIO(directory, directory.with_name(f"{directory.name}.recovery"), mesh, trainer)
     if trainer == "sft":
         return trainers.train_sft(config, shape, PROBLEMS, SOLUTIONS, tokenizer, 0, work)
     if trainer == "reranker":

@@ -97,12 +97,12 @@ def packed(pairs):
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_rows_that_share_their_prompt_have_the_loss_and_gradient_of_rows_of_their_own(tiny, reranker, pooling):
-    pairs, better, worse = pairs_of(0)
+    pairs, chosen, rejected = pairs_of(0)
 
     def apart(params):
-        chosen, rejected = (score_rows(tiny, pooling, params, rows, P) for rows in (better, worse))
-        log_probs, _ = completion_log_probs(tiny, params["decoder"], better, P)
-        return jnp.mean(bradley_terry(chosen, rejected)) - 0.5 * masked_mean(log_probs, better.mask[:, P:])
+        scores = (score_rows(tiny, pooling, params, rows, P) for rows in (chosen, rejected))
+        log_probs, _ = completion_log_probs(tiny, params["decoder"], chosen, P)
+        return jnp.mean(bradley_terry(*scores)) - 0.5 * masked_mean(log_probs, chosen.mask[:, P:])
 
     with jax.default_matmul_precision("highest"):
         config = RerankerConfig(pooling, 0.5)
@@ -116,9 +116,9 @@ def test_rows_that_share_their_prompt_have_the_loss_and_gradient_of_rows_of_thei
 
 
 def test_the_loss_is_the_mean_over_pairs_plus_the_weighted_lm_loss(tiny, reranker):
-    pairs, better, worse = pairs_of(0)
+    pairs, chosen, rejected = pairs_of(0)
     config = RerankerConfig("mean", 0.0)
-    scores = [score_rows(tiny, "mean", reranker, rows, P) for rows in (better, worse)]
+    scores = [score_rows(tiny, "mean", reranker, rows, P) for rows in (chosen, rejected)]
     margin = np.asarray(scores[0] - scores[1])
     expected = np.mean(np.log1p(np.exp(-margin)))
     loss, metrics = reranker_loss(tiny, config, reranker, packed(pairs))

@@ -103,7 +103,7 @@ class RunShapes:
         return self.reranker is not self.generator
 
     def base(self, sft: Params) -> Params | None:
-        return trainers.frozen(self.config, sft)
+        return trainers.lora_base(self.config, sft)
 
     def with_head(self, model: Model, sft: Params) -> Params:
         """What a reranker's training starts from and ends in."""

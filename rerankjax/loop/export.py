@@ -15,8 +15,8 @@ from rerankjax.model.weights import save_reranker
 from rerankjax.problems.jsonl import write_records
 from rerankjax.reranker.padding import give_padding, with_padding_row
 from rerankjax.results.evaluation import Evaluation
-from rerankjax.run.hosts import is_first, own_copy
-from rerankjax.run.rundir import durable
+from rerankjax.run.hosts import copy_to_host, is_first
+from rerankjax.run.rundir import durable_path
 
 EXAMPLES = "examples.jsonl"
 
@@ -37,7 +37,7 @@ def export(run: SeedRun, name: str, params: ParamsLoader, evaluation: Evaluation
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
         reranker = params()
-        reranker = own_copy(reranker | {"decoder": merge(reranker["decoder"])}, run.mesh)
+        reranker = copy_to_host(reranker | {"decoder": merge(reranker["decoder"])}, run.mesh)
         if not is_first():
             return
         tokenizer = copy.deepcopy(run.tokenizer)
@@ -64,7 +64,7 @@ def rerank_command(folder: Path) -> str:
     """The command line that ranks the examples of an export, from where this process runs."""
     script = Path(sys.executable).with_name("rerankjax")
     program = [os.path.relpath(script)] if script.exists() else [os.path.relpath(sys.executable), "-m", "rerankjax"]
-    source = durable(folder)
+    source = durable_path(folder)
     here = source if source == folder else Path("export")
     command = shlex.join([*program, "rerank", "--model", str(here), "--problems", str(here / EXAMPLES)])
     return command if here is source else f"{command}  # in a folder with a copy of {source}"

@@ -57,9 +57,9 @@ class SeedRun:
         names = [f"seed{self.seed}/{stage}" for stage in of_seed]
         return write_stage(self.root, f"seed{self.seed}/{name}", self.config, names, fill, everywhere=everywhere)
 
-    def work(self, directory: Path, stage: str, title: str) -> trainers.Work:
+    def work(self, directory: Path, stage: str, title: str) -> trainers.StageIO:
         """Where the trainer of `stage` works, which fills `directory`."""
-        return trainers.Work(directory, recovery_of(self.path(stage)), self.mesh, f"seed {self.seed}: {title}")
+        return trainers.StageIO(directory, recovery_of(self.path(stage)), self.mesh, f"seed {self.seed}: {title}")
 
     def samples(self, split: str) -> int:
         """How many samples a problem of a split has."""

@@ -41,7 +41,7 @@ from rerankjax.prompts.tokenizer import encode_completions
 from rerankjax.reranker.rerank import Reranker, Used
 from rerankjax.results.selection import best_of
 from rerankjax.run import checkpoint
-from rerankjax.run.hosts import exchange, is_first, own_copy, own_decoder, own_mesh, share
+from rerankjax.run.hosts import allgather_rows, copy_decoder_to_host, copy_to_host, host_mesh_of, host_share, is_first
 from rerankjax.run.metrics import write_real_tokens, write_waits
 from rerankjax.run.reads import whole
 from rerankjax.sandbox import Verdict
@@ -63,7 +63,7 @@ def sft_model(run: SeedRun, model: Model) -> Params:
     given = given_solutions(run)
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
-        right = itertools.compress(given, fits(config, run, given))
+        right = itertools.compress(given, fits_context(config, run, given))
         corpus = [*run.corpus, *(Solution(c.problem, c.completion, True) for c in right if c.passed)]
         if not corpus:
             raise ConfigError(
@@ -163,7 +163,7 @@ def _write_candidates(
     """Samples and executes, each process its share of the problems; the first writes what all of them found."""
     # What goes into tables is controlled for each assertion: a program that cheats on one of them is caught.
     control = "one" if split in (TRAIN, DEV) else "every"
-    own = share(problems.asked)
+    own = host_share(problems.asked)
 
     def used(waited_seconds: float, real_tokens: float) -> None:
         write_waits(directory, "host", waited_seconds)
@@ -174,7 +174,7 @@ def _write_candidates(
         executed = execute(
             whole(run.config.sandbox), own, sampled, advance, _source(problems), _judged(run, split), control
         )
-    executed = [Candidate(**row) for row in exchange([dataclasses.asdict(c) for c in executed])]
+    executed = [Candidate(**row) for row in allgather_rows([dataclasses.asdict(c) for c in executed])]
     place = {problem.name: i for i, problem in enumerate(problems.asked)}
     executed.sort(key=lambda c: (place[c.problem], c.sample))
     if is_first():
@@ -204,14 +204,14 @@ def _sample(
     return generate(
         shape,
         drawing.sampling,
-        own_decoder(shape, params, run.mesh),
+        copy_decoder_to_host(shape, params, run.mesh),
         problems,
         run.tokenizer,
         key=key,
         samples=drawing.samples,
         prompt_length=drawing.prompt_length,
         batch_size=drawing.prompts_in_flight,
-        mesh=own_mesh(run.mesh),
+        mesh=host_mesh_of(run.mesh),
         used=used,
     )
 
@@ -246,21 +246,21 @@ def score_candidates(
     """
     prompt_of = {p.name: p.prompt for p in run.problems[split].asked}
     by_problem = [(name, [c.completion for c in found]) for name, found in itertools.groupby(of, lambda c: c.problem)]
-    mesh, decoder = own_mesh(run.mesh), params["decoder"]
-    heads = own_copy({name: part for name, part in params.items() if name != "decoder"}, run.mesh)
+    mesh, decoder = host_mesh_of(run.mesh), params["decoder"]
+    heads = copy_to_host({name: part for name, part in params.items() if name != "decoder"}, run.mesh)
     del params
-    copy = heads | {"decoder": own_decoder(shape, decoder, run.mesh)}
+    copy = heads | {"decoder": copy_decoder_to_host(shape, decoder, run.mesh)}
     del decoder
     scorer = Reranker(shape, copy, run.tokenizer, pooling, mesh=mesh)
-    own, used = share(by_problem), list[Used]()
+    own, used = host_share(by_problem), list[Used]()
     found = scorer.score_all(((prompt_of[name], texts) for name, texts in own), used=used.append)
     rows = [{"problem": name, "scores": of.tolist()} for (name, _), of in zip(own, found, strict=True)]
-    scores_of = {row["problem"]: row["scores"] for row in exchange(rows)}
+    scores_of = {row["problem"]: row["scores"] for row in allgather_rows(rows)}
     real = sum(u.real for u in used) / max(1, sum(u.computed for u in used))
     return np.array([score for name, _ in by_problem for score in scores_of[name]], np.float32), real
 
 
-def fits(config: ExperimentConfig, run: SeedRun, sampled: Sequence[Candidate]) -> np.ndarray:
+def fits_context(config: ExperimentConfig, run: SeedRun, sampled: Sequence[Candidate]) -> np.ndarray:
     """Which candidates fit a training row, bool: one cut by the length limit has no room for an end-of-text token."""
     ids = encode_completions(run.tokenizer, [c.completion for c in sampled])
     return np.array([len(row) <= config.sampling.max_completion_length for row in ids], bool)
@@ -274,7 +274,7 @@ def first_reranker(
 
     def pairs(config: ExperimentConfig) -> list[Pair]:
         _ = config.iterations[name].pairs
-        solutions = partition_by_verdict(itertools.compress(labelled, fits(config, run, labelled)))
+        solutions = partition_by_verdict(itertools.compress(labelled, fits_context(config, run, labelled)))
         return sample_pairs(solutions, config.mining.pairs, [run.seed, 1])
 
     def start(config: ExperimentConfig) -> Params:
@@ -302,11 +302,11 @@ def later_reranker(
     turn = [3] if depth == 2 else [3, depth]
 
     def pairs(config: ExperimentConfig) -> list[Pair]:
-        fitting = fits(config, run, new)
+        fitting = fits_context(config, run, new)
         mining = whole(config.mining)
         return later_pairs(
             config.iterations[name].pairs,
-            partition_by_verdict(itertools.compress(old, fits(config, run, old))),
+            partition_by_verdict(itertools.compress(old, fits_context(config, run, old))),
             list(itertools.compress(new, fitting)),
             new_scores[fitting],
             count=mining.later_pairs,
@@ -333,7 +333,7 @@ def _reranker(
     seed: Sequence[int],
     inputs: Sequence[str],
 ) -> ParamsLoader:
-    base = trainers.frozen(run.config, trunk)
+    base = trainers.lora_base(run.config, trunk)
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
         pairs = make_pairs(config)
@@ -378,13 +378,13 @@ def ppo_policy(
 
         def dev_rates(policy: Params) -> dict[str, float]:
             # The same key every time: policies are compared on common random numbers.
-            own = share(dev.asked)
+            own = host_share(dev.asked)
             sampled = _sample(run, policy, own, drawing, run.key("early stopping"))
             executed = execute(limits, own, sampled, source=_source(dev), judged=judged)
             judged.update(verdict_cache(executed))
             # What the sandbox could not judge says nothing about the policy: it is left out.
             known = [dataclasses.asdict(c) for c in executed if c.verdict != Verdict.SANDBOX_ERROR]
-            found = [Candidate(**row) for row in exchange(known)]
+            found = [Candidate(**row) for row in allgather_rows(known)]
             rates = {PASS_RATE: float(np.mean([c.passed for c in found] or [False]))}
             if config.early_stopping.criterion == RERANKED:
                 found.sort(key=lambda c: (c.problem, c.sample))
@@ -417,5 +417,5 @@ def ppo_policy(
     path = run.stage(f"policies/{name}", inputs, fill, everywhere=True)
     # A policy is saved without its value head: as a reranker without its own.
     like = run.reranker_like(run.generator)["decoder"]
-    base = trainers.frozen(run.config, sft)
+    base = trainers.lora_base(run.config, sft)
     return lambda: attach(base, checkpoint.restore(path / "checkpoint", like), run.config.lora)

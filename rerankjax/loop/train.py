@@ -25,7 +25,7 @@ from rerankjax.results.evaluation import Evaluation
 from rerankjax.run.hosts import is_first, wait_for_all
 from rerankjax.run.recovery import preemptible
 from rerankjax.run.reuse import reuse
-from rerankjax.run.rundir import durable, open_run
+from rerankjax.run.rundir import durable_path, open_run
 
 
 def train(config: ConfigDict, workdir: str, others: Sequence[str] = ()) -> None:
@@ -52,7 +52,7 @@ def train(config: ConfigDict, workdir: str, others: Sequence[str] = ()) -> None:
     ):
         # A run that resumes does not compile again what it compiled before.
         if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-            jax.config.update("jax_compilation_cache_dir", str(durable(root.absolute() / "compiled")))
+            jax.config.update("jax_compilation_cache_dir", str(durable_path(root.absolute() / "compiled")))
         if others:
             taken = reuse(root, [Path(other) for other in others], resolved, resolved.seeds) if is_first() else []
             wait_for_all("reuse")

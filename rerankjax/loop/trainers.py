@@ -23,7 +23,7 @@ from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.lora import attach, init_adapter
 from rerankjax.model.packing import Item
-from rerankjax.model.sharding import feed, replicated, shardings_of
+from rerankjax.model.sharding import replicated, shardings_of, to_global
 from rerankjax.model.training import TrainState, feed_batch, start_state
 from rerankjax.pairs.mining import Pair
 from rerankjax.policy.ppo import Reward, init_policy
@@ -33,15 +33,15 @@ from rerankjax.progress import progress
 from rerankjax.prompts.rows import shuffled_batches
 from rerankjax.prompts.tokenizer import encode_completions
 from rerankjax.reranker.bradley_terry import init_reranker
-from rerankjax.run.hosts import exchange, own_decoder, own_mesh, share
+from rerankjax.run.hosts import allgather_rows, copy_decoder_to_host, host_mesh_of, host_share
 from rerankjax.run.metrics import WriteMetrics, metric_writer, write_waits
-from rerankjax.run.prefetch import Ahead
+from rerankjax.run.prefetch import Prefetch
 from rerankjax.run.reads import whole
 from rerankjax.run.recovery import Recovery
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class StageIO:
     """Where a trainer works: its stage's directory, where its checkpoints are, on which mesh, and its name."""
 
     directory: Path
@@ -57,7 +57,7 @@ def train_sft(
     corpus: Sequence[Solution],
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
-    work: Work,
+    work: StageIO,
     start: Params | None = None,
 ) -> Params:
     """A decoder trained on the corpus's solutions: from scratch, or from `start`, of which it may be an adapter."""
@@ -70,7 +70,7 @@ def train_sft(
         base, init = None, functools.partial(init_decoder, model)
         params = jax.jit(init, out_shardings=shardings_of(jax.eval_shape(init, key), work.mesh))(key)
     else:
-        base, params = frozen(config, start), start_decoder(config, model, start, key)
+        base, params = lora_base(config, start), init_trainable(config, model, start, key)
     program = programs.sft(config, model, params, base, work.mesh)
     return _fit(config, program, params, base, items, whole(config.sft), [seed, 0], work)
 
@@ -85,7 +85,7 @@ def train_reranker(
     problems: Sequence[Problem],
     tokenizer: PreTrainedTokenizerBase,
     seed: Sequence[int],
-    work: Work,
+    work: StageIO,
 ) -> Params:
     """The reranker `params`, over `base` if that is not None, trained on the pairs."""
     prompt_of = {p.name: p.prompt for p in problems}
@@ -98,12 +98,12 @@ def train_reranker(
     return _fit(config, program, params, base, items, training, seed, work)
 
 
-def frozen(config: ExperimentConfig, sft: Params) -> Params | None:
+def lora_base(config: ExperimentConfig, sft: Params) -> Params | None:
     """What later training leaves unchanged: the SFT model if the config asks for adapters, else nothing."""
     return sft if config.lora.rank else None
 
 
-def start_decoder(config: ExperimentConfig, model: ModelConfig, sft: Params, key: jax.Array) -> Params:
+def init_trainable(config: ExperimentConfig, model: ModelConfig, sft: Params, key: jax.Array) -> Params:
     """What training from the SFT model begins with: a new adapter, or that model itself."""
     return init_adapter(model, whole(config.lora), key) if config.lora.rank else sft
 
@@ -111,7 +111,7 @@ def start_decoder(config: ExperimentConfig, model: ModelConfig, sft: Params, key
 def start_reranker(config: ExperimentConfig, model: ModelConfig, sft: Params, seed: int) -> Params:
     """An untrained reranker from the SFT model."""
     head, decoder = jax.random.key(seed), jax.random.fold_in(jax.random.key(seed), 1)
-    return init_reranker(sft, head) | {"decoder": start_decoder(config, model, sft, decoder)}
+    return init_reranker(sft, head) | {"decoder": init_trainable(config, model, sft, decoder)}
 
 
 def train_ppo(
@@ -125,7 +125,7 @@ def train_ppo(
     seed: Sequence[int],
     key: jax.Array,
     dev_rates: Callable[[Params], dict[str, float]],
-    work: Work,
+    work: StageIO,
 ) -> Params:
     """The policy with the best dev rate on the way, the SFT model itself among them: its adapter or decoder.
 
@@ -134,12 +134,12 @@ def train_ppo(
     """
     ppo, early_stopping, mesh = whole(config.ppo), whole(config.early_stopping), work.mesh
     prompts, draw = _drawer(config, model, problems, tokenizer, mesh)
-    base, decoder = frozen(config, sft), start_decoder(config, model, sft, jax.random.fold_in(key, 0))
+    base, decoder = lora_base(config, sft), init_trainable(config, model, sft, jax.random.fold_in(key, 0))
     params, lora = init_policy(sft) | {"decoder": decoder}, programs.adapters(config, base)
     of_run = programs.ppo(config, model, reward_model, params, base, sft, reward.params, mesh)
     step = make_ppo_step(of_run.programs, ppo, mesh)
     state = start_state(params, ppo.optimizer, mesh)
-    kl_coef, unknown = (feed(np.float32(x), replicated(mesh)) for x in (ppo.kl_coef, -1.0))
+    kl_coef, unknown = (to_global(np.float32(x), replicated(mesh)) for x in (ppo.kl_coef, -1.0))
     every = whole(config.checkpoints)
     with Recovery(work.recovery, every.iterations, every.keep) as recovery:
         # The best so far is the start: of the state's placement, as several hosts save it.
@@ -168,7 +168,7 @@ def train_ppo(
                     figures |= rates
                     if (rate := rates[early_stopping.criterion]) > best_rate:
                         best, best_rate = jax.tree.map(jnp.copy, state.params["decoder"]), rate
-                now = _Ppo(state, kl_coef, best, feed(np.float32(best_rate), replicated(mesh)))
+                now = _Ppo(state, kl_coef, best, to_global(np.float32(best_rate), replicated(mesh)))
                 metrics.append(_checked(write, recovery, i, figures, batch))
                 recovery.after(i, lambda: (now, metrics))  # noqa: B023  # called at once
                 advance(score=figures["score"], kl=figures["kl"], best_dev=best_rate)
@@ -189,13 +189,13 @@ def _drawer(
     numbered = list(map(Prompt, encoded, problem_ids(problems).tolist(), starts.tolist()))
     shape = EngineConfig(drawing.prompts_in_flight, 1, drawing.prompt_length)
     ends = tokenizer.eos_token_id, tokenizer.pad_token_id
-    engine = make_engine(model, drawing.sampling, shape, *ends, own_mesh(mesh))
+    engine = make_engine(model, drawing.sampling, shape, *ends, host_mesh_of(mesh))
 
     def draw(policy: Params, index: np.ndarray, key: jax.Array) -> list[Drawn]:
-        places = share(range(len(index)))
+        places = host_share(range(len(index)))
         own = [numbered[index[place]] for place in places]
-        stream = engine.stream(own_decoder(model, policy, mesh), own, samples=1, key=key, stops=table)
-        found = exchange(
+        stream = engine.stream(copy_decoder_to_host(model, policy, mesh), own, samples=1, key=key, stops=table)
+        found = allgather_rows(
             [{"place": places[s.prompt], "tokens": s.tokens.tolist(), "finished": s.finished} for s in stream]
         )
         return [Drawn(row["tokens"], row["finished"]) for row in sorted(found, key=operator.itemgetter("place"))]
@@ -220,7 +220,7 @@ def _fit(
     items: Sequence[Item],
     training: TrainingConfig,
     seed: Sequence[int],
-    work: Work,
+    work: StageIO,
 ) -> Params:
     """What `params` become by all steps of training, from where a run that was cut had come."""
     steps, every = training.optimizer.steps, whole(config.checkpoints)
@@ -238,7 +238,7 @@ def _fit(
         with (
             metric_writer(work.directory, metrics) as write,
             progress(work.title, steps) as advance,
-            Ahead(feed_batch([items[i] for i in index], program.sizes, work.mesh) for index in indices) as batches,
+            Prefetch(feed_batch([items[i] for i in index], program.sizes, work.mesh) for index in indices) as batches,
         ):
             advance(done)
             late = None

@@ -24,7 +24,7 @@ from rerankjax.results.report import HardNegative, Run, StageCost, report
 from rerankjax.results.summary import summarise
 from rerankjax.run.metrics import read_metrics
 from rerankjax.run.reads import flatten, semantic
-from rerankjax.run.rundir import durable, stage_cost
+from rerankjax.run.rundir import durable_path, stage_cost
 
 PACKAGES = ("rerankjax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 NEGATIVES = 12  # in the report's gallery
@@ -56,7 +56,7 @@ def write_report(root: Path, config: ExperimentConfig, evaluations: Sequence[Eva
     negatives = sorted(found, key=lambda negative: -negative.score)[:NEGATIVES]
     write_text(root / "report.html", report(summary, evaluations, run, ppo, losses, negatives))
     print_results(summary)
-    print(f"report: {durable(root / 'report.html')}")
+    print(f"report: {durable_path(root / 'report.html')}")
 
 
 def _stage_cost(path: Path) -> StageCost:

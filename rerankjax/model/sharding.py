@@ -147,7 +147,7 @@ def placed(tree: T, shardings: Any) -> T:
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
 
 
-def feed(batch: Any, sharding: NamedSharding) -> Any:
+def to_global(batch: Any, sharding: NamedSharding) -> Any:
     """Arrays that every process holds, on the mesh: each process moves its devices' rows alone."""
 
     def place(array: np.ndarray) -> jax.Array:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from rerankjax.model.decoder import Params
 from rerankjax.model.packing import Item, PackConfig, Packed, pack, real_fraction
-from rerankjax.model.sharding import by_row, constrain, feed, on_mesh, replicated, shardings_of
+from rerankjax.model.sharding import by_row, constrain, on_mesh, replicated, shardings_of, to_global
 
 LossOf = Callable[..., tuple[Float[Array, ""], dict[str, Array]]]
 
@@ -101,7 +101,7 @@ def batch_of(items: Sequence[Item], sizes: PackConfig) -> tuple[list[Packed], Co
 def feed_batch(items: Sequence[Item], sizes: PackConfig, mesh: Mesh) -> tuple[list[Packed], Counts, float]:
     """`batch_of`, on the mesh, and the fraction of its tokens that are real."""
     parts, counts = batch_of(items, sizes)
-    return feed(parts, by_row(mesh)), feed(counts, replicated(mesh)), real_fraction(parts)
+    return to_global(parts, by_row(mesh)), to_global(counts, replicated(mesh)), real_fraction(parts)
 
 
 class Update:

@@ -160,7 +160,7 @@ def ppo_loss(
     return policy + ppo.value_coef * value, metrics
 
 
-def prepare(
+def make_rollout(
     ppo: PPOConfig,
     mask: Bool[Array, "B C"],
     scores: Float[Array, " B"],

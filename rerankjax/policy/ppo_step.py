@@ -18,9 +18,9 @@ from rerankjax.model.decoder import Params
 from rerankjax.model.likelihood import packed_log_probs
 from rerankjax.model.lora import FULL, LoraConfig, attach_trunk
 from rerankjax.model.packing import PackConfig, Packed, Sources, pack, real_fraction
-from rerankjax.model.sharding import by_row, feed, on_mesh, replicated, row_shards
+from rerankjax.model.sharding import by_row, on_mesh, replicated, row_shards, to_global
 from rerankjax.model.training import Counts, TrainState, Update
-from rerankjax.policy.ppo import PPOBatch, PPOConfig, Reward, Rollout, policy_outputs, ppo_loss, prepare
+from rerankjax.policy.ppo import PPOBatch, PPOConfig, Reward, Rollout, make_rollout, policy_outputs, ppo_loss
 from rerankjax.reranker.bradley_terry import packed_scores
 
 
@@ -95,7 +95,7 @@ def make_ppo_step(
     """
     judge, outputs, update, sizes = programs
     rows, everywhere = by_row(mesh), replicated(mesh)
-    finish = jax.jit(functools.partial(prepare, ppo))
+    finish = jax.jit(functools.partial(make_rollout, ppo))
 
     @jax.jit
     def orders(key: Key[Array, ""]) -> Array:
@@ -120,7 +120,7 @@ def make_ppo_step(
         scores, figures = np.zeros(ppo.batch_size, np.float32), np.zeros((3, *shape), np.float32)
         for minibatch in first:
             for part, source in zip(minibatch.parts, minibatch.sources, strict=True):
-                placed = feed(part, rows)
+                placed = to_global(part, rows)
                 (of_reference, of_completions), of_policy = (
                     judge(reference, reward.params, placed),
                     outputs(state.params, base, placed),
@@ -132,14 +132,14 @@ def make_ppo_step(
                 scores[at[0]] = own[part.mask]
         finished = np.array([d.finished for d in drawn])
         reference_log_probs, log_probs, values = figures
-        given = feed((mask, scores, finished, log_probs, reference_log_probs, values), everywhere)
+        given = to_global((mask, scores, finished, log_probs, reference_log_probs, values), everywhere)
         rollout, next_coef, metrics = finish(*given, reward._replace(params=None), kl_coef)
         host: Rollout = jax.tree.map(np.asarray, rollout)
         updates = []
         for minibatch in minibatches:
             parts = [_batch(*one, host) for one in zip(minibatch.parts, minibatch.sources, strict=True)]
-            counts = feed(Counts.of(minibatch.parts, sizes.each), everywhere)
-            state, update_metrics = update(state, base, feed(parts, rows), counts)
+            counts = to_global(Counts.of(minibatch.parts, sizes.each), everywhere)
+            state, update_metrics = update(state, base, to_global(parts, rows), counts)
             updates.append(update_metrics)
         mean = {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
         ends = {f"{which}_ratio_deviation": updates[i]["ratio_deviation"] for which, i in (("first", 0), ("last", -1))}

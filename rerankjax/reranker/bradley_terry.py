@@ -61,9 +61,9 @@ def score_rows(config: ModelConfig, pooling: str, params: Params, rows: Rows, pr
     return pool_scores(pooling, params["score"], hidden, rows.mask, prompt_length)
 
 
-def bradley_terry(better: Float[Array, " B"], worse: Float[Array, " B"]) -> Float[Array, " B"]:
-    """-log sigmoid(better - worse), without overflow."""
-    return jax.nn.softplus(worse - better)
+def bradley_terry(chosen: Float[Array, " B"], rejected: Float[Array, " B"]) -> Float[Array, " B"]:
+    """-log sigmoid(chosen - rejected), without overflow."""
+    return jax.nn.softplus(rejected - chosen)
 
 
 def packed_scores(config: ModelConfig, pooling: str, params: Params, packed: Packed) -> Float[Array, "B N"]:

@@ -28,7 +28,7 @@ TOKENS = 16_384  # in one batch, padding included
 LOG_PROBABILITY = "log_probability"  # instead of a pooling: the decoder is a language model, not a reranker
 # Few shapes, for each is compiled: candidates are taken so many at a time behind one prompt, padded to a multiple of so
 # many tokens; prompts to a power of two, at least this.
-TOGETHER = (16, 4, 1)
+CANDIDATES_PER_PROMPT = (16, 4, 1)
 COMPLETION_BUCKET = 32
 PROMPT_BUCKET = 32
 
@@ -223,7 +223,7 @@ def make_scorer(config: ModelConfig, pooling: str, mesh: Mesh) -> Callable[..., 
 
 def together_of(candidates: int) -> int:
     """How many of so many candidates are scored behind their prompt at once."""
-    return next(size for size in TOGETHER if size < 2 * candidates)
+    return next(size for size in CANDIDATES_PER_PROMPT if size < 2 * candidates)
 
 
 def padded_shape(prompt: int, together: int, completion: int) -> tuple[int, int, int]:

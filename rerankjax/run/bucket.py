@@ -3,8 +3,8 @@
 An object store writes and removes whole objects, and knows neither directories nor renames nor locks. So a stage fills
 a directory of the mirror, whose files are then uploaded, stage.json last. Where that object is, the stage is complete
 and has the files that it lists; where it is not, what lies there was left by a killed attempt, and is removed before
-the next. Orbax writes its checkpoints where `durable` says: into the bucket itself, below the stage that they are part
-of, from all hosts, and before stage.json.
+the next. Orbax writes its checkpoints to `durable_path`: into the bucket itself, below the stage that they belong to,
+from all hosts, and before stage.json.
 
 The lock is an object that only one process can create (exclusive creation is the store's own: Cloud Storage has it),
 and whose content its owner changes every `BEAT_SECONDS`. Whoever finds it unchanged for `STALE_SECONDS` takes its owner
@@ -75,7 +75,7 @@ def bucket_of(path: Path) -> Bucket | None:
     return None
 
 
-def durable(path: Path) -> Path:
+def durable_path(path: Path) -> Path:
     """`path` of a run where it outlives this machine and other hosts see it: in the bucket, or else `path` itself.
 
     For Orbax and XLA's cache, which write to buckets by themselves. The result is no local file: only what etils' paths

@@ -47,8 +47,8 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def share(items: Sequence[T]) -> Sequence[T]:
-    """This process's share of what all hold."""
+def host_share(items: Sequence[T]) -> Sequence[T]:
+    """The items that this process works on, of a list that every process has."""
     return items[jax.process_index() :: jax.process_count()]
 
 
@@ -58,13 +58,13 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def agree(value: bool) -> bool:
-    """Process 0's value: a file it sees another host may not see yet."""
+def broadcast_from_first(value: bool) -> bool:
+    """Process 0's value, so that all processes branch alike: a host may not yet see a file that another sees."""
     return bool(multihost_utils.broadcast_one_to_all(value)) if jax.process_count() > 1 else value
 
 
-def exchange(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, of JSON's types, of all processes: process 0's first."""
+def allgather_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of all processes, process 0's first. Values are of JSON's types."""
     if jax.process_count() == 1:
         return rows
     payload = np.frombuffer(json.dumps(rows).encode(), np.uint8)
@@ -75,7 +75,7 @@ def exchange(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for one, size in zip(everyone, sizes, strict=True) for row in json.loads(bytes(one[:size]))]
 
 
-def own_mesh(mesh: Mesh) -> Mesh:
+def host_mesh_of(mesh: Mesh) -> Mesh:
     """A mesh of this process's devices: the whole mesh where there is one process."""
     return mesh if jax.process_count() == 1 else mesh_of_host(mesh, jax.local_devices())
 
@@ -86,16 +86,16 @@ def mesh_of_host(mesh: Mesh, devices: Sequence[Any]) -> Mesh:
     return make_mesh(MeshConfig(tensor=tensor), devices)
 
 
-def own_decoder(shape: ModelConfig, decoder: Params, mesh: Mesh) -> Params:
-    """`own_copy` of a decoder, where there are several processes in what it computes in: half of its float32."""
-    return own_copy(decoder if jax.process_count() == 1 else in_compute_dtype(shape, decoder), mesh)
+def copy_decoder_to_host(shape: ModelConfig, decoder: Params, mesh: Mesh) -> Params:
+    """`copy_to_host` of a decoder; with several processes in `compute_dtype`, which halves a float32 copy."""
+    return copy_to_host(decoder if jax.process_count() == 1 else in_compute_dtype(shape, decoder), mesh)
 
 
-def own_copy(params: Any, mesh: Mesh) -> Any:
-    """Parameters as they are on `own_mesh`: every process gets all of them, split over its devices."""
+def copy_to_host(params: Any, mesh: Mesh) -> Any:
+    """Parameters on `host_mesh_of(mesh)`: every process gets all of them, split over its own devices."""
     if jax.process_count() == 1:
         return params
-    own = own_mesh(mesh)
+    own = host_mesh_of(mesh)
     by_process = sorted(jax.devices(), key=operator.attrgetter("process_index", "id"))
     devices = np.array(by_process).reshape(jax.process_count(), *own.devices.shape)
     devices[jax.process_index()] = own.devices

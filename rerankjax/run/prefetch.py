@@ -10,7 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 T = TypeVar("T")
 
 
-class Ahead(Generic[T]):
+class Prefetch(Generic[T]):
     """The items, of which a thread makes up to `size` in advance. What making one raises, taking it raises.
 
     `waited_seconds` is how long the taker has waited, except the first time, when the device may have been idle.

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from rerankjax.run.rundir import durable
+from rerankjax.run.rundir import durable_path
 
 EXIT_PREEMPTED = os.EX_TEMPFAIL  # 75: "start me again", to launchers
 
@@ -66,7 +66,7 @@ class Recovery:
         self._directory = directory
         self._every = every
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(durable(directory.absolute()), options=options)
+        self._manager = ocp.CheckpointManager(durable_path(directory.absolute()), options=options)
 
     def __enter__(self) -> "Recovery":
         global _deferred
@@ -114,7 +114,7 @@ class Recovery:
         Returns the file's path.
         """
         of_process = f"-process{jax.process_index()}" if jax.process_count() > 1 else ""
-        path = durable(self._directory.with_name(f"{self._directory.name}-step{step}{of_process}.npz"))
+        path = durable_path(self._directory.with_name(f"{self._directory.name}-step{step}{of_process}.npz"))
         own = {}
         for name, leaf in _named(inputs).items():
             parts = {str(shard.index): np.asarray(shard.data) for shard in leaf.addressable_shards}

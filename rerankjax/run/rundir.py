@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 
 from rerankjax.problems.jsonl import write_text
 from rerankjax.run import bucket, memory
-from rerankjax.run.bucket import RunDirectoryError, bucket_of, durable, is_bucket
-from rerankjax.run.hosts import agree, is_first, wait_for_all
+from rerankjax.run.bucket import RunDirectoryError, bucket_of, durable_path, is_bucket
+from rerankjax.run.hosts import broadcast_from_first, is_first, wait_for_all
 from rerankjax.run.reads import differing, flatten, record
 
 Config = TypeVar("Config")
@@ -34,7 +34,7 @@ __all__ = [
     "adopt_stage",
     "complete",
     "digest_of",
-    "durable",
+    "durable_path",
     "open_run",
     "read_manifest",
     "recovery_of",
@@ -176,7 +176,7 @@ def write_stage(
     """
     path, store = root / name, bucket_of(root)
     made_from = {stage: digest_of(root / stage) for stage in inputs}
-    if agree(complete(path)):
+    if broadcast_from_first(complete(path)):
         if store is not None and not (path / "stage.json").is_file():
             _download(store, path)
         _check_stage(path, config, made_from, facts or {})

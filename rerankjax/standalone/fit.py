@@ -14,14 +14,14 @@ from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
 from rerankjax.model.lora import FULL
 from rerankjax.model.packing import PackConfig
-from rerankjax.model.sharding import feed, replicated, row_shards
+from rerankjax.model.sharding import replicated, row_shards, to_global
 from rerankjax.model.training import TrainState, Update, feed_batch, start_state
 from rerankjax.progress import progress
 from rerankjax.prompts.rows import shuffled_batches
 from rerankjax.reranker.bradley_terry import make_reranker_step
 from rerankjax.reranker.encoding import PairIds
 from rerankjax.run.metrics import metric_writer
-from rerankjax.run.prefetch import Ahead
+from rerankjax.run.prefetch import Prefetch
 from rerankjax.run.recovery import Recovery
 from rerankjax.standalone.config import RerankerTrainingConfig
 
@@ -68,7 +68,7 @@ def fit(
     items = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
 
     at_start = start_state(start, config.optimizer, mesh)
-    accuracy, stale = (feed(np.float32(x), replicated(mesh)) for x in (-1.0, 0.0))
+    accuracy, stale = (to_global(np.float32(x), replicated(mesh)) for x in (-1.0, 0.0))
     with Recovery(recovery_directory, config.checkpoints.steps, config.checkpoints.keep) as recovery:
         untrained = Progress(at_start, jax.tree.map(jnp.copy, at_start.params), accuracy, stale)
         done, now, metrics = recovery.restore(untrained)
@@ -76,7 +76,7 @@ def fit(
         with (
             metric_writer(directory, metrics) as write,
             progress("train the reranker", steps) as advance,
-            Ahead(feed_batch([items[i] for i in index], sizes, mesh) for index in left) as ready,
+            Prefetch(feed_batch([items[i] for i in index], sizes, mesh) for index in left) as ready,
         ):
             advance(done)
             for step, (parts, counts, real) in enumerate(ready, start=done + 1):
@@ -99,4 +99,4 @@ def _measured(now: Progress, accuracy: float, mesh: Mesh) -> Progress:
     better = np.float32(accuracy) > float(now.accuracy)  # which is kept as float32
     best = jax.tree.map(jnp.copy, now.state.params) if better else now.best
     numbers = (accuracy, 0.0) if better else (float(now.accuracy), float(now.stale) + 1)
-    return Progress(now.state, best, *(feed(np.float32(x), replicated(mesh)) for x in numbers))
+    return Progress(now.state, best, *(to_global(np.float32(x), replicated(mesh)) for x in numbers))
