@@ -31,7 +31,7 @@ def items_of(count, each=1, seed=0, prompt=P, completion=C):
 def test_every_token_is_there_once_and_where_it_says(each):
     items = items_of(40, each)
     parts, sources = pack(items, PackConfig.of(16, 4, P, C, each))
-    assert {part.tokens.shape for part in parts} == {(4, P + each * C)}
+    assert {part.tokens.shape for part in parts} == {(2, 2 * (P + each * C))}
     found = {}
     for part, source in zip(parts, sources, strict=True):
         for row, sequences in enumerate(part.sequence):
@@ -133,7 +133,7 @@ def test_splash_sees_what_blocks_see():
 
 
 def test_what_fits_no_row_is_refused():
-    sizes = PackConfig.of(4, 1, P, C)
+    sizes = PackConfig.of(1, 1, P, C)
     most = 3 * C // 2
     with pytest.raises(
         ValueError, match=rf"item 1 has 3 \+ {most + 1} tokens, a row {P + C} with {most} of completions"

@@ -58,13 +58,15 @@ class PackConfig:
     ) -> "PackConfig":
         """For batches of so many sequences of at most `prompt` tokens with `each` completions of `completion` tokens.
 
-        A row holds one longest sequence, and a microbatch as many of those as `batch_size / microbatches`: a multiple
-        of the `shards` into which rows are split, rounded up.
+        A microbatch has room for `batch_size / microbatches` of the longest, rounded up to a multiple of the `shards`
+        into which rows are split; a row for two of them, or for one if a shard has no two: short rows fill less well.
         """
-        length = prompt + each * completion
-        targets = min(length, 3 * each * completion // 2)  # of several short sequences more than of a longest one
+        longest, per_shard = prompt + each * completion, -(-batch_size // (microbatches * shards))
+        in_row = min(2, per_shard)
+        length = in_row * longest
+        targets = min(length, (1 + in_row) * each * completion * 3 // 4)  # of short sequences more than of the longest
         completions = each * max(1, length // (each * TOKENS_PER_COMPLETION))
-        rows = -(-batch_size // (microbatches * shards)) * shards
+        rows = -(-per_shard // in_row) * shards
         return cls(rows, length, targets, completions, each)
 
 
