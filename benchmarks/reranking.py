@@ -41,7 +41,7 @@ from rich.table import Table
 
 from rerankjax.model.likelihood import Rows
 from rerankjax.model.packing import PackConfig
-from rerankjax.model.sharding import by_row, make_mesh, replicated
+from rerankjax.model.sharding import by_row, make_mesh, replicated, row_shards
 from rerankjax.model.training import OptimizerConfig, batch_of, init_state, make_optimizer
 from rerankjax.model.weights import load_reranker
 from rerankjax.prompts.tokenizer import train_tokenizer
@@ -157,6 +157,7 @@ def by_turns(
     ours: Callable[[], float],
     steps: int,
     size: int,
+    tolerance: float = TOLERANCE,
 ) -> dict[str, Any]:
     """One step of TRL's `trainer`, one of `ours`, which gives its loss, and so on, on the same batch each time.
 
@@ -212,7 +213,7 @@ def by_turns(
 
         theirs_trains.compute_loss = kept
         theirs_trains.train()
-    np.testing.assert_allclose(losses, [float(loss) for loss in their_losses], atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(losses, [float(loss) for loss in their_losses], atol=tolerance, rtol=0)
     turns = list(zip(theirs, our_seconds, strict=True))
     of_threads = {threads: turns[i :: len(THREADS)][1:] for i, threads in enumerate(THREADS)}
     threads, turns = min(of_threads.items(), key=lambda item: statistics.median(a for a, _ in item[1]))
@@ -239,7 +240,7 @@ def compare_training(
     state = jax.jit(lambda p: init_state(p, make_optimizer(optimizer)), out_shardings=replicated(mesh))(params)
     step = make_reranker_step(config, RerankerConfig("last", 0.0), optimizer, mesh)
     items = [(prompt, completions[2 * i : 2 * i + 2]) for i, prompt in enumerate(prompts.tolist())]
-    batch = batch_of(items, PackConfig.of(pairs, 1, prompt_length, length, 2))
+    batch = batch_of(items, PackConfig.of(pairs, 1, prompt_length, length, 2, row_shards(mesh)))
 
     def ours() -> float:
         nonlocal state

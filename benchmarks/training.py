@@ -52,7 +52,7 @@ from rerankjax.model import weights
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.likelihood import Rows, completion_log_probs
 from rerankjax.model.packing import PackConfig
-from rerankjax.model.sharding import make_mesh, replicated
+from rerankjax.model.sharding import make_mesh, replicated, row_shards
 from rerankjax.model.training import OptimizerConfig, batch_of, start_state
 from rerankjax.policy.ppo import PPOConfig, Reward, init_policy
 from rerankjax.policy.ppo_step import Drawn, make_ppo_programs, make_ppo_step
@@ -92,7 +92,7 @@ def compare_sft(folder: pathlib.Path, mesh: Mesh, steps: int, rows: int, P: int,
     optimizer = OptimizerConfig(LEARNING_RATE, steps=steps)
     state, step = start_state(params, optimizer, mesh), make_sft_step(config, optimizer, mesh)
     tokens = random_tokens(rows, P + C, seed=2)
-    batch = batch_of([(row[:P], [row[P:]]) for row in tokens], PackConfig.of(rows, 1, P, C))
+    batch = batch_of([(row[:P], [row[P:]]) for row in tokens], PackConfig.of(rows, 1, P, C, shards=row_shards(mesh)))
 
     def ours() -> float:
         nonlocal state

@@ -13,7 +13,7 @@ from rerankjax.model.decoder import unstack as layers_of
 from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean
 from rerankjax.model.lora import FULL, TARGETS, LoraConfig, attach, init_adapter, merge
 from rerankjax.model.packing import PackConfig
-from rerankjax.model.sharding import make_mesh, replicated
+from rerankjax.model.sharding import make_mesh, replicated, row_shards
 from rerankjax.model.training import OptimizerConfig, batch_of, init_state, make_optimizer
 from rerankjax.policy.ppo import PPOConfig, Reward, init_policy
 from rerankjax.policy.ppo_step import Drawn, make_ppo_programs, make_ppo_step
@@ -204,7 +204,7 @@ def test_sft_trains_the_adapter_alone(tiny, base):
     before, rows = jax.device_get(base), Rows(jnp.asarray(TOKENS), jnp.asarray(MASK))
     losses = []
     for _ in range(20):
-        state, metrics = step(state, base, *batch_of(items(1), PackConfig.of(4, 1, P, C)))
+        state, metrics = step(state, base, *batch_of(items(1), PackConfig.of(4, 1, P, C, shards=row_shards(mesh))))
         losses.append(float(metrics["loss"]))
     expected = -masked_mean(completion_log_probs(tiny, before, rows, P)[0], rows.mask[:, P:])
     assert losses[0] == pytest.approx(float(expected), rel=1e-5)
@@ -223,7 +223,7 @@ def test_a_reranker_is_an_adapter_and_a_head(tiny, base):
     )
     whole = init_reranker(base, jax.random.key(5))
     params = whole | {"decoder": init_adapter(tiny, LORA, jax.random.key(6))}
-    pairs = batch_of(items(2), PackConfig.of(2, 1, P, C, 2))
+    pairs = batch_of(items(2), PackConfig.of(2, 1, P, C, 2, row_shards(mesh)))
     optimizer = make_optimizer(dataclasses.replace(config, max_grad_norm=1e9))
     adapted, trained = (make_reranker_step(tiny, reranker, config, mesh, lora) for lora in (LORA, FULL))
     state, metrics = adapted(start(params, optimizer, mesh), base, *pairs)

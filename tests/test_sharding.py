@@ -89,7 +89,7 @@ def packable(trainer, microbatches):
     found = [tokens[real].tolist() for tokens, real in zip(completions, mask, strict=True)]
     each = len(found) // B
     items = [(prompt, found[each * i : each * (i + 1)]) for i, prompt in enumerate(prompts)]
-    return items, PackConfig.of(B, microbatches, P, C, each)
+    return items, PackConfig.of(B, microbatches, P, C, each, shards=B // microbatches)  # a row for each device
 
 
 def problem(trainer):
