@@ -195,7 +195,7 @@ def test_the_update_is_blind_to_padding(tiny, setting):
 
 def test_temperature_divides_the_logits_of_the_update(tiny, setting):
     policy = init_policy(setting[0])
-    first, second = (ppo_loss(tiny, PPO, policy, batch_of(), t)[0] for t in (1.0, 0.7))
+    first, second = (ppo_loss(tiny, PPO, policy, batch_of(), t)[1]["ratio_deviation"] for t in (1.0, 0.7))
     assert abs(float(first - second)) > 1e-3
 
 
@@ -239,7 +239,7 @@ def test_ppo_raises_the_score(tiny, setting):
     steps = dataclasses.replace(PPO, iterations=20, batch_size=8 * B, learning_rate=2e-2, kl_coef=0.0)
     _, history = iterate(tiny, (trunk, reward, 8 * prompts, stops), steps, iterations=20)
     scores = [m["score"] for m in history]
-    assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 0.5
+    assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 4 * np.std(scores[:5])
 
 
 def test_figures_of_an_iteration_are_those_of_padded_rows(tiny, setting):
@@ -286,12 +286,12 @@ def test_a_reranker_of_another_shape_rewards(tiny, setting):
 
 
 def test_sharded_iteration_equals_single_device(tiny, setting):
-    """Losses and what decides them; parameters differ more, because Adam magnifies gradients near zero."""
+    """Losses and what decides them, by less after an update: Adam magnifies gradients near zero."""
     with jax.default_matmul_precision("highest"):
         (_, split), (_, whole) = (iterate(tiny, setting, iterations=2, devices=n) for n in (2, 1))
-    for a, b in zip(split, whole, strict=True):
+    for a, b, atol in zip(split, whole, (5e-6, 5e-5), strict=True):
         for name in ("loss", "policy_loss", "value_loss", "kl", "score", "length"):
-            np.testing.assert_allclose(a[name], b[name], atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(a[name], b[name], atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("bad", [{"minibatches": 3}, {"kl_coef": -0.1}, {"epochs": 0}])

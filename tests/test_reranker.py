@@ -55,8 +55,9 @@ def test_a_score_does_not_depend_on_the_padding_beside_it(tiny, reranker, poolin
     plain = score_rows(tiny, pooling, reranker, rows_of(0), P)
     wider = score_rows(tiny, pooling, reranker, rows_of(0, width=C + 9), P)
     shifted = score_rows(tiny, pooling, reranker, rows_of(0, extra=5), P + 5)
-    np.testing.assert_allclose(plain, wider, atol=1e-6)
-    np.testing.assert_allclose(plain, shifted, atol=1e-6)
+    # Processors add in different orders, by how wide their vectors are: scores near 1 then differ by a few 1e-7 each.
+    np.testing.assert_allclose(plain, wider, atol=5e-6)
+    np.testing.assert_allclose(plain, shifted, atol=5e-6)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
