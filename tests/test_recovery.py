@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+import gc
 import random
 import shutil
 import signal
+import sys
+import time
 
 import jax
 import numpy as np
@@ -180,3 +183,26 @@ def test_training_moves_nothing_to_the_device_unasked(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainers, "_fit", guarded)
     train("sft", tmp_path / "run", make_mesh(devices=jax.devices()[:1]))
+
+
+def test_sigterm_in_a_callback_of_the_garbage_collector_is_not_lost():
+    """Python ignores what such a callback raises."""
+
+    def callback(phase, _):
+        if phase == "start" and not sent:
+            sent.append(phase)
+            signal.raise_signal(signal.SIGTERM)
+
+    def collect():
+        gc.collect()
+        assert sent
+        time.sleep(10)
+
+    sent, before = [], (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGALRM), sys.unraisablehook)
+    gc.callbacks.append(callback)
+    try:
+        with pytest.raises(Preempted), preemptible():
+            collect()
+    finally:
+        gc.callbacks.remove(callback)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGALRM), sys.unraisablehook) == before

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,11 +52,22 @@ def preemptible() -> Iterator[None]:
         if not _deferred:
             raise Preempted
 
-    before = signal.signal(signal.SIGTERM, on_signal)
+    def on_ignored(error: Any) -> None:
+        # Python ignores what a callback of its garbage collector raises, and JAX has one: raise it again elsewhere.
+        if error.exc_type is Preempted:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        else:
+            hook(error)
+
+    signals = (signal.SIGTERM, signal.SIGALRM)
+    before, hook = [signal.signal(number, on_signal) for number in signals], sys.unraisablehook
+    sys.unraisablehook = on_ignored
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
         _asked = False
 
 
