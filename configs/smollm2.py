@@ -31,7 +31,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
         {
             "seeds": (0,),
             "generator": {"checkpoint": MODEL, "dtype": "float32", "compute_dtype": "bfloat16", "remat": "full"},
-            "reranker": {"pooling": "last", "lm_coef": 0.1},
+            "reranker": {"pooling": "last", "lm_coef": 0.1, "compute_dtype": "bfloat16", "remat": "full"},
             "problems": {
                 "train": ("synthetic",),
                 "dev": ("synthetic",),
@@ -49,10 +49,10 @@ def get_config(arg: str = "lists") -> ConfigDict:
             "prompts": {"style": "completion"},
             "max_prompt_length": 64,
             "sampling": {"temperature": 1.0, "top_p": 1.0, "max_completion_length": 80},
-            "sft": {"batch_size": 24, "optimizer": _adam(5e-4, 60, microbatches=12)},
+            "sft": {"batch_size": 24, "optimizer": _adam(5e-4, 100, microbatches=3)},
             "candidates": {"train": 8, "dev": 8, "prompts_in_flight": 8, "train_problems": 240},
-            "reranker_training": {"batch_size": 16, "optimizer": _adam(3e-4, 80, microbatches=8)},
-            "retraining": {"batch_size": 16, "optimizer": _adam(2e-4, 40, microbatches=8)},
+            "reranker_training": {"batch_size": 16, "optimizer": _adam(3e-4, 80, microbatches=3)},
+            "retraining": {"batch_size": 16, "optimizer": _adam(2e-4, 40, microbatches=3)},
             "mining": {"pairs": 2000, "later_pairs": 800, "new_fraction": 0.5, "hard_fraction": 0.5},
             "ppo": {
                 "iterations": 12,
@@ -61,7 +61,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
                 "epochs": 1,
                 "minibatches": 2,
                 "kl_coef": 1.0,
-                "microbatches": 16,
+                "microbatches": 4,
                 "rollouts_in_flight": 64,
             },
             "lora": {
@@ -100,6 +100,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
     if variant == "full":
         config.seeds = (0, 1, 2)
         config.generator.update({"remat": "none"})
+        config.reranker.update({"remat": "none"})
         config.problems.synthetic.update({"train": 4000, "dev": 200, "test": 400, "corpus": 16000})
         config.candidates.update({"train_problems": 2000, "dev": 16, "prompts_in_flight": 64})
         for training, steps in ((config.sft, 500), (config.reranker_training, 400), (config.retraining, 150)):
