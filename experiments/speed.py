@@ -6,7 +6,7 @@
     python experiments/speed.py --measure --large small --sampler tiny --reranker tiny --prompt 32 --completion 16
 
 The paper says that 6.7B with a 6.7B reranker is three times faster than 33B. That depends on n, which it does not give,
-and on how many problems are under way at a time: one by one, every token waits for the parameters to be read, which
+and on how many problems are in flight: one by one, every token waits for the parameters to be read, which
 samples share; many at a time, the work counts. So both are swept.
 
 --measure times wall clock: the engine draws, the Reranker scores, prompts in and scores out, the median of some rounds
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--reranker", choices=MODELS, default="6.7B")
     parser.add_argument("--prompt", type=int, default=256, help="tokens")
     parser.add_argument("--completion", type=int, default=256, help="tokens")
-    parser.add_argument("--problems", type=int, nargs="+", default=[1, 8, 64], help="under way at a time, at most")
+    parser.add_argument("--problems", type=int, nargs="+", default=[1, 8, 64], help="in flight, at most")
     parser.add_argument("--samples", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64], help="the n to try")
     parser.add_argument("--rounds", type=int, default=3, help="of --measure")
     parser.add_argument("--out", type=Path, help="directory for speed-*.json and speed-*.md")

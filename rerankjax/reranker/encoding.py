@@ -68,7 +68,7 @@ def _encode_chat(
         if not text.startswith(opening):
             at = next((i for i, (a, b) in enumerate(zip(text, opening, strict=False)) if a != b), len(text))
             raise ValueError(
-                "the chat template asks for an answer otherwise than it writes one: the prompt goes on with "
+                "the chat template asks for an answer otherwise than it writes one: the prompt continues with "
                 f"{opening[at : at + 40]!r}, and with an answer behind it with {text[at : at + 40]!r}; correct the "
                 "tokenizer's chat_template"
             )

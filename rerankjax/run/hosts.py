@@ -59,7 +59,7 @@ def wait_for_all(what: str) -> None:
 
 
 def broadcast_from_first(value: bool) -> bool:
-    """Process 0's value, so that all processes branch alike: a host may not yet see a file that another sees."""
+    """Process 0's value, so that all processes take one branch: a host may not yet see a file that another sees."""
     return bool(multihost_utils.broadcast_one_to_all(value)) if jax.process_count() > 1 else value
 
 

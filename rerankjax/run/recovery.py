@@ -1,7 +1,7 @@
 """Training that is cut resumes: its whole state in one checkpoint now and then, and at SIGTERM.
 
 A trainer's state is arrays (parameters, optimiser, controllers, the best policy so far), its step, and the metrics
-written up to it. Batches and keys are functions of the seed and the step: nothing else is needed to go on bit for bit.
+written up to it. Batches and keys are functions of the seed and the step: nothing else is needed to resume bit for bit.
 """
 
 import contextlib
@@ -91,7 +91,7 @@ class Recovery:
         self._manager.close()  # waits for what is being written
 
     def restore(self, start: T) -> tuple[int, T, list[dict[str, float]]]:
-        """(step, state, metrics) to go on from: those of the last checkpoint, placed as `start` is, or step 0's."""
+        """(step, state, metrics) to resume from: those of the last checkpoint, placed as `start` is, or step 0's."""
         step = self._manager.latest_step()
         if step is None:
             return 0, start, []

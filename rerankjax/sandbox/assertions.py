@@ -81,7 +81,7 @@ def apart(language: str, source: str, tests: str) -> Apart | None:
     """The program `source + tests` without what its tests expect; None where they are not of MultiPL-E's form.
 
     What `source` holds has no say in it. `tests` may be empty: then the last text that can begin tests begins them, and
-    they must go on to the end.
+    they must run to the end.
     """
     head, tail, marker = _FORMS[language]
     text = source + tests

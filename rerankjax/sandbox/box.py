@@ -166,7 +166,7 @@ class Box:
         """Run one program: the reply of inside/server.py to `body`. Raises BoxDiedError, with the box closed.
 
         word: what the program hears from the beginning. listen: takes each frame that the program tells, and says
-        whether the program may go on.
+        whether the program may continue.
         """
         with contextlib.ExitStack() as open_ends:
             tell, told = pipe(open_ends)
@@ -195,7 +195,7 @@ class Box:
                 while conversation.goes_on(self._socket.fileno(), deadline):
                     pass
             self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-            # Bytes that are no text are told as six characters each.
+            # Each byte that is not UTF-8 is sent as six characters.
             reply = self._message(16 * int(self.limits.output_bytes) + MESSAGE_BYTES)
             _check_reply(reply)
             if conversation is not None:

@@ -81,6 +81,6 @@ class Conversation:
                     if self._going:
                         os.write(self._heard, b"\n" * len(frames))
                     else:
-                        # The program finds nobody to tell or to hear.
+                        # The program has no one to write to or read from.
                         for end in (self._tell, self._heard):
                             os.dup2(NOWHERE, end, inheritable=False)

@@ -84,7 +84,7 @@ def run(box: Box, language: str, task: Task, body: dict[str, Any], word: str) ->
             return Verdict(killed or Verdict.COMPILE_ERROR), reply | {"stderr": reply["stderr"] + said}
         if not killed:
             reply |= records.get("run", {"exit_code": None})
-            # Children that nobody waited for are not in what the step's end says.
+            # The step's usage leaves out children that no process waited for.
             reply["cpu_seconds"] = max(reply["cpu_seconds"], reply["metered_seconds"])
     if hearing.wrong:
         ended = {"exit_code": 1, "signal": None} if killed else {}
@@ -134,7 +134,7 @@ class _Hearing:
         self.wrong = ""
 
     def listen(self, frame: bytes) -> bool:
-        """Whether the program may go on."""
+        """Whether the program may continue."""
         at = self._right
         expected = self._wanted[at] if at < len(self._wanted) else None
         if at < len(self._wanted) and (frame == self._word if expected is None else self._equal(expected, frame)):

@@ -36,7 +36,7 @@ class Measure(Estimate):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preferred(Estimate):
-    """How often a right candidate of a preference outscores all wrong ones; `subset` `ALL` is all rows alike.
+    """How often a right candidate of a preference outscores all wrong ones; `subset` `ALL` is all rows.
 
     candidates: of a row, on average. Ties with w wrong ones count 1 / (w + 1).
     """

@@ -87,7 +87,7 @@ def score(name: str, reranker: Reranker, rows: Sequence[Labelled]) -> Scored:
 
 
 def dev_accuracy(rows: Sequence[Labelled], scores: Sequence[np.ndarray]) -> float:
-    """How often a right candidate outscores a wrong one of its row, rows with both alike; ties count half."""
+    """How often a right candidate outscores a wrong one of its row: mean over rows with both; ties count half."""
     passed = _padded([np.array(row.passed) for row in rows]) == 1
     estimate = statistics.pairwise_accuracy([passed], [_padded(scores)])
     assert estimate is not None, "no row has both"

@@ -286,7 +286,7 @@ def serve_one(
         "metered_seconds": hidden_seconds,
         "cpu_seconds": max(
             cpu_seconds, waited_for, hidden_seconds
-        ),  # what was killed with its parent nobody waited for
+        ),  # no process waited for children that were killed with their parent
     }
     data = json.dumps(reply).encode()
     write_all(replies, len(data).to_bytes(4, "big") + data)
