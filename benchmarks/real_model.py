@@ -51,14 +51,14 @@ from rerankjax.model.packing import PackConfig, pack
 from rerankjax.model.sharding import make_mesh, replicated
 from rerankjax.model.training import OptimizerConfig, batch_of, start_state
 from rerankjax.policy.sft import make_sft_step
-from rerankjax.problems.sources import Source
+from rerankjax.problems.sources import load_problems
 from rerankjax.prompts import chat
 from rerankjax.prompts.tokenizer import encode_completions, load_tokenizer
 from rerankjax.reranker.bradley_terry import RerankerConfig, init_reranker, make_reranker_step, packed_scores
 
 MODEL = pathlib.Path("models/SmolLM2-135M-Instruct.Q4_1.gguf")
 KINDS = ("float32", "bfloat16")
-PROMPTS, SAMPLES, NEW, IN_FLIGHT = 8, 16, 96, 64
+PROMPTS, SAMPLES, IN_FLIGHT = 8, 16, 64
 TRAINED, CANDIDATES, PAD = 8, 16, 2  # the model's own padding token
 SERVE = """
 import json, sys
@@ -124,10 +124,10 @@ def by_turns(theirs: Run, ours: dict[str, Run], rounds: int) -> dict[str, tuple[
 class VLLM:
     """A process of another Python with vLLM, which samples on request."""
 
-    def __init__(self, python: str, folder: str, kind: str, prompts: list[list[int]]) -> None:
+    def __init__(self, python: str, folder: str, kind: str, prompts: list[list[int]], new: int) -> None:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen([python, "-c", SERVE], stdin=pipe, stdout=pipe, text=True, bufsize=1)
-        self._write([folder, kind, prompts, SAMPLES, NEW])
+        self._write([folder, kind, prompts, SAMPLES, new])
         while self._read() != "ready":  # vLLM writes lines of its own
             pass
 
@@ -150,11 +150,11 @@ class VLLM:
         return line.strip()
 
 
-def compare_sampling(model: Model, prompts: list[list[int]], rounds: int, vllm: str | None) -> Iterator[Row]:
+def compare_sampling(model: Model, prompts: list[list[int]], new: int, rounds: int, vllm: str | None) -> Iterator[Row]:
     longest, vocabulary = max(map(len, prompts)), model.shapes["float32"].vocab_size
     never = np.array([[0], [1]], np.int32) + np.zeros((2, vocabulary), np.int32)  # a stop automaton that nothing meets
     numbered = [Prompt(prompt, number) for number, prompt in enumerate(prompts)]
-    sampling, in_flight = SamplingConfig(0.8, 0.95, NEW), EngineConfig(PROMPTS, IN_FLIGHT // PROMPTS, longest, 32)
+    sampling, in_flight = SamplingConfig(0.8, 0.95, new), EngineConfig(PROMPTS, IN_FLIGHT // PROMPTS, longest, 32)
 
     def ours(kind: str) -> int:
         stream = engines[kind].stream(model.params, numbered, samples=SAMPLES, key=jax.random.key(0), stops=never)
@@ -165,8 +165,8 @@ def compare_sampling(model: Model, prompts: list[list[int]], rounds: int, vllm: 
     network = transformers.AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32).eval()
     tokens = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    options = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 0, "max_new_tokens": NEW}
-    options |= {"min_new_tokens": NEW, "num_return_sequences": SAMPLES, "pad_token_id": 0}
+    options = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 0, "max_new_tokens": new}
+    options |= {"min_new_tokens": new, "num_return_sequences": SAMPLES, "pad_token_id": 0}
 
     @torch.inference_mode()
     def generate() -> int:
@@ -178,7 +178,7 @@ def compare_sampling(model: Model, prompts: list[list[int]], rounds: int, vllm: 
     for kind, figures in by_turns(generate, runs, rounds).items():
         yield Row("sampling", "generate, float32", kind, *figures, 3.0, 1)
     for kind, target in (("float32", 3.0), ("bfloat16", 2.0)) if vllm else ():
-        server = VLLM(vllm, model.folder, kind, prompts)
+        server = VLLM(vllm, model.folder, kind, prompts, new)
         figures = by_turns(server.sample, {kind: runs[kind]}, rounds)[kind]
         server.close()
         yield Row("sampling", f"vLLM, {kind}", kind, *figures, target, 1)
@@ -192,9 +192,9 @@ def compare_scoring(model: Model, items: list[Item], rounds: int) -> Iterator[Ro
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # by length, so that theirs pad little
 
     @torch.inference_mode()
-    def theirs(size: int) -> int:
-        for start in range(0, len(rows), size):
-            batch = [rows[i] for i in order[start : start + size]]
+    def theirs(size: int, count: int = len(rows)) -> int:
+        for start in range(0, count, size):
+            batch = [rows[i] for i in order[start : min(start + size, count)]]
             length = max(map(len, batch))
             ids = torch.tensor([row + [PAD] * (length - len(row)) for row in batch])
             mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in batch])
@@ -206,7 +206,7 @@ def compare_scoring(model: Model, items: list[Item], rounds: int) -> Iterator[Ro
         return real
 
     scores = {kind: jax.jit(functools.partial(packed_scores, shape, "last")) for kind, shape in model.shapes.items()}
-    (size,) = reranking.fastest(theirs, [(4,), (16,), (32,)])
+    size, _ = reranking.fastest(theirs, [(4, 32), (16, 32), (32, 32)])
     runs = {kind: functools.partial(ours, score) for kind, score in scores.items()}
     for kind, figures in by_turns(functools.partial(theirs, size), runs, rounds).items():
         yield Row("scoring", f"transformers, {size} rows", kind, *figures, 4.0, 1)
@@ -252,7 +252,7 @@ def sizes_of(items: list[Item], microbatches: int) -> PackConfig:
 
 def read_items(tokenizer: Any, mbpp: str, count: int, each: int) -> list[Item]:
     """Prompts of MBPP's test tasks, each with `each` solutions: its own and, as wrong ones, those of the next tasks."""
-    problems = Source(mbpp, benchmark="MBPP", split="test").load()[: count + each - 1]
+    problems = load_problems(mbpp, "MBPP", split="test")[: count + each - 1]
     prompts = tokenizer([chat.prompt(p, tokenizer) for p in problems], add_special_tokens=False)["input_ids"]
     solutions = encode_completions(tokenizer, [chat.answer(p, p.solution) for p in problems])
     return [(prompts[i], [solutions[i + j] for j in range(each)]) for i in range(count)]
@@ -262,6 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mbpp", required=True, help="MBPP as a file, or its name on the hub")
     parser.add_argument("--parts", default="sampling,scoring,SFT,reranker")
+    parser.add_argument("--new", type=int, default=96, help="tokens of a sample")
     parser.add_argument("--rounds", type=int, default=3, help="of sampling and scoring")
     parser.add_argument("--steps", type=int, default=8, help="of training, the first few left out")
     parser.add_argument("--vllm-python", help="of an environment with vLLM's CPU build; without it, vLLM is not run")
@@ -284,7 +285,7 @@ def main() -> None:
         policy, reward = (Model(os.path.join(folder, name), shapes, params, reranker) for name in ("policy", "reward"))
         if "sampling" in parts:
             prompts = [prompt for prompt, _ in read_items(tokenizer, args.mbpp, PROMPTS, 1)]
-            rows += compare_sampling(policy, prompts, args.rounds, args.vllm_python)
+            rows += compare_sampling(policy, prompts, args.new, args.rounds, args.vllm_python)
         if "scoring" in parts:
             rows += compare_scoring(reward, read_items(tokenizer, args.mbpp, PROMPTS, CANDIDATES), args.rounds)
         for name, model, each in (("SFT", policy, 1), ("reranker", reward, 2)):
