@@ -157,7 +157,6 @@ def by_turns(
     ours: Callable[[], float],
     steps: int,
     size: int,
-    tolerance: float = TOLERANCE,
 ) -> dict[str, Any]:
     """One step of TRL's `trainer`, one of `ours`, which gives its loss, and so on, on the same batch each time.
 
@@ -213,7 +212,7 @@ def by_turns(
 
         theirs_trains.compute_loss = kept
         theirs_trains.train()
-    np.testing.assert_allclose(losses, [float(loss) for loss in their_losses], atol=tolerance, rtol=0)
+    np.testing.assert_allclose(losses, [float(loss) for loss in their_losses], atol=TOLERANCE, rtol=0)
     turns = list(zip(theirs, our_seconds, strict=True))
     of_threads = {threads: turns[i :: len(THREADS)][1:] for i, threads in enumerate(THREADS)}
     threads, turns = min(of_threads.items(), key=lambda item: statistics.median(a for a, _ in item[1]))
