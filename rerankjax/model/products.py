@@ -27,8 +27,7 @@ def _product(spec: str, x: Array, y: Array) -> Array:
 
 def _on_cpu(spec: str, x: Array, y: Array) -> Array:
     of_x, of_y, of_result = _axes(spec)
-    summed = "".join(axis for axis in of_x if axis not in of_result)
-    moved = "".join(axis for axis in of_x if axis in of_result) + summed
+    moved = "".join(sorted(of_x, key=lambda axis: axis not in of_result))  # the summed axes last
     if moved != of_x:
         # The compiler takes the first operand only with the summed axes last, and undoes a transpose that it sees.
         x = jnp.einsum(f"{of_x}->{moved}", x)

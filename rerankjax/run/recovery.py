@@ -65,6 +65,7 @@ def preemptible() -> Iterator[None]:
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # or its signal would meet the handler from before
         sys.unraisablehook = hook
         for number, handler in zip(signals, before, strict=True):
             signal.signal(number, handler)

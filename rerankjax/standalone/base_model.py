@@ -70,7 +70,7 @@ def start_reranker(config: RerankerTrainingConfig, model: BaseModel, mesh: Mesh)
     under "decoder", and the head.
 
     Raises:
-        ConfigError: the parameters cannot be read, or the reranker pools otherwise than the config says.
+        ConfigError: the parameters cannot be read, or the reranker's pooling is not the config's.
     """
     place, dtype = functools.partial(sharding_of, mesh=mesh), jnp.dtype(config.dtype)
     key = jax.random.key(config.seed)
