@@ -68,8 +68,8 @@ def _encode_chat(
         if not text.startswith(opening):
             at = next((i for i, (a, b) in enumerate(zip(text, opening, strict=False)) if a != b), len(text))
             raise ValueError(
-                "the chat template writes a prompt without its answer and with it differently: it continues with "
-                f"{opening[at : at + 40]!r} without, and with {text[at : at + 40]!r} with the answer; correct the "
+                "the chat template asks for an answer otherwise than it writes one: the prompt goes on with "
+                f"{opening[at : at + 40]!r}, and with an answer behind it with {text[at : at + 40]!r}; correct the "
                 "tokenizer's chat_template"
             )
     opening_ids, *rows = tokenizer([opening, *texts], add_special_tokens=False)["input_ids"]
