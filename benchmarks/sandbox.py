@@ -286,7 +286,7 @@ def main() -> None:
     parser.add_argument("what", choices=["speed", "control", "agreement", "leaks"])
     data = pathlib.Path(__file__).parents[2] / "shared" / "data" / "multipl_e" / "programs.jsonl.gz"
     parser.add_argument("--data", type=pathlib.Path, default=data)
-    parser.add_argument("--languages", default=",".join(toolchains.LANGUAGES))
+    parser.add_argument("--languages", default=",".join(toolchains.WITH_TOOLCHAIN))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3, help="speed: evaluator and sandbox by turns")
     parser.add_argument("--programs", type=int, default=10_000, help="leaks: how many")

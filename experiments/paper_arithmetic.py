@@ -8,7 +8,7 @@ Nothing is trained: every number is arithmetic on `rerankjax.results.paper`.
 import itertools
 import math
 
-from rerankjax.results.paper import LANGUAGES, ROWS, Row
+from rerankjax.results.paper import LANGUAGE_TITLES, ROWS, Row
 from rerankjax.results.statistics import mcnemar
 
 # HumanEval's problems, and how many of them MultiPL-E translates (nuprl/MultiPL-E on the Hugging Face hub).
@@ -24,7 +24,10 @@ def row(model: str, size: str = "") -> Row:
 
 def gains(better: Row, worse: Row) -> dict[str, float]:
     """The difference in each language, in points."""
-    return {name: round(a - b, 1) for name, a, b in zip(LANGUAGES.values(), better.percent, worse.percent, strict=True)}
+    return {
+        name: round(a - b, 1)
+        for name, a, b in zip(LANGUAGE_TITLES.values(), better.percent, worse.percent, strict=True)
+    }
 
 
 def listed(values: dict[str, float]) -> str:
@@ -65,7 +68,7 @@ def sentences() -> list[str]:
     worse = {name: value for name, value in of_self.items() if value < 0}
     beaten = [
         f"{name} ({a:g} against {b:g})"
-        for name, a, b in zip(LANGUAGES.values(), own.percent, gpt4.percent, strict=True)
+        for name, a, b in zip(LANGUAGE_TITLES.values(), own.percent, gpt4.percent, strict=True)
         if a > b
     ]
     return [

@@ -21,7 +21,7 @@ from rerankjax.model.decoder import init_decoder
 from rerankjax.problems.family import make_family
 from rerankjax.problems.jsonl import read_rows, write_text
 from rerankjax.problems.kinds import FINALS, STEPS
-from rerankjax.problems.languages import LANGUAGES
+from rerankjax.problems.languages import SYNTAX
 from rerankjax.problems.problem import write_problems
 from rerankjax.prompts.tokenizer import train_tokenizer
 
@@ -97,7 +97,7 @@ def make_inputs(folder: Path, problems: Path | None) -> None:
         problems = folder / "made-up"
         write_made_up(problems)
     sources, texts = [], []
-    for language in LANGUAGES:
+    for language in SYNTAX:
         rows = [row for _, row in read_rows(problems / f"humaneval-{language}.jsonl")]
         benchmark = "HumanEval" if "entry_point" in rows[0] else "MultiPL-E"
         sources.append({"source": str(problems / f"humaneval-{language}.jsonl"), "benchmark": benchmark})
@@ -171,10 +171,10 @@ def write_made_up(folder: Path) -> None:
     """The same two problems in each language: of kinds that all have words for."""
     folder.mkdir(parents=True, exist_ok=True)
     steps, finals = (
-        [kind for kind in kinds if all(kind.name in form.idioms for form in LANGUAGES.values())]
+        [kind for kind in kinds if all(kind.name in form.idioms for form in SYNTAX.values())]
         for kinds in (STEPS, FINALS)
     )
-    for language in LANGUAGES:
+    for language in SYNTAX:
         family = make_family(0, 1, 1, 2, steps=steps, finals=finals, languages=(language,))
         # Without the digest, which is of the language too: translations of a problem have one name.
         made = [dataclasses.replace(problem, name=problem.name.rpartition("_")[0]) for problem in family.test]

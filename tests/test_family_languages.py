@@ -10,16 +10,16 @@ from rerankjax import sandbox
 from rerankjax.problems.corpus import make_corpus
 from rerankjax.problems.family import Call, Family, Program, completion, composition, make_family, run, with_faults
 from rerankjax.problems.kinds import FINALS, STEPS
-from rerankjax.problems.languages import LANGUAGES, shared_stop_tokens
+from rerankjax.problems.languages import SYNTAX, shared_stop_tokens
 from rerankjax.problems.problem import Problem
 
-OTHERS = tuple(LANGUAGES)[1:]
-KINDS = [kind for kind in STEPS + FINALS if kind.name in LANGUAGES["sh"].idioms]
+OTHERS = tuple(SYNTAX)[1:]
+KINDS = [kind for kind in STEPS + FINALS if kind.name in SYNTAX["sh"].idioms]
 
 
 @pytest.fixture(scope="module")
 def family() -> Family:
-    return make_family(seed=0, train=800, dev=80, test=160, languages=tuple(LANGUAGES))
+    return make_family(seed=0, train=800, dev=80, test=160, languages=tuple(SYNTAX))
 
 
 def judge(*programs: sandbox.Program) -> list[sandbox.Result]:
@@ -75,7 +75,7 @@ ADD = {
 
 @pytest.mark.parametrize("language", OTHERS)
 def test_prompts_and_tests_have_the_form_of_multipl_e(language: str) -> None:
-    form = LANGUAGES[language]
+    form = SYNTAX[language]
     prompt = form.prompt % ("?", form.list_of([4, 2, 6, 7]), form.answer % 2)
     tests = form.tests % (form.assertion % (form.list_of([4, 88]), form.answer % 88))
     renamed = [re.sub("add|Add|lst", lambda m: {"add": "f", "Add": "F"}.get(m[0], "x"), text) for text in ADD[language]]
@@ -92,7 +92,7 @@ def test_languages_share_a_split_and_take_turns(family: Family) -> None:
 
 
 def test_a_larger_count_only_adds_problems(family: Family) -> None:
-    fewer = make_family(seed=0, train=30, dev=3, test=9, languages=tuple(LANGUAGES))
+    fewer = make_family(seed=0, train=30, dev=3, test=9, languages=tuple(SYNTAX))
     assert (fewer.train, fewer.dev, fewer.test) == (family.train[:30], family.dev[:3], family.test[:9])
 
 
@@ -105,7 +105,7 @@ def test_problems_are_the_same_on_every_machine(family: Family) -> None:
 def test_every_language_has_the_same_kinds_and_faults() -> None:
     assert {kind.name for kind in STEPS} - {kind.name for kind in KINDS} == {"remainder", "truncate"}
     for language in OTHERS:
-        idioms = LANGUAGES[language].idioms
+        idioms = SYNTAX[language].idioms
         assert idioms.keys() == {kind.name for kind in KINDS}
         assert all(len(idioms[kind.name]) == (2 if kind.fault else 1) for kind in KINDS)
         assert all(kind.takes_constant == ("{k}" in text) for kind in KINDS for text in idioms[kind.name])
@@ -119,12 +119,12 @@ def test_no_solution_holds_a_stop_token(family: Family) -> None:
     language_of = {p.name: p.language for p in family.train}
     solutions = make_corpus(0, family, 3200)
     assert not [s for s in solutions if any(stop in s.completion for stop in stops)]
-    assert {language_of[s.problem] for s in solutions} == LANGUAGES.keys()
+    assert {language_of[s.problem] for s in solutions} == SYNTAX.keys()
 
 
 def test_stop_tokens_are_of_the_languages_asked_for() -> None:
     assert shared_stop_tokens(["cpp", "java"]) == ("\n}", "\n    }\n")
-    assert shared_stop_tokens(["cpp", "js"]) == LANGUAGES["js"].stop_tokens
+    assert shared_stop_tokens(["cpp", "js"]) == SYNTAX["js"].stop_tokens
 
 
 def test_languages_that_cannot_be_are_refused() -> None:
@@ -143,7 +143,7 @@ def named(number: int, text: str) -> str:
 
 def many_functions(language: str) -> sandbox.Program:
     """A program with a function for each text of each kind, and what the kind's `run` says as the tests."""
-    form = LANGUAGES[language]
+    form = SYNTAX[language]
     of_name = {kind.name: kind for kind in KINDS}
     written: list[Program] = []
     for kind in KINDS:
@@ -173,7 +173,7 @@ def test_every_text_does_what_its_kind_says() -> None:
 def test_references_pass_and_faults_are_caught(family: Family) -> None:
     """In each language with both finals that fail on an empty list, whose faults no kind's `run` returns."""
     programs: list[tuple[Problem, Program, bool]] = []
-    for language in LANGUAGES:
+    for language in SYNTAX:
         of_language = [(p, family.references[p.name]) for p in family.train if p.language == language]
         for final in ("greatest", "end"):
             problem, reference = next(

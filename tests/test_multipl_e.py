@@ -196,7 +196,7 @@ def test_repaired_csharp_compares_lists_and_nothing_else_by_their_entries() -> N
 def test_results_say_how_csharp_compares_lists(tmp_path: pathlib.Path, choice: str, tests: str) -> None:
     rows = [problem("x", name=language, language=language, tests=LISTS) for language in ("cs", "java")]
     file = write(tmp_path / "rows.jsonl", *rows)
-    csharp, java = multipl_e.read_evaluations(file, tmp_path, choice)
+    csharp, java = multipl_e.read_evaluated(file, tmp_path, choice)
     assert csharp.programs == (Program("cs", "x\n", tests),)
     assert csharp.results["csharp_lists"] == choice
     assert csharp.results["tests"] == LISTS
@@ -209,9 +209,9 @@ def test_results_with_lists_compared_otherwise_are_not_gone_on_with(tmp_path: pa
     kept = {"results": [{"program": f"x\n{LISTS}", "status": "Exception", "exit_code": 1}]}
     write(tmp_path / "a.results.json", kept)
     with pytest.raises(ValueError, match=r"a.results.json: has results with C# lists as-shipped, and repaired"):
-        list(multipl_e.read_evaluations(file, tmp_path, "repaired"))
-    (evaluation,) = multipl_e.read_evaluations(file, tmp_path, "as-shipped")
-    assert evaluation.results == {**kept, "csharp_lists": "as-shipped"}
+        list(multipl_e.read_evaluated(file, tmp_path, "repaired"))
+    (evaluated,) = multipl_e.read_evaluated(file, tmp_path, "as-shipped")
+    assert evaluated.results == {**kept, "csharp_lists": "as-shipped"}
 
 
 # Going on
@@ -319,11 +319,11 @@ def test_table_has_the_mean_over_problems(tmp_path: pathlib.Path, capsys: pytest
 
 def test_table_fits_a_narrow_terminal() -> None:
     names = ["OK", "AssertionError", "ReferenceError", "SyntaxError", "Timeout", "Exception"]
-    ended = {pathlib.Path(language): (language, names * 10_000, 0) for language in toolchains.LANGUAGES}
+    ended = {pathlib.Path(language): (language, names * 10_000, 0) for language in toolchains.WITH_TOOLCHAIN}
     out = io.StringIO()
     Console(file=out, width=80).print(command._table(ended))
     assert "…" not in out.getvalue()
-    assert {*names, "pass@1", *toolchains.LANGUAGES} <= set(out.getvalue().split())
+    assert {*names, "pass@1", *toolchains.WITH_TOOLCHAIN} <= set(out.getvalue().split())
 
 
 def test_flags_reach_the_sandbox(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from rerankjax.results import paper_table
 from rerankjax.results.evaluation import Evaluation
-from rerankjax.results.paper import LANGUAGES, ROWS, RUNS
+from rerankjax.results.paper import LANGUAGE_TITLES, ROWS, RUNS
 from rerankjax.results.results import Results
 from rerankjax.results.summary import summarise
 
@@ -21,13 +21,13 @@ WORDS = {"sampling.top_p": "<b>&|$</b>"}
 
 def test_the_papers_averages_are_those_of_its_languages() -> None:
     for row in ROWS:
-        assert len(row.percent) == len(LANGUAGES) == 8
+        assert len(row.percent) == len(LANGUAGE_TITLES) == 8
         # Languages are rounded to .1, and so is the average.
         assert np.mean(row.percent) == pytest.approx(row.average, abs=0.1)
 
 
 def test_the_papers_claims_follow_from_its_table() -> None:
-    cpp = list(LANGUAGES).index("cpp")
+    cpp = list(LANGUAGE_TITLES).index("cpp")
     of = {f"{row.model} {row.size}".strip(): row for row in ROWS}
     trained = of["RewardRanker, 2 iter., self-training 13.4B"]
     assert trained.percent[cpp] == 79.2 > of["GPT-4"].percent[cpp] == 76.4
@@ -47,7 +47,7 @@ def test_rows_are_systems_of_three_runs() -> None:
     ]
 
 
-def multipl_e(system: str, languages: tuple[str, ...] = tuple(LANGUAGES), passing: int = 3) -> Evaluation:
+def multipl_e(system: str, languages: tuple[str, ...] = tuple(LANGUAGE_TITLES), passing: int = 3) -> Evaluation:
     """Four problems in each language, of two samples each; in the i-th language i + 1 of them are solved greedily."""
     count = len(languages)
     made = evaluation(system=system, problems=4 * count, n=2, languages=languages, evaluation_set="multipl_e")

@@ -278,7 +278,7 @@ def test_a_reranker_of_another_shape_rewards(tiny, setting):
     )
     found = np.zeros(B)
     for part, source in zip(*pack(items, programs.sizes), strict=True):
-        _, scores = programs.judge(trunk, reranker, part)
+        _, scores = programs.score(trunk, reranker, part)
         for row, target in zip(*np.nonzero(part.mask), strict=True):
             found[source.item[row, target]] = scores[row, part.completion[row, target]]
     assert np.std(expected) > 0

@@ -114,7 +114,7 @@ def calls(monkeypatch):
 
     def recorded_ppo(made):
         watched(made.update, "add", "apply")
-        return made._replace(judge=recorded(made.judge), outputs=recorded(made.outputs))
+        return made._replace(score=recorded(made.score), outputs=recorded(made.outputs))
 
     owners = []
     watch(programs, "make_sft_step", lambda update: watched(update, "add", "apply"))

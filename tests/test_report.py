@@ -177,7 +177,7 @@ class Page(HTMLParser):
 
 
 HOSTILE = "</pre></style><script>fetch('//evil')</script><img src=x onerror=alert(1)> &lt; \u202e\x1b[31m\ud800\"'"
-RUN = report.Run(
+RUN = report.RunFacts(
     HOSTILE,
     HOSTILE,
     {"sft": report.StageCost(61.4, 0, 0.9), HOSTILE: report.StageCost(1.0, 10**9, None)},
@@ -234,7 +234,7 @@ def test_the_report_holds_the_table_the_claims_and_every_figure(page: str, summa
     parsed = Page(page)
     for _, cells, _ in render.table_rows(summary):
         assert all(statistics.decimal(e.value) in parsed.words for e in estimates(cells))
-    for finding in claims.judge(summary):
+    for finding in claims.findings_of(summary):
         assert finding.claim.sentence in parsed.words
         assert finding.interval() in parsed.words
     labels = [value for name, value in parsed.attributes if name == "aria-label"]
@@ -329,7 +329,7 @@ def test_runs_stand_beside_each_other_with_what_differs() -> None:
     assert not any(line.startswith("| PPO, reranker 2 (hard negatives): random") for line in solved)  # PPO's own
     random = one.figure("ppo", "random").text()
     assert f"| PPO, reranker 1: random | {random} | {two.figure('ppo', 'random').text()} |" in solved
-    shown = claims.judge(two)[0]
+    shown = claims.findings_of(two)[0]
     assert next(line for line in said if line.startswith("| Reranking |")).endswith(
         f"{shown.verdict} {shown.interval()} |"
     )

@@ -270,7 +270,7 @@ def test_a_wrong_results_file_is_refused_by_name(summary: results.Results, tmp_p
 
 
 def test_claims_get_the_verdict_of_their_interval(summary: results.Results) -> None:
-    findings = {f.claim.title: f for f in claims.judge(summary)}
+    findings = {f.claim.title: f for f in claims.findings_of(summary)}
     assert findings["Reranking"].verdict == "shown"
     assert findings["Retraining on hard negatives"].verdict == "shown"
     assert findings["Self-training against hard negatives"].verdict == "not shown"
@@ -282,13 +282,13 @@ def test_claims_get_the_verdict_of_their_interval(summary: results.Results) -> N
     assert findings["Reranking"].seeds_above() == "2 of 2"
     # No base model and no second PPO.
     absent_systems = [c for c in claims.CLAIMS if any("+ppo" in s or s == "base" for s, _ in (c.better, c.baseline))]
-    assert claims.tally(claims.judge(summary)).endswith(f"; {len(absent_systems)} not run")
-    assert claims.tally(claims.judge(one_set([evaluation(system="base")]))) == "none was run"
+    assert claims.tally(claims.findings_of(summary)).endswith(f"; {len(absent_systems)} not run")
+    assert claims.tally(claims.findings_of(one_set([evaluation(system="base")]))) == "none was run"
 
 
 def test_reranked_systems_are_compared_with_greedy_answers(summary: results.Results) -> None:
     with_base = one_set([evaluation(system="base"), evaluation(system="sft"), evaluation(system="ppo")])
-    findings = {f.claim.title: f for f in claims.judge(with_base)}
+    findings = {f.claim.title: f for f in claims.findings_of(with_base)}
     for title, better, baseline in (
         ("Reranking against greedy", "sft", "sft"),
         ("PPO against SFT greedy", "ppo", "sft"),
@@ -298,7 +298,9 @@ def test_reranked_systems_are_compared_with_greedy_answers(summary: results.Resu
         expected = with_base.figure(better, "reranker").value - with_base.figure(baseline, "greedy").value
         assert findings[title].difference.value == pytest.approx(expected, abs=2e-6)
     assert findings["Hard negatives against SFT greedy"].verdict == "not run"
-    assert "Hard negatives against its own greedy" in {f.claim.title for f in claims.judge(summary) if f.difference}
+    assert "Hard negatives against its own greedy" in {
+        f.claim.title for f in claims.findings_of(summary) if f.difference
+    }
 
 
 def test_differences_carry_mcnemars_test(summary: results.Results) -> None:
@@ -315,7 +317,7 @@ def test_differences_carry_mcnemars_test(summary: results.Results) -> None:
     # These seeds' problems have names of their own, so that they are trials of their own.
     assert rows[None].alone == rows[0].alone + rows[1].alone
     assert rows[None].p_value == statistics.mcnemar(rows[None].alone, rows[None].baseline_alone)
-    (finding,) = [f for f in claims.judge(summary) if f.claim.title == "Retraining on hard negatives"]
+    (finding,) = [f for f in claims.findings_of(summary) if f.claim.title == "Retraining on hard negatives"]
     assert finding.alone() == f"{rows[None].alone} : {rows[None].baseline_alone}"
     assert finding.p_value() == "<.001"
 
@@ -326,7 +328,7 @@ def test_seeds_on_the_same_problems_have_no_p_value_together() -> None:
     assert (pooled.seed, pooled.p_value) == (None, None)
     assert first.p_value is not None
     assert second.p_value is not None
-    assert claims.judge(one_set([evaluation(0), again]))[0].p_value() == ""
+    assert claims.findings_of(one_set([evaluation(0), again]))[0].p_value() == ""
 
 
 def test_figures_by_language_are_those_of_its_problems_alone() -> None:
@@ -414,7 +416,7 @@ def test_costs_are_of_a_problem() -> None:
 
 
 def test_a_worse_system_contradicts() -> None:
-    finding = claims.judge(one_set([evaluation(0, "sft", gain=-4.0)]))[0]
+    finding = claims.findings_of(one_set([evaluation(0, "sft", gain=-4.0)]))[0]
     assert finding.verdict == "contradicted"
     assert finding.difference.high < 0
     assert "+" not in finding.difference.text("+")

@@ -85,7 +85,7 @@ def run(*programs: Program, **limits: float) -> list[Result]:
 
 
 def test_every_language_has_a_shape() -> None:
-    assert set(LANGUAGES) == set(pool.JUDGES) == set(toolchains.LANGUAGES)
+    assert set(LANGUAGES) == set(pool.JUDGES) == set(toolchains.WITH_TOOLCHAIN)
 
 
 # Verdicts

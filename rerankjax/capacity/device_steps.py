@@ -197,18 +197,18 @@ def _training(
 
 def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
     config, mesh, ppo = run.config, run.mesh, run.config.ppo
-    shape, judge = run.generator.shape, run.reranker.shape
+    shape, reward_shape = run.generator.shape, run.reranker.shape
     base, best = run.base(run.sft), run.trained(run.generator, run.sft)
     value = jax.eval_shape(lambda trunk: init_policy(trunk)["value"], run.sft)
     params = {"decoder": run.trained(run.generator, run.sft), "value": checkpoint.abstract(value, mesh)}
     reward = run.with_head(run.reranker, run.trunk)
     reward["decoder"] = run.attached(run.trunk, reward["decoder"])
-    of_run = programs.ppo(config, shape, judge, params, base, run.sft, reward, mesh)
+    of_run = programs.ppo(config, shape, reward_shape, params, base, run.sft, reward, mesh)
     (state, total), sizes, lora = of_run.apply.arguments, of_run.programs.sizes, programs.adapters(config, base)
     packed, part = of_run.outputs.arguments[2], of_run.add.arguments[3]
     held = [*resident, reward, best]
     read = functools.partial(prefill_cost, shape, sizes.rows, sizes.length, dtype_bytes=dtype_bytes(shape))
-    scored = prefill_cost(judge, sizes.rows, sizes.length, logits=0, dtype_bytes=dtype_bytes(judge))
+    scored = prefill_cost(reward_shape, sizes.rows, sizes.length, logits=0, dtype_bytes=dtype_bytes(reward_shape))
     learning = gradient_cost(
         shape, sizes.rows, sizes.length, lora=lora, logits=sizes.targets, dtype_bytes=dtype_bytes(shape)
     )
@@ -217,9 +217,9 @@ def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
     weights = state.params, base
     steps = [
         Step(
-            "PPO judges",
-            "PPO judges",
-            of_run.judge,
+            "PPO scores",
+            "PPO scores",
+            of_run.score,
             {"weights": (run.sft, reward), "batch": packed},
             [*held, state],
             read(logits=sizes.targets) + scored,

@@ -22,7 +22,7 @@ from rerankjax.policy.ppo import PPOConfig
 MICROBATCHES = {
     ("SFT",): ("sft.optimizer",),
     ("reranker",): ("reranker_training.optimizer", "retraining.optimizer"),
-    ("PPO judges", "PPO outputs", "PPO update"): ("ppo",),
+    ("PPO scores", "PPO outputs", "PPO update"): ("ppo",),
 }
 # Those that nothing but the mesh changes, and those that the prompts in flight do.
 WHOLE = "SFT, Adam", "reranker, Adam", "PPO update, Adam", "scoring", "log-probabilities"

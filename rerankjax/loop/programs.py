@@ -120,7 +120,7 @@ class PPOPrograms(NamedTuple):
     """PPO's programs (see `policy.ppo_step`), and as preflight compiles them; `add` and `apply` as an update's."""
 
     programs: Programs
-    judge: DeviceProgram
+    score: DeviceProgram
     outputs: DeviceProgram
     add: DeviceProgram
     apply: DeviceProgram
@@ -147,7 +147,7 @@ def ppo(
     part = PPOBatch(packed, *figures)
     return PPOPrograms(
         made,
-        DeviceProgram(made.judge, (reference, reward, packed)),
+        DeviceProgram(made.score, (reference, reward, packed)),
         DeviceProgram(made.outputs, (state.params, base, packed)),
         DeviceProgram(made.update.add, (state.params, state.params, base, part, counts)),
         DeviceProgram(made.update.apply, (state, state.params)),
@@ -176,10 +176,13 @@ def drawing_of(config: ExperimentConfig, split: str) -> Drawing:
 
 
 def greedy_drawing(config: ExperimentConfig, name: str) -> Drawing:
-    """How an evaluation set's greedy answers are drawn."""
+    """How an evaluation set's greedy answers are drawn: of as many prompts as take no more memory for keys and values
+    than its samples do, of which those of one prompt share it."""
     sampling, length = sampling_of(config, name)
     greedy = dataclasses.replace(whole(sampling), temperature=0.0, top_p=1.0, top_k=0)
-    return Drawing(1, greedy, length, config.candidates.prompts_in_flight)
+    completion, samples = greedy.max_completion_length, config.evaluation[name].samples
+    more = (length + samples * completion) // (length + completion)
+    return Drawing(1, greedy, length, more * config.candidates.prompts_in_flight)
 
 
 def dev_drawing(config: ExperimentConfig) -> Drawing:

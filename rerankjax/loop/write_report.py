@@ -20,7 +20,7 @@ from rerankjax.results import results
 from rerankjax.results.evaluation import Evaluation
 from rerankjax.results.plots import Curve
 from rerankjax.results.render import markdown, print_results
-from rerankjax.results.report import HardNegative, Run, StageCost, report
+from rerankjax.results.report import HardNegative, RunFacts, StageCost, report
 from rerankjax.results.summary import summarise
 from rerankjax.run.metrics import read_metrics
 from rerankjax.run.reads import flatten, semantic
@@ -38,7 +38,7 @@ def write_report(root: Path, config: ExperimentConfig, evaluations: Sequence[Eva
     results.save(summary, root / "results.json")
     write_text(root / "table.md", markdown(summary))
     seeds = [(seed, root / f"seed{seed}") for seed in config.seeds]
-    run = Run(
+    run = RunFacts(
         command=shlex.join(["rerankjax", *sys.argv[1:]]),
         config=json.dumps({name: v for name, v in fields.items() if name != "assumptions"}, indent=2),
         stages={

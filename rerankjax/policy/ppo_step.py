@@ -27,7 +27,7 @@ from rerankjax.reranker.bradley_terry import packed_scores
 class Programs(NamedTuple):
     """The large programs of an iteration, and the sizes of what they take."""
 
-    judge: Callable[..., tuple[Array, Array]]  # reference, reward's parameters, packed -> log-probabilities, scores
+    score: Callable[..., tuple[Array, Array]]  # reference, reward's parameters, packed -> log-probabilities, scores
     outputs: Callable[..., tuple[Array, Array]]  # parameters, base, packed -> log-probabilities, values
     update: Update  # of parts that are `PPOBatch`es
     sizes: PackConfig
@@ -54,7 +54,7 @@ def make_ppo_programs(
     minibatch, lengths = ppo.batch_size // ppo.minibatches, (prompt_length, completion_length)
     sizes = PackConfig.of(minibatch, ppo.microbatches, *lengths, shards=row_shards(mesh))
 
-    def judge(reference: Params, reward: Params, packed: Packed) -> tuple[Array, Array]:
+    def score(reference: Params, reward: Params, packed: Packed) -> tuple[Array, Array]:
         log_probs, _ = packed_log_probs(config, reference, packed, temperature)
         return log_probs, packed_scores(reward_config or config, pooling, reward, packed)
 
@@ -70,7 +70,7 @@ def make_ppo_programs(
         return jax.jit(on_mesh(mesh, function), in_shardings=(None, None, rows), out_shardings=everywhere)
 
     update = Update(loss_of, ppo.optimizer, mesh, largest=("ratio_deviation",))
-    return Programs(jitted(judge), jitted(outputs), update, sizes)
+    return Programs(jitted(score), jitted(outputs), update, sizes)
 
 
 class Drawn(NamedTuple):
@@ -93,7 +93,7 @@ def make_ppo_step(
     The old log-probabilities are taken of the first epoch's minibatches, in the parts of its updates: elsewhere in its
     row, or beside others, a token's might be summed in another order.
     """
-    judge, outputs, update, sizes = programs
+    score, outputs, update, sizes = programs
     rows, everywhere = by_row(mesh), replicated(mesh)
     finish = jax.jit(functools.partial(make_rollout, ppo))
 
@@ -122,7 +122,7 @@ def make_ppo_step(
             for part, source in zip(minibatch.parts, minibatch.sources, strict=True):
                 placed = to_global(part, rows)
                 (of_reference, of_completions), of_policy = (
-                    judge(reference, reward.params, placed),
+                    score(reference, reward.params, placed),
                     outputs(state.params, base, placed),
                 )
                 at = source.item[part.mask], source.token[part.mask]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rerankjax.problems.kinds import FINALS, STEPS, Kind
-from rerankjax.problems.languages import LANGUAGES, shared_stop_tokens
+from rerankjax.problems.languages import SYNTAX, shared_stop_tokens
 from rerankjax.problems.problem import Problem
 
 SPLITS = ("train", "dev", "test")
@@ -59,7 +59,7 @@ def run(program: Program, x: Sequence[int]) -> int | None:
 
 def completion(program: Program, language: str = "py") -> str:
     """The program as the lines that complete a prompt in `language`."""
-    form = LANGUAGES[language]
+    form = SYNTAX[language]
     texts = [form.idioms[c.kind.name][bool(c.faulty and c.kind.fault)] for c in program]
     lines = [text.replace("{k}", str(call.constant)) for text, call in zip(texts, program, strict=True)]
     return "\n".join(form.indent + line for line in lines) + form.end
@@ -109,10 +109,10 @@ def make_family(
         raise ValueError(f"tests must be at least 4 to show every fault, got {tests}; the default is 11.")
     if not all(2 <= k <= 9 for k in constants):
         raise ValueError(f"constants must lie from 2 to 9, got {tuple(constants)}; the default is 2 to 7.")
-    if not languages or len(set(languages)) < len(languages) or not set(languages) <= LANGUAGES.keys():
-        raise ValueError(f"languages must be some of {', '.join(LANGUAGES)}, each once, got {tuple(languages)}.")
+    if not languages or len(set(languages)) < len(languages) or not set(languages) <= SYNTAX.keys():
+        raise ValueError(f"languages must be some of {', '.join(SYNTAX)}, each once, got {tuple(languages)}.")
     steps, finals = (
-        [kind for kind in kinds if all(kind.name in LANGUAGES[name].idioms for name in languages)]
+        [kind for kind in kinds if all(kind.name in SYNTAX[name].idioms for name in languages)]
         for kinds in (steps, finals)
     )
     stop_tokens = shared_stop_tokens(languages)
@@ -211,7 +211,7 @@ def _problem(
     # A short example costs few tokens; one whose answer is 0 would tell little.
     examples = [[rng.randint(0, 9) for _ in range(rng.randint(2, 3))] for _ in range(12)]
     answer, example = min(((run(reference, x), x) for x in examples), key=lambda e: (e[0] == 0, len(f"{e[0]}{e[1]}")))
-    form = LANGUAGES[language]
+    form = SYNTAX[language]
     prompt = form.prompt % (english, form.list_of(example), form.answer % answer)
     tests = form.tests % "".join(form.assertion % (form.list_of(x), form.answer % run(reference, x)) for x in inputs)
     digest = hashlib.blake2b((prompt + tests).encode(), digest_size=4).hexdigest()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-Run = Callable[[list[int], int], Any]
+Transform = Callable[[list[int], int], Any]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Fault:
     """The systematic mistake of a kind: what is written in place of `Kind.code`, and what that does."""
 
     code: str
-    run: Run
+    run: Transform
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Kind:
     name: str
     english: tuple[str, str]
     code: str
-    run: Run
+    run: Transform
     fault: Fault | None = None
 
     @property

@@ -238,12 +238,12 @@ class Finding:
         return f"{sum(value > 0 for value in self.by_seed)} of {len(self.by_seed)}"
 
 
-def judge(results: Results) -> tuple[Finding, ...]:
+def findings_of(results: Results) -> tuple[Finding, ...]:
     """One finding for every claim of `CLAIMS`, in order; "not run" where the evaluation set lacks a system."""
     return tuple(_find(claim, results) for claim in CLAIMS)
 
 
-def judge_best(results: Results) -> Finding | None:
+def best_finding(results: Results) -> Finding | None:
     """The rule and system that the dev split chose, against the paper's answer; None where nothing was chosen."""
     if results.best_answer is None or results.paper_answer is None:
         return None

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 
-from rerankjax.results.claims import judge
+from rerankjax.results.claims import findings_of
 from rerankjax.results.render import pipes, table_rows
 from rerankjax.results.results import Results
 from rerankjax.results.selection import FURTHER_HEADS, RULE_HEADS
@@ -54,4 +54,4 @@ def _solved(results: Results) -> dict[str, str]:
 
 
 def _claims(results: Results) -> dict[str, str]:
-    return {f.claim.title: f"{f.verdict} {f.interval()}" for f in judge(results) if f.difference}
+    return {f.claim.title: f"{f.verdict} {f.interval()}" for f in findings_of(results) if f.difference}

@@ -8,7 +8,7 @@ how many samples a problem the reranker chose from.
 from dataclasses import dataclass
 
 # MultiPL-E's short names in the order of the paper's columns.
-LANGUAGES = {
+LANGUAGE_TITLES = {
     "py": "Python",
     "cpp": "C++",
     "java": "Java",
@@ -32,7 +32,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Row:
-    """`percent` has a figure for every language of `LANGUAGES`, in its order; `average` is the paper's own."""
+    """`percent` has a figure for every language of `LANGUAGE_TITLES`, in its order; `average` is the paper's own."""
 
     model: str
     size: str

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rerankjax.results import markup
-from rerankjax.results.paper import LANGUAGES, MBPP, MULTIPL_E, ROWS, RUNS, Answer
+from rerankjax.results.paper import LANGUAGE_TITLES, MBPP, MULTIPL_E, ROWS, RUNS, Answer
 from rerankjax.results.render import number_text, pipes
 from rerankjax.results.results import MEAN, Results
 from rerankjax.results.statistics import Estimate
@@ -58,7 +58,7 @@ def lines(runs: Runs) -> list[Line]:
     table = []
     for row in ROWS:
         for answer in row.ours or (None,):
-            here = [_figure(runs, answer, MULTIPL_E, language) for language in (*LANGUAGES, MEAN)]
+            here = [_figure(runs, answer, MULTIPL_E, language) for language in (*LANGUAGE_TITLES, MEAN)]
             decoding = answer.decoding if answer else ""
             table.append(Line(row.model, row.size, decoding, tuple(here), (*row.percent, row.average)))
     return table
@@ -71,7 +71,7 @@ def _find_set(runs: Runs, run: str, evaluation_set: str) -> Results | None:
 def _figure(runs: Runs, answer: Answer | None, evaluation_set: str, language: str | None = None) -> Estimate | None:
     """The answer's figure in one language, in `MEAN` of all eight, or in all problems; None where it was not run."""
     results = _find_set(runs, answer.run, evaluation_set) if answer else None
-    if answer is None or results is None or (language == MEAN and set(results.languages) != set(LANGUAGES)):
+    if answer is None or results is None or (language == MEAN and set(results.languages) != set(LANGUAGE_TITLES)):
         return None
     # A set of one language has no figures by language beside those of all its problems.
     alone = results.languages == (language,)
@@ -131,7 +131,7 @@ def provenance(runs: Runs) -> str:
     return f"Runs by the generator's size: {'; '.join(parts)}."
 
 
-_HEADER = ("model", "size", "decoding", *LANGUAGES.values(), "avg")
+_HEADER = ("model", "size", "decoding", *LANGUAGE_TITLES.values(), "avg")
 
 
 def print_table(runs: Runs, console: Console | None = None) -> None:
@@ -139,7 +139,7 @@ def print_table(runs: Runs, console: Console | None = None) -> None:
     console = console or Console()
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("model", ratio=1)
-    for name in (*LANGUAGES.values(), "avg"):
+    for name in (*LANGUAGE_TITLES.values(), "avg"):
         table.add_column(name, justify="right", min_width=5, no_wrap=True)
     for line in lines(runs):
         label = Text.assemble(line.label, (f"\n{' '.join(filter(None, (line.size, line.decoding)))}", "dim"))

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rerankjax.results.claims import Finding, judge, judge_best, tally
+from rerankjax.results.claims import Finding, best_finding, findings_of, tally
 from rerankjax.results.results import MEAN, MEASURES, Cost, Discrimination, Figure, Results, System
 from rerankjax.results.selection import FURTHER_HEADS, FURTHER_RULES, POLICY_RULES, RULE_HEADS, RULES, sample_counts
 from rerankjax.results.statistics import Estimate, decimal
@@ -125,7 +125,7 @@ def _print_set(results: Results, console: Console) -> None:
     console.print(caption(results), style="dim", highlight=False)
     console.print()
     _print_further(results, console)
-    findings = judge(results)
+    findings = findings_of(results)
     console.print(Text(f"Claims: {tally(findings)}", style="bold"))
     lines = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     for name in ("verdict", "claim", "difference", "seeds", "p"):
@@ -152,7 +152,7 @@ def _print_further(results: Results, console: Console) -> None:
         console.print(table)
         console.print(f"{FURTHER} {execution_price(results)}", style="dim", highlight=False)
         console.print()
-    if best := judge_best(results):
+    if best := best_finding(results):
         console.print(Text(best_text(best), style="bold"))
         console.print()
 
@@ -273,7 +273,7 @@ def _markdown(results: Results) -> str:
         page += "\n## Further rules\n\n"
         page += pipes(["system", *FURTHER_HEADS.values()], [list(map(_text, cells)) for cells in rows])
         page += f"\n{FURTHER} {execution_price(results)}\n"
-    if best := judge_best(results):
+    if best := best_finding(results):
         page += f"\n{best_text(best)}\n"
 
     page += "\n## pass@k\n\n" + pipes(
@@ -312,7 +312,7 @@ def _markdown(results: Results) -> str:
     )
     if unjudged := unjudged_rows(results):
         page += f"\n## Programs not judged\n\n{pipes(UNJUDGED_HEADER, unjudged)}\n{UNJUDGED}\n"
-    findings = [f for f in judge(results) if f.verdict != "not run"]
+    findings = [f for f in findings_of(results) if f.verdict != "not run"]
     if not findings:
         return page
     page += "\n## Claims\n\n" + pipes(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rerankjax.results import plots, sections
-from rerankjax.results.claims import Finding, judge, judge_best, tally
+from rerankjax.results.claims import Finding, best_finding, findings_of, tally
 from rerankjax.results.evaluation import Evaluation
 from rerankjax.results.markup import block, figure, folded, page, section, table, text
 from rerankjax.results.render import ABSENT, ALONE, best_text, caption, further_rows, reranked, table_rows
@@ -37,7 +37,7 @@ class StageCost(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFacts:
     """Where the figures come from.
 
     `stages` are what each took, `versions` by package, `host` is its processor; `assumptions` say by config
@@ -55,7 +55,7 @@ class Run:
 def report(
     results: Sequence[Results],
     evaluations: Sequence[Evaluation],
-    run: Run,
+    run: RunFacts,
     ppo: Sequence[plots.Curve] = (),
     losses: Sequence[plots.Curve] = (),
     negatives: Sequence[HardNegative] = (),
@@ -99,7 +99,7 @@ def report(
 
 def _set_sections(results: Results, evaluations: Sequence[Evaluation], level: int) -> str:
     parts = {
-        "What this run shows": _claims(judge(results)),
+        "What this run shows": _claims(findings_of(results)),
         "The table": _table(results),
         **({"Further rules": sections.further_rules(results)} if further_rows(results) else {}),
         "Choosing among more samples": figure(plots.solved_fraction(results), _SOLVED) + sections.pass_at_k(results),
@@ -159,14 +159,14 @@ def _headline(results: Results) -> str:
             f'<div class="tile"><b>{100 * f.value:.1f}%</b><small>{100 * f.low:.1f} to {100 * f.high:.1f}%</small>'
             f"<span>{text(who)}: {how}</span></div>"
         )
-    found = judge_best(results)
+    found = best_finding(results)
     best = f" {text(best_text(found))}" if found else ""
     return f"""<header><h1>Iterative self-training with a reinforced reranker</h1>
 <p class="lead">A model writes {n} programs for every problem; a reranker, which never sees the tests, chooses one. PPO
 then trains the model to please the reranker, and so finds what the reranker wrongly likes; those mistakes retrain it.
 Figures are fractions of held-out problems whose chosen program passes every test.</p>
 <div class="tiles">{boxes}</div>
-<p class="tally">Of the claims below: {tally(judge(results))}.{best}</p></header>"""
+<p class="tally">Of the claims below: {tally(findings_of(results))}.{best}</p></header>"""
 
 
 def _claims(findings: tuple[Finding, ...]) -> str:
@@ -226,7 +226,7 @@ def _negative(negative: HardNegative) -> str:
     )
 
 
-def _run(run: Run, results: Results) -> str:
+def _run(run: RunFacts, results: Results) -> str:
     took = [[text(stage), *_stage_cells(cost)] for stage, cost in run.stages.items()]
     took.append(["all stages", _duration(sum(cost.seconds for cost in run.stages.values())), "", ""])
     made_by = {"processor": run.host, **run.versions, "config digest": results.config_digest}

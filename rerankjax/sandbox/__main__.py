@@ -30,7 +30,7 @@ from rich.table import Table
 
 from rerankjax.progress import progress
 from rerankjax.sandbox import Limits, Program, SandboxError, Verdict, multipl_e, run, toolchains
-from rerankjax.sandbox.multipl_e import Evaluation
+from rerankjax.sandbox.multipl_e import EvaluatedProblem
 
 PROGRAM = "python -m rerankjax.sandbox"
 SHOWN_FAILURES = 10
@@ -42,13 +42,13 @@ Statuses = dict[Path, tuple[str, list[str], int]]
 class Open:
     """A problem with programs in flight: how many, and the new results by number."""
 
-    evaluation: Evaluation
-    under_way: int = 0
+    evaluated: EvaluatedProblem
+    in_flight: int = 0
     new: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def results(self) -> list[dict[str, Any]]:
         """What there is from the first on without a gap."""
-        kept = self.evaluation.results["results"]
+        kept = self.evaluated.results["results"]
         return kept + [self.new[n] for n in itertools.takewhile(self.new.__contains__, itertools.count(len(kept)))]
 
 
@@ -141,9 +141,9 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     return parse
 
 
-def _evaluations(args: argparse.Namespace, file: Path) -> Iterator[Evaluation]:
+def _read(args: argparse.Namespace, file: Path) -> Iterator[EvaluatedProblem]:
     output = args.output_dir / file.relative_to(args.dir).parent if args.dir else args.output_dir
-    return multipl_e.read_evaluations(file, output, args.csharp_lists)
+    return multipl_e.read_evaluated(file, output, args.csharp_lists)
 
 
 def _survey(args: argparse.Namespace, files: list[Path]) -> tuple[Statuses, dict[Path, int]]:
@@ -153,16 +153,16 @@ def _survey(args: argparse.Namespace, files: list[Path]) -> tuple[Statuses, dict
     missing: collections.Counter[Path] = collections.Counter()
     lacking = set()
     for file in files:
-        for evaluation in _evaluations(args, file):
-            where, path = evaluation.where, evaluation.path
+        for evaluated in _read(args, file):
+            where, path = evaluated.where, evaluated.path
             if path in sources:
                 raise ValueError(f"{where} and {sources[path]} both have their results in {path}; rename one of them.")
             sources[path] = where
-            kept = evaluation.results["results"]
-            statuses[path] = (evaluation.language, evaluation.statuses, multipl_e.without_control(kept))
-            missing[file] += len(evaluation.programs) - len(evaluation.statuses)
+            kept = evaluated.results["results"]
+            statuses[path] = (evaluated.language, evaluated.statuses, multipl_e.without_control(kept))
+            missing[file] += len(evaluated.programs) - len(evaluated.statuses)
             try:
-                toolchains.check(evaluation.language)
+                toolchains.check(evaluated.language)
             except ValueError as error:
                 raise ValueError(f"{where}: field 'language': {error}") from None
             except SandboxError as error:
@@ -183,21 +183,21 @@ def _evaluate(args: argparse.Namespace, missing: dict[Path, int], statuses: Stat
 
     def programs() -> Iterator[Program]:
         indices = itertools.count()
-        for evaluation in itertools.chain.from_iterable(_evaluations(args, file) for file in missing):
-            first, end = len(evaluation.statuses), len(evaluation.programs)
+        for evaluated in itertools.chain.from_iterable(_read(args, file) for file in missing):
+            first, end = len(evaluated.statuses), len(evaluated.programs)
             if first < end:
-                problem = problems[evaluation.path] = Open(evaluation, end - first)
+                problem = problems[evaluated.path] = Open(evaluated, end - first)
             for number in range(first, end):
                 places[next(indices)] = problem, number
-                yield evaluation.programs[number]
+                yield evaluated.programs[number]
 
     def save(problem: Open) -> None:
-        evaluation, results = problem.evaluation, problem.results()
-        if len(results) > len(evaluation.statuses):
-            multipl_e.write_results(evaluation.path, evaluation.results | {"results": results})
+        evaluated, results = problem.evaluated, problem.results()
+        if len(results) > len(evaluated.statuses):
+            multipl_e.write_results(evaluated.path, evaluated.results | {"results": results})
         ended = [result["status"] for result in results]
-        statuses[evaluation.path] = evaluation.language, ended, multipl_e.without_control(results)
-        del problems[evaluation.path]
+        statuses[evaluated.path] = evaluated.language, ended, multipl_e.without_control(results)
+        del problems[evaluated.path]
 
     # By default a program that only waits may do so for four times its CPU time.
     wall_seconds = max(Limits().wall_seconds, 4 * args.cpu_seconds)
@@ -209,14 +209,14 @@ def _evaluate(args: argparse.Namespace, missing: dict[Path, int], statuses: Stat
         with contextlib.closing(stream), progress("evaluate", sum(missing.values()), "programs", console) as advance:
             for count, result in enumerate(stream, start=1):
                 problem, number = places.pop(result.index)
-                problem.under_way -= 1
+                problem.in_flight -= 1
                 if result.verdict is Verdict.SANDBOX_ERROR:
-                    failures.append(f"{problem.evaluation.where}, completion {number + 1}: {result.stderr}")
+                    failures.append(f"{problem.evaluated.where}, completion {number + 1}: {result.stderr}")
                 else:
-                    program = problem.evaluation.programs[number]
+                    program = problem.evaluated.programs[number]
                     problem.new[number] = multipl_e.result_object(program, result, int(time.time()))
                 passed += result.verdict is Verdict.PASSED
-                if not problem.under_way:
+                if not problem.in_flight:
                     save(problem)
                 advance(1, OK=passed / count)
     finally:

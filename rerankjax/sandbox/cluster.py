@@ -75,7 +75,7 @@ def _hosts() -> dict[str, str]:
 def _lacks(contained: bool) -> dict[str, str]:
     """What this host lacks: by language, and under "" what keeps it from running any program."""
     checks: dict[str, Callable[[], None]] = {"": pool.check} if contained else {}
-    checks |= {language: functools.partial(toolchains.check, language) for language in toolchains.LANGUAGES}
+    checks |= {language: functools.partial(toolchains.check, language) for language in toolchains.WITH_TOOLCHAIN}
     lacks = {}
     for language, check in checks.items():
         try:

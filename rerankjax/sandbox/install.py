@@ -28,11 +28,11 @@ from rerankjax.sandbox.toolchains import (
     JAVAC,
     JAVATUPLES,
     JDK,
-    LANGUAGES,
     MADE,
     MCS,
     MONO,
     NODE,
+    WITH_TOOLCHAIN,
     check,
 )
 
@@ -43,7 +43,7 @@ def main() -> None:
     """Raises SandboxError that names the package, where one is missing."""
     for build in (_cpp, _java, _csharp, _typescript):
         build()
-    for language in LANGUAGES:
+    for language in WITH_TOOLCHAIN:
         check(language)
 
 

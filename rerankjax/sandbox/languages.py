@@ -276,4 +276,4 @@ _ATTEMPTS: dict[str, Callable[..., Judged]] = {
     "java": _java,
     "cs": _cs,
 }
-LANGUAGES = tuple(_ATTEMPTS)
+BUT_PYTHON = tuple(_ATTEMPTS)

@@ -24,7 +24,7 @@ _STATUSES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class EvaluatedProblem:
     """A problem's programs and its results file: what the file holds already, or would hold before the first result.
 
     language: the sandbox's name for it. `results["results"]` has those of the first of `programs`, in their order.
@@ -53,7 +53,7 @@ def find_files(directory: Path, *, recursive: bool) -> list[Path]:
     return files
 
 
-def read_evaluations(file: Path, output: Path, csharp_lists: str) -> Iterator[Evaluation]:
+def read_evaluated(file: Path, output: Path, csharp_lists: str) -> Iterator[EvaluatedProblem]:
     """Yields the problems of `file` that have completions, with the results that are in the directory `output`.
 
     Reads row by row. Raises ValueError that names file, row and field of what is not as it should be, or that results
@@ -72,10 +72,10 @@ def read_evaluations(file: Path, output: Path, csharp_lists: str) -> Iterator[Ev
             stem, _, gz = file.name.rpartition(".json")
             path = output / f"{stem}.results.json{gz}"
         if field(problem, where, "completions", list):
-            yield _evaluation(where, problem, path, csharp_lists)
+            yield _evaluated(where, problem, path, csharp_lists)
 
 
-def _evaluation(where: str, problem: dict[str, Any], path: Path, csharp_lists: str) -> Evaluation:
+def _evaluated(where: str, problem: dict[str, Any], path: Path, csharp_lists: str) -> EvaluatedProblem:
     language, prompt, tests = (field(problem, where, name, str) for name in ("language", "prompt", "tests"))
     language = LANGUAGE_ALIASES.get(language, language)
     if language == "cs" and csharp_lists == REPAIRED:
@@ -90,7 +90,7 @@ def _evaluation(where: str, problem: dict[str, Any], path: Path, csharp_lists: s
         _check_kept(there, results, programs, csharp_lists if language == "cs" else AS_SHIPPED)
     if language == "cs":
         results["csharp_lists"] = csharp_lists
-    return Evaluation(where, path, language, programs, results)
+    return EvaluatedProblem(where, path, language, programs, results)
 
 
 def _check_kept(where: str, results: dict[str, Any], programs: tuple[Program, ...], csharp_lists: str) -> None:

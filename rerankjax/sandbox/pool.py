@@ -18,7 +18,7 @@ from rerankjax.sandbox.box import Box, BoxDiedError
 from rerankjax.sandbox.task import Judged
 from rerankjax.sandbox.verdict import Control, Limits, Program, Result, SandboxError, Verdict
 
-JUDGES: dict[str, Callable[..., Judged]] = {"py": python.judge, **dict.fromkeys(languages.LANGUAGES, languages.judge)}
+JUDGES: dict[str, Callable[..., Judged]] = {"py": python.judge, **dict.fromkeys(languages.BUT_PYTHON, languages.judge)}
 FAST = ("js", "ts")
 ATTEMPTS = 3  # under which the sandbox itself may die
 EMPTY: dict[str, Any] = {

@@ -62,14 +62,14 @@ _NEEDS = {
         **dict.fromkeys((CSHARP_HARNESS, CSHARP_COMPILER, CSHARP_TELL), _MADE),
     },
 }
-LANGUAGES = tuple(_NEEDS)
+WITH_TOOLCHAIN = tuple(_NEEDS)
 
 
 @functools.cache
 def check(language: str) -> None:
     """Raises SandboxError, naming what `language` lacks here and the remedy. ValueError for an unknown language."""
     if language not in _NEEDS:
-        raise ValueError(f"language is {language!r}; known: {', '.join(LANGUAGES)}")
+        raise ValueError(f"language is {language!r}; known: {', '.join(WITH_TOOLCHAIN)}")
     missing = [f"{path} ({remedy})" for path, remedy in _NEEDS[language].items() if not os.path.exists(path)]
     if missing:
         raise SandboxError(f"sandbox: language {language!r} lacks {'; '.join(missing)}. In a checkout: make languages")

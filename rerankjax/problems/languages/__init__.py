@@ -10,7 +10,7 @@ from rerankjax.problems.languages.javascript import JS, TS
 from rerankjax.problems.languages.php import PHP
 from rerankjax.problems.languages.python import PY
 
-LANGUAGES = {"py": PY, "cpp": CPP, "java": JAVA, "php": PHP, "ts": TS, "cs": CS, "sh": SH, "js": JS}
+SYNTAX = {"py": PY, "cpp": CPP, "java": JAVA, "php": PHP, "ts": TS, "cs": CS, "sh": SH, "js": JS}
 
 
 def shared_stop_tokens(languages: Sequence[str]) -> tuple[str, ...]:
@@ -18,6 +18,6 @@ def shared_stop_tokens(languages: Sequence[str]) -> tuple[str, ...]:
 
     One decoding loop knows one set. "\n}", the only stop token of C++ and Bash, closes a solution in PHP.
     """
-    ends = [LANGUAGES[language].end for language in languages]
-    tokens = dict.fromkeys(token for language in languages for token in LANGUAGES[language].stop_tokens)
+    ends = [SYNTAX[language].end for language in languages]
+    tokens = dict.fromkeys(token for language in languages for token in SYNTAX[language].stop_tokens)
     return tuple(token for token in tokens if not any(token in end for end in ends))
