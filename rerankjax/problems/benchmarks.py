@@ -135,11 +135,11 @@ def _sandbox_fusion(where: str, row: Row) -> tuple[str, str, list[Case]]:
     labels, tests = (_json(row, where, name, kind) for name, kind in (("labels", dict), ("test", list)))
     cases = []
     for number, test in enumerate(tests, start=1):
-        at = f"{where}, field 'test', entry {number}"
+        place = f"{where}, field 'test', entry {number}"
         if not isinstance(test, dict):
-            raise ValueError(f"{at}: must be an object with input and output, got {test!r}; correct that row.")
-        given, expected = (field(test, at, name, dict) for name in ("input", "output"))
-        cases.append(Case(field(given, at, "stdin", str), field(expected, at, "stdout", str)))
+            raise ValueError(f"{place}: must be an object with input and output, got {test!r}; correct that row.")
+        given, expected = (field(test, place, name, dict) for name in ("input", "output"))
+        cases.append(Case(field(given, place, "stdin", str), field(expected, place, "stdout", str)))
     source, name = (field(labels, f"{where}, field 'labels'", key, str) for key in ("source", "name"))
     return f"{source}/{name}", field(row, where, "content", str), cases
 

@@ -38,12 +38,12 @@ def examples(prompt: str) -> tuple[Example, ...]:
     asserted = [call for line in prompt.splitlines() if (call := _asserted(line))]
     if asserted:
         own, _ = asserted[-1]
-        found = [Example(call, None) for name, call in asserted if name == own]
+        all_examples = [Example(call, None) for name, call in asserted if name == own]
     else:
         defined = re.findall(r"^\s*def\s+(\w+)\s*\(", prompt, re.MULTILINE)
-        found = list(_shown(prompt, defined[-1])) if defined else []
+        all_examples = list(_shown(prompt, defined[-1])) if defined else []
     first: dict[str, Example] = {}
-    for example in found:
+    for example in all_examples:
         first.setdefault(example.call, example)
     return tuple(first.values())
 
@@ -134,8 +134,8 @@ def made_calls(calls: Sequence[str], count: int) -> tuple[str, ...]:
             break
         values = [ast.literal_eval(place) for place in places]
         for _ in range(rng.randint(1, 3)):
-            at = rng.randrange(len(values))
-            values[at] = _changed(values[at], rng)
+            index = rng.randrange(len(values))
+            values[index] = _changed(values[index], rng)
         arguments = ast.parse(f"f({', '.join(map(repr, values))})", mode="eval").body.args  # type: ignore[attr-defined]
         call.args, named = arguments[: len(call.args)], arguments[len(call.args) :]
         for keyword, value in zip(call.keywords, named, strict=True):
@@ -163,14 +163,14 @@ def _changed(value: Any, rng: random.Random) -> Any:
         case list():
             return _changed_items(list(value), lambda: _new_item(value, rng), _changed, rng)
         case tuple() if value:  # its length may be part of what it means
-            at = rng.randrange(len(value))
-            return (*value[:at], _changed(value[at], rng), *value[at + 1 :])
+            index = rng.randrange(len(value))
+            return (*value[:index], _changed(value[index], rng), *value[index + 1 :])
         case set() if value:
             items = sorted(value, key=repr)
             return set(_changed_items(items, lambda: _new_item(items, rng), _changed, rng)) or value
         case dict() if value:
-            at = rng.choice(sorted(value, key=repr))
-            return {key: _changed(item, rng) if key == at else copy.copy(item) for key, item in value.items()}
+            changed_key = rng.choice(sorted(value, key=repr))
+            return {key: _changed(item, rng) if key == changed_key else copy.copy(item) for key, item in value.items()}
     return value
 
 
@@ -186,18 +186,18 @@ def _changed_items(
     items: list[Any], new: Callable[[], Any], change: Callable[[Any, random.Random], Any], rng: random.Random
 ) -> list[Any]:
     """The items with one changed, added, doubled, dropped or moved; seldom none of them."""
-    at = rng.randrange(len(items)) if items else 0
+    index = rng.randrange(len(items)) if items else 0
     match rng.choice(("change", "change", "add", "add", "double", "drop", "shuffle", "empty")):
         case "change" if items:
-            items[at] = change(items[at], rng)
+            items[index] = change(items[index], rng)
         case "double" if items:
-            items.insert(at, items[at])
+            items.insert(index, items[index])
         case "drop" if items:
-            del items[at]
+            del items[index]
         case "shuffle":
             rng.shuffle(items)
         case "empty" if rng.random() < 0.5:
             items.clear()
         case _:
-            items.insert(at, new())
+            items.insert(index, new())
     return items

@@ -43,7 +43,7 @@ class SourceConfig:
         turns = self.languages
         if self.benchmark != "CodeContests" and "{language}" not in self.source + self.config:
             turns = turns[:1]  # its rows say their languages
-        found: list[Problem] = []
+        all_problems: list[Problem] = []
         for turn, language in enumerate(turns):
             problems = load_problems(
                 self.source.replace("{language}", language),
@@ -53,8 +53,8 @@ class SourceConfig:
                 revision=self.revision or None,
                 language=language,
             )
-            found += problems[turn :: len(turns)] if self.benchmark == "CodeContests" else problems
-        return tuple(found)
+            all_problems += problems[turn :: len(turns)] if self.benchmark == "CodeContests" else problems
+        return tuple(all_problems)
 
 
 def load_problems(

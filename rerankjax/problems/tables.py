@@ -43,12 +43,12 @@ def hub_rows(name: str, config: str | None, split: str, revision: str | None) ->
             f"give the dataset's own file, {' or '.join(FILES)}."
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"{name}, config {config!r}, split {split!r} at {revision}: {said}") from error
+        message = " ".join(str(error).split())
+        raise ValueError(f"{name}, config {config!r}, split {split!r} at {revision}: {message}") from error
     place = f"{name}@{revision[:7]}" if revision else name
-    at = ", ".join(part for part in (place, config, split) if part)
+    location = ", ".join(part for part in (place, config, split) if part)
     for number, row in enumerate(dataset, start=1):
-        yield f"{at}, row {number}", row
+        yield f"{location}, row {number}", row
 
 
 def _parquet_rows(path: Path) -> Rows:

@@ -60,7 +60,9 @@ class ProblemSet:
 
     def where(self, keep: Sequence[bool]) -> "ProblemSet":
         """The problems for which `keep` is true."""
-        pairs = ([p for p, kept in zip(of, keep, strict=True) if kept] for of in (self.originals, self.asked))
+        pairs = (
+            [p for p, kept in zip(problems, keep, strict=True) if kept] for problems in (self.originals, self.asked)
+        )
         originals, asked = map(tuple, pairs)
         return ProblemSet(self.style, originals, asked)
 

@@ -147,8 +147,8 @@ def _signature(problem: Problem) -> tuple[str, str]:
     lines = [line for line in problem.prompt.strip().split("\n") if line.strip()] or [""]
     if problem.language != "py":
         return "\n".join(lines[:-1]), lines[-1].split("{")[0].strip()
-    at = max((i for i, line in enumerate(lines) if line.startswith("def ")), default=0)
-    return "\n".join(lines[:at]), lines[at].split("(")[0].strip()
+    index = max((i for i, line in enumerate(lines) if line.startswith("def ")), default=0)
+    return "\n".join(lines[:index]), lines[index].split("(")[0].strip()
 
 
 def stop_tokens(problem: Problem) -> tuple[str, ...]:

@@ -42,8 +42,8 @@ def _pad(rows: Sequence[Sequence[int]], length: int, pad: int, left: bool, what:
     for i, row in enumerate(rows):
         if not 0 < len(row) <= length:
             raise ValueError(f"row {i} has {len(row)} tokens, {what} = {length}: drop it, or raise {what}")
-        at = slice(length - len(row), length) if left else slice(0, len(row))
-        tokens[i, at], mask[i, at] = row, True
+        columns = slice(length - len(row), length) if left else slice(0, len(row))
+        tokens[i, columns], mask[i, columns] = row, True
     return tokens, mask
 
 

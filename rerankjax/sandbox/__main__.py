@@ -71,8 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     for failure in failures[:SHOWN_FAILURES]:
         print(f"{PROGRAM}: {failure}", file=sys.stderr)
     if failures:
-        said = "their results, and those after them of the same problem, are left out; the same command tries again"
-        print(f"{PROGRAM}: the sandbox failed under {len(failures)} programs: {said}", file=sys.stderr)
+        note = "their results, and those after them of the same problem, are left out; the same command tries again"
+        print(f"{PROGRAM}: the sandbox failed under {len(failures)} programs: {note}", file=sys.stderr)
     return 1 if failures else 0
 
 

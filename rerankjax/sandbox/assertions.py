@@ -98,21 +98,21 @@ def apart(language: str, source: str, tests: str) -> Apart | None:
     opened = re.compile(head).match(text, start)
     if opened is None:
         return None
-    at, parts, expected = opened.end(), [text[: opened.end()]], []
+    position, parts, expected = opened.end(), [text[: opened.end()]], []
     try:
-        while not re.compile(tail).fullmatch(text, at):
-            spaces = _SPACE.match(text, at)
+        while not re.compile(tail).fullmatch(text, position):
+            spaces = _SPACE.match(text, position)
             assert spaces is not None
-            call, found, end = _assertion(language, text, spaces.end())
-            tell = ("TellReceiver" if found.operator == "Equals" else "Tell",) if language == "cs" else ()
+            call, assertion, end = _assertion(language, text, spaces.end())
+            tell = ("TellReceiver" if assertion.operator == "Equals" else "Tell",) if language == "cs" else ()
             parts += [spaces[0], _TELLS[language].format(*tell, call)]
-            expected.append(found)
-            at = end
+            expected.append(assertion)
+            position = end
     except UnreadableError:
         return None
     if not expected or (language == "cpp" and _of_a_union(expected)):
         return None
-    return Apart("".join(parts) + text[at:], tuple(expected))
+    return Apart("".join(parts) + text[position:], tuple(expected))
 
 
 def _of_a_union(expected: list[Expected]) -> bool:
@@ -125,22 +125,22 @@ def _of_a_union(expected: list[Expected]) -> bool:
 
 def begin(language: str, source: str, tests: str) -> int:
     """Where the tests begin in `source + tests`; at its end where nothing begins them."""
-    at = len(source) if tests else (source.rfind(_FORMS[language][2]) if language in _FORMS else -1)
-    return at if at >= 0 else len(source)
+    position = len(source) if tests else (source.rfind(_FORMS[language][2]) if language in _FORMS else -1)
+    return position if position >= 0 else len(source)
 
 
-def _assertion(language: str, text: str, at: int) -> tuple[str, Expected, int]:
-    """The call that the assertion at `at` makes, the assertion, and where it ends."""
+def _assertion(language: str, text: str, position: int) -> tuple[str, Expected, int]:
+    """The call that the assertion at `position` makes, the assertion, and where it ends."""
     if language == "sh":
-        match = _BASH.match(text, at)
+        match = _BASH.match(text, position)
         if match is None or re.search(r"(?<!\\)(?:\\\\)*[$`]", match[2]):
             raise UnreadableError
         # In double quotes a backslash keeps its meaning before these alone.
         text = re.sub(r'\\([$`"\\])', r"\1", match[2].replace("\\\n", ""))
         return match[1], Expected(match[0], "=", ("text", text.encode(errors="replace"))), match.end()
-    if not text.startswith(_OPENS[language], at):
+    if not text.startswith(_OPENS[language], position):
         raise UnreadableError
-    begin = at + len(_OPENS[language])
+    begin = position + len(_OPENS[language])
     close = _closing(text, begin - 1)
     ended = _ENDS[language].match(text, close + 1)
     name = re.compile(r"\w+\(").match(text, begin)
@@ -157,16 +157,16 @@ def _assertion(language: str, text: str, at: int) -> tuple[str, Expected, int]:
             raise UnreadableError
         wanted = wanted[:-1]
     value = literal(language, wanted)
-    return text[begin:called], Expected(text[at : ended.end()], operator, value), ended.end()
+    return text[begin:called], Expected(text[position : ended.end()], operator, value), ended.end()
 
 
 _BRACKETS = re.compile(r"""[()\[\]{}]|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""", re.DOTALL)
 
 
-def _closing(text: str, at: int) -> int:
-    """Where the bracket that opens at `at` is closed."""
+def _closing(text: str, position: int) -> int:
+    """Where the bracket that opens at `position` is closed."""
     depth = 0
-    for match in _BRACKETS.finditer(text, at):
+    for match in _BRACKETS.finditer(text, position):
         if match[0] in "([{":
             depth += 1
         elif match[0] in ")]}":

@@ -212,8 +212,8 @@ class Box:
             self.close()
             raise
         except (OSError, EOFError, ValueError, RecursionError) as error:
-            said = self.close()
-            raise BoxDiedError(f"{error or 'it ended'}; it said: {said or 'nothing'}") from None
+            output = self.close()
+            raise BoxDiedError(f"{error or 'it ended'}; it said: {output or 'nothing'}") from None
 
     def _message(self, most: int) -> dict[str, Any]:
         length = int.from_bytes(self._read(4), "big")

@@ -38,36 +38,36 @@ def judge(boxes: Boxes, program: Program, *, control: Control, fast: bool = Fals
     attempt: Callable[[Task], Judged] = functools.partial(_ATTEMPTS[program.language], boxes, **options)
     whole = program.source + program.tests
     if program.expected_output is not None:
-        found, reply = attempt(Task(whole, expected_output=program.expected_output, stdin=program.stdin))
-        return found, reply | {"control": Control.APART}
+        outcome, reply = attempt(Task(whole, expected_output=program.expected_output, stdin=program.stdin))
+        return outcome, reply | {"control": Control.APART}
     if program.language != "ts":  # whose tests are taken apart once it has been compiled
         split = apart(program.language, program.source, program.tests)
         if split is not None:
             judged = attempt(Task(split.program, split.expected))
             return unmasked(judged, control, lambda: attempt(Task(whole))[0])
-    found, reply = attempt(Task(whole))
+    outcome, reply = attempt(Task(whole))
     if reply.get("control") is Control.APART:
-        return unmasked((found, reply), control, lambda: attempt(Task(whole, together=True))[0])
-    at = begin("js" if program.language == "ts" else program.language, program.source, program.tests)
-    wrong = (whole[:at] + tests for tests in wrong_tests(whole[at:]))
-    return with_controls((found, reply), whole, wrong, control, lambda text: attempt(Task(text))[0])
+        return unmasked((outcome, reply), control, lambda: attempt(Task(whole, together=True))[0])
+    start = begin("js" if program.language == "ts" else program.language, program.source, program.tests)
+    wrong = (whole[:start] + tests for tests in wrong_tests(whole[start:]))
+    return with_controls((outcome, reply), whole, wrong, control, lambda text: attempt(Task(text))[0])
 
 
 def unmasked(judged: Judged, control: Control, together: Callable[[], Verdict]) -> Judged:
     """What became of a program apart from its tests; for EVERY it is CHEATED where it passes `together` with them."""
-    found, reply = judged
-    failed = found in (Verdict.FAILED, Verdict.RUNTIME_ERROR)
+    outcome, reply = judged
+    failed = outcome in (Verdict.FAILED, Verdict.RUNTIME_ERROR)
     if control is Control.EVERY and failed and together() is Verdict.PASSED:
         return Verdict.CHEATED, reply | {"stderr": UNMASKED}
-    return found, reply | {"control": Control.NONE if reply.get("believed") else Control.APART}
+    return outcome, reply | {"control": Control.NONE if reply.get("believed") else Control.APART}
 
 
 def with_controls(
     judged: Judged, whole: str, wrong: Iterable[str], control: Control, attempt: Callable[[str], Verdict]
 ) -> Judged:
     """`judged`, but CHEATED where a text of `wrong` passes too; for ONE a hash of `whole` chooses which is tried."""
-    found, reply = judged
-    if found is not Verdict.PASSED or control is Control.NONE:
+    outcome, reply = judged
+    if outcome is not Verdict.PASSED or control is Control.NONE:
         return judged
     texts = list(wrong)
     if control is Control.ONE and texts:
@@ -75,7 +75,7 @@ def with_controls(
         texts = [texts[int.from_bytes(digest[:8], "big") % len(texts)]]
     if any(attempt(text) is Verdict.PASSED for text in texts):
         return Verdict.CHEATED, reply | {"stderr": CAUGHT}
-    return found, reply | {"control": control if texts else Control.NONE}
+    return outcome, reply | {"control": control if texts else Control.NONE}
 
 
 def _step(
@@ -163,8 +163,8 @@ def _ts(boxes: Boxes, task: Task, *, fast: bool = False) -> Judged:
     split = apart("js", text, "") if task.own_word and not task.together else None
     if split is None:
         return _node(boxes, "ts", Task(text, None, task.expected_output, task.stdin), fast)
-    found, reply = _node(boxes, "ts", Task(split.program, split.expected), fast)
-    return found, reply | {"control": Control.APART}
+    outcome, reply = _node(boxes, "ts", Task(split.program, split.expected), fast)
+    return outcome, reply | {"control": Control.APART}
 
 
 def _node(boxes: Boxes, language: str, task: Task, fast: bool) -> Judged:
@@ -255,7 +255,9 @@ def _compiled(boxes: Boxes, kind: str, source: bytes, fields: dict[str, type]) -
     for _ in range(2):
         try:
             compiled = box.compile(source)
-            if all(isinstance(compiled.get(name), of) for name, of in (fields | {"succeeded": bool}).items()):
+            if all(
+                isinstance(compiled.get(name), expected) for name, expected in (fields | {"succeeded": bool}).items()
+            ):
                 return compiled
             ended = "its answer is not as agreed"
         except LimitError as error:

@@ -47,13 +47,13 @@ class UnreadableError(ValueError):
 def literal(language: str, text: str) -> Value:
     """The value that `text` has in `language`. Raises UnreadableError."""
     tokens = []
-    at, end = 0, len(text.rstrip())
-    while at < end:
-        match = _TOKENS.match(text, at)
+    position, end = 0, len(text.rstrip())
+    while position < end:
+        match = _TOKENS.match(text, position)
         if match is None:
             raise UnreadableError(text)
         tokens.append((str(match.lastgroup), match[str(match.lastgroup)]))
-        at = match.end()
+        position = match.end()
     parser = _Parser(language, tokens)
     value = parser.value(0)
     if parser.tokens:

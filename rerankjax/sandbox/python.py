@@ -52,24 +52,24 @@ def _apart(solver: Box, examiner: Box, source: str, tests: str) -> Judged | None
             answered, answer = pipe(open_ends)
             solver.send({"source": source, "keep_output": False}, (holding("", open_ends), answer, asked))
             examiner.send({"tests": tests, "keep_output": False}, (holding("", open_ends), ask, answered))
-        found, reply = examiner.reply(), solver.reply()
+        examiner_reply, reply = examiner.reply(), solver.reply()
     except BoxDiedError:
         solver.close()  # what one of them still has to say would be taken for its next answer
         examiner.close()
         raise
-    said = found["said"]
-    if said == "inseparable":
+    outcome = examiner_reply["said"]
+    if outcome == "inseparable":
         return None
     verdict = _verdict(reply, solver.limits.cpu_seconds)
     if verdict in (Verdict.TIMEOUT, Verdict.OUTPUT_LIMIT) or reply["killed"]:
         return verdict, reply
-    if found["killed"]:
-        return Verdict(found["killed"]), reply
-    stderr = (reply["stderr"] + found["stderr"])[-len(reply["stderr"]) - 4096 :]
-    if said in ("passed", "believed"):
-        return Verdict.PASSED, reply | {"exit_code": 0, "signal": None, "believed": said == "believed"}
-    if said in _SAID or said == "runtime error":
-        return _SAID.get(said, Verdict.RUNTIME_ERROR), reply | {"exit_code": 1, "signal": None, "stderr": stderr}
+    if examiner_reply["killed"]:
+        return Verdict(examiner_reply["killed"]), reply
+    stderr = (reply["stderr"] + examiner_reply["stderr"])[-len(reply["stderr"]) - 4096 :]
+    if outcome in ("passed", "believed"):
+        return Verdict.PASSED, reply | {"exit_code": 0, "signal": None, "believed": outcome == "believed"}
+    if outcome in _SAID or outcome == "runtime error":
+        return _SAID.get(outcome, Verdict.RUNTIME_ERROR), reply | {"exit_code": 1, "signal": None, "stderr": stderr}
     # It ended before its tests did. Then an exit code of 0 claims a pass that no test bears out.
     return verdict, reply
 
@@ -79,9 +79,9 @@ def _verdict(reply: dict[str, Any], cpu_seconds: float) -> Verdict:
         return Verdict(reply["killed"])
     if reply["cpu_seconds"] > cpu_seconds:
         return Verdict.TIMEOUT
-    said = reply["said"]
-    if said == "passed" and reply["exit_code"] == 0:
+    outcome = reply["said"]
+    if outcome == "passed" and reply["exit_code"] == 0:
         return Verdict.PASSED
-    if said in _SAID:
-        return _SAID[said]
+    if outcome in _SAID:
+        return _SAID[outcome]
     return Verdict.FAILED if reply["exit_code"] == 0 else Verdict.RUNTIME_ERROR

@@ -80,16 +80,16 @@ def run(box: Box, language: str, task: Task, body: dict[str, Any], word: str) ->
         compiled = len(body["steps"]) == 1 or records.get("compile", {}).get("exit_code") == 0
         if not compiled or reply["said"].startswith("?"):  # not compiled, or its files could not be written
             reply |= records.get("compile", {})
-            said = reply["said"] if reply["said"].startswith("?") else ""
-            return Verdict(killed or Verdict.COMPILE_ERROR), reply | {"stderr": reply["stderr"] + said}
+            message = reply["said"] if reply["said"].startswith("?") else ""
+            return Verdict(killed or Verdict.COMPILE_ERROR), reply | {"stderr": reply["stderr"] + message}
         if not killed:
             reply |= records.get("run", {"exit_code": None})
             # The step's usage leaves out children that no process waited for.
             reply["cpu_seconds"] = max(reply["cpu_seconds"], reply["metered_seconds"])
     if hearing.wrong:
         ended = {"exit_code": 1, "signal": None} if killed else {}
-        found = Verdict.MEMORY_LIMIT if _sign(language, reply) is Verdict.MEMORY_LIMIT else Verdict.FAILED
-        return found, reply | ended | {"stderr": reply["stderr"] + hearing.wrong}
+        outcome = Verdict.MEMORY_LIMIT if _sign(language, reply) is Verdict.MEMORY_LIMIT else Verdict.FAILED
+        return outcome, reply | ended | {"stderr": reply["stderr"] + hearing.wrong}
     if killed:
         return Verdict(killed), reply
     passed = matches(reply["stdout"], task.expected_output or "") if by_output else hearing.complete
@@ -135,13 +135,13 @@ class _Hearing:
 
     def listen(self, frame: bytes) -> bool:
         """Whether the program may continue."""
-        at = self._right
-        expected = self._wanted[at] if at < len(self._wanted) else None
-        if at < len(self._wanted) and (frame == self._word if expected is None else self._equal(expected, frame)):
+        index = self._right
+        expected = self._wanted[index] if index < len(self._wanted) else None
+        if index < len(self._wanted) and (frame == self._word if expected is None else self._equal(expected, frame)):
             self._right += 1
             return True
         shown = expected.text.strip() if expected else "nothing more"
-        self.wrong = f"test {at + 1}: {shown}\nthe program has {frame[:SHOWN_BYTES].decode(errors='replace')}\n"
+        self.wrong = f"test {index + 1}: {shown}\nthe program has {frame[:SHOWN_BYTES].decode(errors='replace')}\n"
         return False
 
     def _equal(self, expected: Expected, frame: bytes) -> bool:
@@ -158,10 +158,10 @@ class _Hearing:
         return not self.wrong and self._right == len(self._wanted)
 
 
-def _records(said: str) -> dict[str, dict[str, Any]]:
+def _records(message: str) -> dict[str, dict[str, Any]]:
     """How each step ended, by its name: what is whole of what process 1 of the program's namespace wrote."""
     records = {}
-    for line in said.split("\n"):
+    for line in message.split("\n"):
         with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
             record = json.loads(line)
             ended = {name: record[name] for name in ("exit_code", "signal", "cpu_seconds")}

@@ -158,7 +158,7 @@ def _csharp(expected: Value, actual: Value, *, lists: bool, typed: bool = False)
 def _identical(expected: Value, actual: Value) -> bool:
     """PHP's ===: types count, and in arrays the order."""
     if expected[0] == "list":
-        expected = ("map", tuple((("number", "i", at), item) for at, item in enumerate(expected[1])))
+        expected = ("map", tuple((("number", "i", index), item) for index, item in enumerate(expected[1])))
     if expected[0] != actual[0]:
         return False
     if expected[0] == "number":

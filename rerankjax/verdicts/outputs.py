@@ -56,9 +56,9 @@ OutputCache = dict[tuple[str, str], Outputs]  # by problem and completion
 
 def inputs_of(language: str, prompt: str, made: int) -> Inputs:
     """The examples in a prompt, and `made` more calls made from these; of no language but Python has it any."""
-    found: Sequence[Example] = examples(prompt)[:MOST_EXAMPLES] if language == "py" else ()
-    calls = tuple(example.call for example in found)
-    return Inputs(calls + made_calls(calls, made), tuple(_canonical(example.expected) for example in found))
+    prompt_examples: Sequence[Example] = examples(prompt)[:MOST_EXAMPLES] if language == "py" else ()
+    calls = tuple(example.call for example in prompt_examples)
+    return Inputs(calls + made_calls(calls, made), tuple(_canonical(example.expected) for example in prompt_examples))
 
 
 def _canonical(expected: str | None) -> str | None:

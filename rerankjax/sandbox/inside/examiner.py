@@ -71,18 +71,18 @@ class _Peer:
         But where the program has no other name that the tests use, the one that it defines is what they are about.
         """
         free = free_names(tests)
-        found, shadowing = self._ask_names(free - PYTHON), self._ask_names(free & PYTHON)
-        if not found and len(shadowing) == 1:
+        values, shadowing = self._ask_names(free - PYTHON), self._ask_names(free & PYTHON)
+        if not values and len(shadowing) == 1:
             return shadowing
-        return found | {name: importlib.import_module(name) for name in shadowing.keys() & solver.MODULES}
+        return values | {name: importlib.import_module(name) for name in shadowing.keys() & solver.MODULES}
 
     def _ask_names(self, names: set[str]) -> dict[str, Any]:
         self._modules_may_come = True
-        found = self.ask("names", *sorted(names))
+        answer = self.ask("names", *sorted(names))
         self._modules_may_come = False
-        if not isinstance(found, dict):
+        if not isinstance(answer, dict):
             raise LostError
-        return found
+        return answer
 
     def _take(self, count: int) -> bytes:
         parts = []

@@ -273,11 +273,11 @@ def serve_one(
     for fd in ours:  # the next program finds them as this one did
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         os.fchmod(fd, 0o600)
-    said = status if in_steps else status[16:] if status[:16] == nonce else b""
+    message = status if in_steps else status[16:] if status[:16] == nonce else b""
     reply = {
         "spent": child.contained and network_used(),
         "killed": killed,
-        "said": said.decode(errors="replace"),
+        "said": message.decode(errors="replace"),
         "exit_code": code if code >= 0 else None,
         "signal": -code if code < 0 else None,
         "stdout": stdout[-keep:].decode(errors="replace"),
