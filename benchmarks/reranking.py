@@ -39,7 +39,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from rerankjax.model.likelihood import Rows
+from rerankjax.model.likelihood import SequenceBatch
 from rerankjax.model.packing import PackConfig
 from rerankjax.model.sharding import by_row, make_mesh, replicated, row_shards
 from rerankjax.model.training import OptimizerConfig, batch_of, init_state, make_optimizer
@@ -123,7 +123,7 @@ def compare_scoring(
 
     def ours_plain(rows: np.ndarray, size: int) -> np.ndarray:
         parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-        return np.concatenate([plain(params, Rows(part, np.ones(part.shape, bool))) for part in parts])
+        return np.concatenate([plain(params, SequenceBatch(part, np.ones(part.shape, bool))) for part in parts])
 
     def ours_shared() -> np.ndarray:
         prompt_mask, mask = (np.ones(a.shape, bool) for a in (shared, completions))

@@ -50,7 +50,7 @@ from rerankjax.candidates.engine import EngineConfig, Prompt, make_engine
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.model import weights
 from rerankjax.model.decoder import init_decoder
-from rerankjax.model.likelihood import Rows, completion_log_probs
+from rerankjax.model.likelihood import SequenceBatch, completion_log_probs
 from rerankjax.model.packing import PackConfig
 from rerankjax.model.sharding import make_mesh, replicated, row_shards
 from rerankjax.model.training import OptimizerConfig, batch_of, start_state
@@ -188,7 +188,7 @@ def compare_ppo(
         assert metrics["length"] == C
         return seconds
 
-    whole = Rows(np.concatenate([prompts, completions], axis=1), np.ones((rows, P + C), bool))
+    whole = SequenceBatch(np.concatenate([prompts, completions], axis=1), np.ones((rows, P + C), bool))
     known = {
         "log_probs": jax.jit(lambda p, rows: completion_log_probs(config, p, rows, P)[0])(params, whole),
         "scores": jax.jit(lambda p, rows: score_rows(config, pooling, p, rows, P))(reranker, whole),

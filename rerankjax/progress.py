@@ -1,4 +1,4 @@
-"""Progress a person can read: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+"""Progress that a person can read: on a terminal a bar with rate and time left, elsewhere a plain line at intervals."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ def progress(
     console: Console | None = None,
     get_time: Callable[[], float] = time.monotonic,
 ) -> Iterator[Advance]:
-    """Yields advance(amount, loss=...): `amount` units more are done, and these are the latest figures.
+    """Yields advance(amount, loss=...), which adds `amount` to the units that are done and shows the latest figures.
 
     console: standard output unless given. get_time: a monotonic clock in seconds.
     """
@@ -41,14 +41,14 @@ def progress(
     )
     bar.add_task(description, total=total, unit=unit, figures="")
     task = bar.tasks[0]
-    said = get_time()
+    last_print = get_time()
 
     def advance(amount: int = 1, **figures: float) -> None:
-        nonlocal said
+        nonlocal last_print
         text = " ".join(f"{name}={value:.4g}" for name, value in figures.items())
         bar.update(task.id, advance=amount, figures=text or task.fields["figures"])
-        if not live and (task.finished or get_time() - said >= PLAIN_SECONDS):
-            said = get_time()
+        if not live and (task.finished or get_time() - last_print >= PLAIN_SECONDS):
+            last_print = get_time()
             console.print(f"{description}: {_status(task)}", markup=False, highlight=False, soft_wrap=True)
 
     with bar if live else nullcontext():

@@ -11,7 +11,7 @@ import pytest
 from rerankjax.model import likelihood
 from rerankjax.model.attention import attend
 from rerankjax.model.decoder import hidden_states, init_decoder, rotate, to_logits
-from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean, token_log_probs
+from rerankjax.model.likelihood import SequenceBatch, completion_log_probs, masked_mean, token_log_probs
 from rerankjax.model.packing import PackConfig
 from rerankjax.model.sharding import make_mesh
 from rerankjax.model.training import OptimizerConfig, apply_gradients, batch_of, init_state, make_optimizer
@@ -85,7 +85,7 @@ def test_completion_log_probs_are_the_log_softmax_before_each_token(tiny):
     params = init_decoder(tiny, jax.random.key(0))
     tokens = jnp.arange(12)[None] + 3
     mask = jnp.ones((1, 12), bool).at[0, 10:].set(False)
-    log_probs, _ = completion_log_probs(tiny, params, Rows(tokens, mask), prompt_length=5, temperature=0.7)
+    log_probs, _ = completion_log_probs(tiny, params, SequenceBatch(tokens, mask), prompt_length=5, temperature=0.7)
     scaled = jax.nn.log_softmax(logits_of(tiny, params, tokens, mask) / 0.7)
     expected = [scaled[0, i - 1, tokens[0, i]] for i in range(5, 10)]
     np.testing.assert_allclose(log_probs[0, :5], expected, atol=1e-5)

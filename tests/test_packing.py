@@ -9,7 +9,7 @@ import pytest
 
 from rerankjax.model.attention import Segments, attend_blocks, attend_splash
 from rerankjax.model.decoder import init_decoder
-from rerankjax.model.likelihood import Rows, completion_log_probs, packed_log_probs
+from rerankjax.model.likelihood import SequenceBatch, completion_log_probs, packed_log_probs
 from rerankjax.model.packing import PackConfig, pack, real_fraction
 from rerankjax.prompts.rows import pad_rows
 from rerankjax.reranker.bradley_terry import POOLINGS, init_reranker, packed_scores, score_rows
@@ -73,7 +73,7 @@ def test_lengths_like_mbpps_leave_little_padding():
 
 def test_log_probabilities_are_those_of_padded_rows(tiny):
     params, items = init_decoder(tiny, jax.random.key(0)), items_of(24)
-    rows = Rows(*pad_rows([p for p, _ in items], [c for _, (c,) in items], P, C, 0))
+    rows = SequenceBatch(*pad_rows([p for p, _ in items], [c for _, (c,) in items], P, C, 0))
     with jax.default_matmul_precision("highest"):
         expected = jax.jit(lambda p, rows: completion_log_probs(tiny, p, rows, P, 0.7)[0])(params, rows)
         found = jax.jit(lambda p, part: packed_log_probs(tiny, p, part, 0.7)[0])
@@ -89,7 +89,7 @@ def test_log_probabilities_are_those_of_padded_rows(tiny):
 def test_scores_are_those_of_rows_of_their_own(tiny, pooling):
     reranker, items = init_reranker(init_decoder(tiny, jax.random.key(0)), jax.random.key(1)), items_of(12, 3)
     texts = [(prompt, text) for prompt, completions in items for text in completions]
-    rows = Rows(*pad_rows([p for p, _ in texts], [c for _, c in texts], P, C, 0))
+    rows = SequenceBatch(*pad_rows([p for p, _ in texts], [c for _, c in texts], P, C, 0))
     with jax.default_matmul_precision("highest"):
         expected = np.asarray(jax.jit(lambda p, rows: score_rows(tiny, pooling, p, rows, P))(reranker, rows))
         found = jax.jit(lambda p, part: packed_scores(tiny, pooling, p, part))

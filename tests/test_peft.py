@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rerankjax.model.decoder import hidden_states, to_logits
-from rerankjax.model.likelihood import Rows
+from rerankjax.model.likelihood import SequenceBatch
 from rerankjax.model.lora import TARGETS, LoraConfig, attach, merge
 from rerankjax.model.peft import load_adapter, save_adapter
 from rerankjax.model.weights import load, load_reranker
@@ -75,7 +75,7 @@ def outputs(folder, task, merged):
     config, reward, _ = load_reranker(folder / "base")
     lora, adapter, head = load_adapter(folder / "adapter", config)
     params = {"decoder": combine(attach(reward["decoder"], adapter, lora)), "score": head}
-    return score_rows(config, "last", params, Rows(tokens, mask), 0)[:, None], np.ones(3, bool)
+    return score_rows(config, "last", params, SequenceBatch(tokens, mask), 0)[:, None], np.ones(3, bool)
 
 
 @pytest.mark.parametrize("merged", [False, True])

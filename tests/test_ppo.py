@@ -11,7 +11,7 @@ import pytest
 from rerankjax.candidates.engine import EngineConfig, Prompt, make_engine
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.model.decoder import init_decoder
-from rerankjax.model.likelihood import Rows, completion_log_probs
+from rerankjax.model.likelihood import SequenceBatch, completion_log_probs
 from rerankjax.model.packing import PackConfig, pack
 from rerankjax.model.sharding import make_mesh, replicated
 from rerankjax.model.training import init_state, make_optimizer, start_state
@@ -252,7 +252,7 @@ def test_figures_of_an_iteration_are_those_of_padded_rows(tiny, setting):
     step = make_ppo_step(make_ppo_programs(tiny, "mean", 0.7, PPO, P, C, mesh), PPO, mesh)
     state = start_state(init_policy(policy), PPO.optimizer, mesh)
     _, _, metrics = step(state, None, trunk, reward, prompts, drawn, jax.random.key(0), jnp.float32(0.1))
-    rows = Rows(*pad_rows(prompts, [d.tokens for d in drawn], P, C, 0))
+    rows = SequenceBatch(*pad_rows(prompts, [d.tokens for d in drawn], P, C, 0))
     own, other = (np.asarray(completion_log_probs(tiny, params, rows, P, 0.7)[0]) for params in (policy, trunk))
     assert float(metrics["kl"]) == pytest.approx((own - other).sum(1).mean(), abs=1e-4)
     scores = np.array(score_rows(tiny, "mean", reward.params, rows, P))

@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rerankjax.model.decoder import init_decoder
-from rerankjax.model.likelihood import Rows, completion_log_probs
+from rerankjax.model.likelihood import SequenceBatch, completion_log_probs
 from rerankjax.model.weights import save_reranker
 from rerankjax.pairs.data import TextPair
 from rerankjax.pairs.labelled import Message
@@ -64,7 +64,9 @@ def plain_scores(reranker, given, prompt_length):
     prompts, completions = zip(*((p, c) for p, candidates in given for c in candidates), strict=True)
     ids = [row[: CONTEXT - prompt_length] for row in encode_completions(reranker.tokenizer, completions)]
     encoded = reranker.tokenizer(list(prompts))["input_ids"]
-    rows = Rows(*pad_rows(encoded, ids, prompt_length, CONTEXT - prompt_length, reranker.tokenizer.pad_token_id))
+    rows = SequenceBatch(
+        *pad_rows(encoded, ids, prompt_length, CONTEXT - prompt_length, reranker.tokenizer.pad_token_id)
+    )
     return score_rows(reranker.config, reranker.pooling, reranker.params, rows, prompt_length)
 
 
@@ -92,7 +94,7 @@ def test_a_language_model_scores_by_its_log_probability(reranker):
     prompts, completions = zip(*((p, c) for p, candidates in given for c in candidates), strict=True)
     ids = encode_completions(tokenizer, completions)
     encoded = tokenizer(list(prompts))["input_ids"]
-    rows = Rows(*pad_rows(encoded, ids, 20, CONTEXT - 20, tokenizer.pad_token_id))
+    rows = SequenceBatch(*pad_rows(encoded, ids, 20, CONTEXT - 20, tokenizer.pad_token_id))
     by_token, _ = completion_log_probs(config, decoder, rows, 20)
     np.testing.assert_allclose(np.concatenate(scores), by_token.sum(1), rtol=1e-5, atol=1e-4)
 

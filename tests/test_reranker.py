@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rerankjax.model.decoder import init_decoder
-from rerankjax.model.likelihood import Rows, completion_log_probs, masked_mean
+from rerankjax.model.likelihood import SequenceBatch, completion_log_probs, masked_mean
 from rerankjax.model.packing import PackConfig
 from rerankjax.model.sharding import make_mesh, replicated
 from rerankjax.model.training import OptimizerConfig, batch_of, init_state, make_optimizer
@@ -42,7 +42,7 @@ def rows_of(seed, batch=4, width=C, extra=0):
         p, c = rng.integers(1, P + 1), rng.integers(1, C + 1)
         at = slice(extra + P - p, extra + P + c)
         tokens[i, at], mask[i, at] = rng.integers(2, 97, p + c), True
-    return Rows(jnp.asarray(tokens), jnp.asarray(mask))
+    return SequenceBatch(jnp.asarray(tokens), jnp.asarray(mask))
 
 
 @pytest.mark.parametrize(("margin", "expected"), [(0.0, 0.693147), (2.0, 0.126928), (-200.0, 200.0)])
@@ -63,7 +63,7 @@ def test_a_score_does_not_depend_on_the_padding_beside_it(tiny, reranker, poolin
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_a_score_depends_on_every_real_token(tiny, reranker, pooling):
     rows = rows_of(0, batch=1)
-    score = jax.jit(lambda tokens: score_rows(tiny, pooling, reranker, Rows(tokens, rows.mask), P)[0])
+    score = jax.jit(lambda tokens: score_rows(tiny, pooling, reranker, SequenceBatch(tokens, rows.mask), P)[0])
     for i in np.flatnonzero(rows.mask[0]):
         assert float(score(rows.tokens.at[0, i].set(1))) != float(score(rows.tokens))
 
@@ -72,8 +72,8 @@ def test_last_pools_the_last_real_token_not_the_last_that_is_no_padding_id(tiny,
     """A real token that has the padding's id counts: masks decide, not ids."""
     rows = rows_of(0, batch=1)
     end = int(np.flatnonzero(rows.mask[0])[-1])
-    with_pad_id = Rows(rows.tokens.at[0, end].set(0), rows.mask)
-    cut = Rows(rows.tokens, rows.mask.at[0, end].set(False))
+    with_pad_id = SequenceBatch(rows.tokens.at[0, end].set(0), rows.mask)
+    cut = SequenceBatch(rows.tokens, rows.mask.at[0, end].set(False))
     scores = [float(score_rows(tiny, "last", reranker, r, P)[0]) for r in (with_pad_id, cut)]
     assert scores[0] != pytest.approx(scores[1], abs=1e-6)
 
@@ -81,7 +81,9 @@ def test_last_pools_the_last_real_token_not_the_last_that_is_no_padding_id(tiny,
 def pairs_of(seed, batch=4):
     """Pairs as items that share their prompt, and the same as rows of their own: chosen, rejected."""
     chosen, other = rows_of(seed, batch), rows_of(seed + 1000, batch)
-    rejected = Rows(*(jnp.concatenate([a[:, :P], b[:, P:]], axis=1) for a, b in zip(chosen, other, strict=True)))
+    rejected = SequenceBatch(
+        *(jnp.concatenate([a[:, :P], b[:, P:]], axis=1) for a, b in zip(chosen, other, strict=True))
+    )
 
     def texts(rows, start, end):
         return [t[start:end][m[start:end]].tolist() for t, m in zip(*map(np.asarray, rows), strict=True)]

@@ -12,7 +12,7 @@ from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, T
 from rerankjax.candidates.sampling import SamplingConfig, choose, make_sampler, nucleus, sample, sample_keys
 from rerankjax.candidates.stop import joined_table, stop_table, stops_of, truncate
 from rerankjax.model.decoder import hidden_states, init_decoder, to_logits
-from rerankjax.model.likelihood import Rows, completion_log_probs
+from rerankjax.model.likelihood import SequenceBatch, completion_log_probs
 from rerankjax.model.sharding import make_mesh
 from rerankjax.prompts.tokenizer import train_tokenizer
 
@@ -65,7 +65,7 @@ def test_more_samples_keep_the_first_ones(tiny, params):
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_log_probabilities_are_those_of_a_whole_forward_pass(tiny, params, temperature):
     out, prompts, mask = draw(tiny, params, range(8), temperature=temperature)
-    rows = Rows(
+    rows = SequenceBatch(
         jnp.concatenate([np.repeat(prompts, 2, 0), out.tokens], 1),
         jnp.concatenate([np.repeat(mask, 2, 0), out.mask], 1),
     )

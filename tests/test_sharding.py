@@ -14,7 +14,7 @@ from rerankjax.candidates.engine import Engine, EngineConfig, Prompt
 from rerankjax.candidates.sampling import SamplingConfig, make_sampler
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import init_decoder
-from rerankjax.model.likelihood import Rows
+from rerankjax.model.likelihood import SequenceBatch
 from rerankjax.model.packing import PackConfig, pack
 from rerankjax.model.sharding import (
     MeshConfig,
@@ -76,7 +76,9 @@ def texts():
     """Rows, and two completions behind each prompt with their mask."""
     rng = np.random.default_rng(1)
     tokens = functools.partial(rng.integers, 2, CONFIG.vocab_size, dtype=np.int32)
-    rows = Rows(tokens((B, P + C)), np.concatenate([uneven(rng, B, P, 1)[:, ::-1], uneven(rng, B, C, 1)], axis=1))
+    rows = SequenceBatch(
+        tokens((B, P + C)), np.concatenate([uneven(rng, B, P, 1)[:, ::-1], uneven(rng, B, C, 1)], axis=1)
+    )
     return rows, tokens((2 * B, C)), uneven(rng, 2 * B, C, 1)
 
 

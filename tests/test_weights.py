@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from rerankjax.model.config import ModelConfig, RopeScaling
 from rerankjax.model.decoder import decode_step, hidden_states, init_decoder, prefill, to_logits, unstack
-from rerankjax.model.likelihood import Rows
+from rerankjax.model.likelihood import SequenceBatch
 from rerankjax.model.pretrained import find_folder, read_config
 from rerankjax.model.sharding import make_mesh, replicated
 from rerankjax.model.weights import load, load_reranker, save, save_reranker
@@ -157,7 +157,7 @@ def test_rewards_are_those_of_transformers(pair, side):
     _, model, folder = pair
     tokens, mask = batch(side)
     config, params, pooling = load_reranker(folder / "reward")
-    scores = scores_of(config, pooling, params, Rows(tokens, mask), 0)
+    scores = scores_of(config, pooling, params, SequenceBatch(tokens, mask), 0)
     np.testing.assert_allclose(scores, torch_logits(model, tokens, mask)[:, 0], atol=1e-5, rtol=1e-5)
 
 
@@ -207,7 +207,7 @@ def test_a_reranker_of_our_own_scores_the_same_in_transformers(tiny, tmp_path):
     tokens, mask = batch("left")
     tokens = tokens % tiny.vocab_size
     tokens[mask & (tokens == PAD)] = 1
-    scores = scores_of(tiny, "last", params, Rows(tokens, mask), 0)
+    scores = scores_of(tiny, "last", params, SequenceBatch(tokens, mask), 0)
     np.testing.assert_allclose(scores, torch_logits(model, tokens, mask)[:, 0], atol=1e-5)
     config, again, pooling = load_reranker(tmp_path)
     assert (config, pooling) == (tiny, "last")

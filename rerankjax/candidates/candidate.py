@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One sample of one problem. The sandbox gives `verdict`, and `detail`: the last words of a failing run."""
+    """One sample of one problem. The sandbox gives `verdict`, and `detail`: the end of a failing run's stderr."""
 
     problem: str
     sample: int

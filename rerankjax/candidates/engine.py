@@ -1,12 +1,12 @@
-"""The sampling engine: n samples a prompt, each prompt read once, slots refilled as samples end.
+"""The sampling engine: n samples per prompt, each prompt read once, slots refilled as samples end.
 
-There are R rows, each a prompt whose keys and values its S slots share; a slot draws one sample. The device draws in
-chunks of a few tokens; between two chunks the host takes what has ended, gives its slot the prompt's next sample, and a
-row whose prompt has none left the next prompt. No batch waits for its slowest sample, and shapes do not change: one
-compilation of the chunk and one for each number of prompts that are read together and each length they are padded to.
+There are R rows. Each row has a prompt, whose keys and values its S slots share; a slot draws one sample. The device
+draws in chunks of a few tokens. Between chunks, the host takes the finished samples and gives each free slot the next
+sample of its prompt; a row whose prompt has no samples left gets the next prompt. No batch waits for its slowest
+sample, and shapes are fixed: the chunk is compiled once, reading once for each number of prompts and padded length.
 
-All slots write at one place of their caches, which goes round as a ring: a slot's own keys are the last it has written,
-in whatever order they lie, for each was rotated to its position before.
+All slots write at the same column of their caches, which are ring buffers: a slot's own keys are the last ones that it
+wrote. The order of the keys does not matter, because each was rotated to its position before it was written.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class EngineConfig:
     rows: int  # prompts
     slots: int  # samples of one prompt
     prompt_length: int  # tokens; a longer prompt is refused
-    chunk: int = 8  # tokens between two looks of the host
+    chunk: int = 8  # tokens between two checks by the host
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -56,7 +56,7 @@ class EngineConfig:
 
 
 class Prompt(NamedTuple):
-    """A prompt's tokens, and a number that its samples' keys are folded from: the same wherever it is drawn.
+    """A prompt's tokens, and a number that is folded into its samples' keys: the same in any batch.
 
     start: the state of the stop automaton in which its samples start.
     """
@@ -78,7 +78,7 @@ class Sample(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Everything on the device. B = R * S slots; those of a row stand together."""
+    """Everything on the device. B = R * S slots; the slots of a row are adjacent."""
 
     caches: tuple[Cache, ...]  # of the slots' own tokens, by layer: [B K C E]
     prefixes: tuple[Prefix, ...]  # by layer
@@ -86,7 +86,7 @@ class _State(NamedTuple):
     length: Int[Array, " R"]  # of each prompt
     column: Int[Array, ""]  # where in the ring the next token is written
     token: Int[Array, " B"]  # the last drawn
-    drawn: Int[Array, " B"]  # how many a slot has
+    drawn: Int[Array, " B"]  # how many tokens a slot has
     matched: Int[Array, " B"]  # the stop automaton's state
     done: Bool[Array, " B"]
     finished: Bool[Array, " B"]
@@ -136,7 +136,7 @@ def _read(
 ) -> _State:
     """Reads prompts, padded on the left, into `rows`; a row number past the last drops its prompt."""
     length = state.prefixes[0].mask.shape[1]
-    if len(prompts) % row_shards(mesh) == 0:  # or every device would read all of them
+    if len(prompts) % row_shards(mesh) == 0:  # otherwise every device reads all prompts
         prompts, mask = jax.lax.with_sharding_constraint((prompts, mask), by_row(mesh))
     logits, caches = prefill(config, params, prompts, mask, length - prompts.shape[1])
     mask = jnp.pad(mask, ((0, 0), (0, length - mask.shape[1])))
@@ -163,7 +163,7 @@ def _draw(
     sample: Int[Array, " B"],
     start: Int[Array, " B"],
 ) -> _State:
-    """Draws up to `chunk` tokens in every slot; those of `begin` begin sample `sample` of prompt `number` first, in
+    """Draws up to `chunk` tokens in every slot. Slots in `begin` first start sample `sample` of prompt `number`, in
     state `start` of the stop automaton."""
     B, C = state.tokens.shape
     slots = B // state.length.shape[0]
@@ -190,10 +190,10 @@ def _draw(
         token, log_prob, raw = choose(sampling, logits, uniform)
         matched = stops[s.matched, token]
         ends = (token == eos) | (matched == met)
-        at = jnp.where(s.done, C, s.drawn)  # past the end where nothing is to be written
+        place = jnp.where(s.done, C, s.drawn)  # past the end where nothing is to be written
 
         def put(old: Array, new: Array) -> Array:
-            return old.at[every, at].set(new, mode="drop")
+            return old.at[every, place].set(new, mode="drop")
 
         drawn = s.drawn + ~s.done
         return s._replace(
@@ -209,14 +209,14 @@ def _draw(
             raw_log_probs=put(s.raw_log_probs, raw),
         )
 
-    # Of a fixed length: to ask at every token whether all are done would have devices wait for one another.
+    # A loop of fixed length: a check at every token whether all slots are done would make devices wait for each other.
     return jax.lax.fori_loop(0, chunk, lambda _, s: body(s), state)
 
 
 class Engine:
-    """Compiled once, used for many prompts. Not for two threads at a time.
+    """Compiled once, used for many prompts. Not thread-safe.
 
-    params are an argument of `stream`, so that a policy in training is sampled without compiling anew.
+    params are an argument of `stream`, so that a policy in training is sampled without recompiling.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class Engine:
             jax.eval_shape(lambda: empty(jnp.float32)),
         )
         self._empty = jax.jit(empty, static_argnums=0, out_shardings=sharding)
-        self.idle_seconds = 0.0  # at most, in which the device had nothing to draw but waited for the host
+        self.idle_seconds = 0.0  # so far, at most, in which the device waited for the host
         self.real_tokens = self.computed_tokens = 0  # so far, of prompts read and samples drawn
         self.compilations = 0  # so far; bounded by the lengths and numbers of prompts that are read together
 
@@ -249,21 +249,21 @@ class Engine:
 
             return jax.jit(on_mesh(mesh, traced), donate_argnums=state, out_shardings=sharding)
 
-        # (parameters but the layers, those one by one, state, stops, which slots begin, key, prompts, samples, starts)
+        # (parameters without layers, layers one by one, state, stops, slots to begin, key, prompts, samples, starts)
         self.draw = compiled(functools.partial(_draw, config, sampling, engine.chunk, eos), 2)
         # (parameters, state, prompts, mask, rows) -> state
         self.read = compiled(functools.partial(_read, config, mesh), 1)
 
         def prepare(params: Params) -> tuple[Params, tuple[Params, ...]]:
             params = constrain(in_compute_dtype(config, params), mesh, DRAWING)
-            # Stacked to read prompts, one by one to draw: sliced at every chunk they would be copied at every chunk.
+            # Layers are stacked to read prompts, separate to draw: slicing them at every chunk would copy them.
             return params, unstack(config, params["layers"])
 
         self._prepare = jax.jit(prepare)
         self._mesh, self._sharding = mesh, sharding
 
     def shapes(self, params: Params) -> tuple[Params, tuple[Params, ...], Any]:
-        """What `read` and `draw` take for `params`, as shapes on the mesh: they, their layers one by one, the state."""
+        """Shapes on the mesh of what `read` and `draw` take: the parameters, their layers one by one, the state."""
         params, layers = jax.eval_shape(self._prepare, params)
         state = jax.eval_shape(functools.partial(self._empty, jax.tree.leaves(params)[0].dtype))
         split = (placed(tree, shardings_of(tree, self._mesh, DRAWING)) for tree in (params, layers))
@@ -280,8 +280,8 @@ class Engine:
     ) -> Iterator[Sample]:
         """Yields `samples` samples of each prompt as they end. Prompts are taken as rows become free.
 
-        A sample depends on `params`, its prompt's tokens, `key`, the prompt's number and its own: on nothing else.
-        `stops` is a table of `candidates.stop`. The layers' parameters are on the devices twice meanwhile.
+        A sample depends only on `params`, `key`, its prompt's tokens and number, and its own number. `stops` is a table
+        of `candidates.stop`. Meanwhile the devices hold the layers' parameters twice.
 
         Raises:
             ValueError: a prompt has no token, or more than `prompt_length`.
@@ -291,7 +291,7 @@ class Engine:
         state = self._empty(jax.tree.leaves(params)[0].dtype)
         others = {name: part for name, part in params.items() if name != "layers"}
         numbered = enumerate(prompts)
-        at = [-1] * R  # which prompt each row has
+        prompt_of_row = [-1] * R  # which prompt each row has
         todo: list[list[int]] = [[] for _ in range(R)]  # samples of it not yet begun
         drawing: list[tuple[int, int] | None] = [None] * (R * S)  # (prompt, sample) of each slot
         number, start = np.zeros(R, np.uint32), np.zeros(R, np.int32)
@@ -301,7 +301,7 @@ class Engine:
             free = [r for r in range(R) if not todo[r] and not any(drawing[r * S : (r + 1) * S])]
             fresh = [(r, *one) for r, one in zip(free, numbered, strict=False)] if free else []
             for r, index, prompt in fresh:
-                at[r], number[r], todo[r] = index, prompt.number, list(range(samples))[::-1]
+                prompt_of_row[r], number[r], todo[r] = index, prompt.number, list(range(samples))[::-1]
                 start[r] = prompt.start
             for chosen, tokens, mask in self._padded([(r, index, prompt.tokens) for r, index, prompt in fresh]):
                 state = self.read(params, state, tokens, mask, chosen)
@@ -311,17 +311,17 @@ class Engine:
             for slot in range(R * S):
                 if drawing[slot] is None and todo[slot // S]:
                     begin[slot], sample[slot] = True, todo[slot // S].pop()
-                    drawing[slot] = at[slot // S], int(sample[slot])
+                    drawing[slot] = prompt_of_row[slot // S], int(sample[slot])
             if any(drawing):
                 of_slots = np.repeat(number, S), sample, np.repeat(start, S)
                 state = self.draw(others, layers, state, stops, begin, key, *of_slots)
                 self.computed_tokens += R * S * self._engine.chunk
             begun = time.monotonic()
             self.idle_seconds += begun - ready
-            yield from finished  # while the device draws on
+            yield from finished  # while the device draws
             if not any(drawing):
                 return
-            if state.done.is_ready():  # for how long is unknown
+            if state.done.is_ready():  # since when is unknown
                 self.idle_seconds += time.monotonic() - begun
             done, drawn, stopped = jax.device_get((state.done, state.drawn, state.finished))
             ready = time.monotonic()
@@ -338,7 +338,7 @@ class Engine:
     def _padded(
         self, prompts: Sequence[tuple[int, int, Sequence[int]]]
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """(rows, tokens, mask) of prompts, in batches of a power of two of those padded to the same length."""
+        """(rows, tokens, mask) of prompts padded to one length, in batches whose size is a power of two."""
         by_length: dict[int, list[tuple[int, Sequence[int]]]] = {}
         for row, index, tokens in prompts:
             if not 0 < len(tokens) <= self._engine.prompt_length:

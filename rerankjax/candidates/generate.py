@@ -20,7 +20,7 @@ SHORTEST_PROMPTS = 64  # tokens that an engine keeps of each prompt, at least: e
 
 
 def problem_ids(problems: Sequence[Problem]) -> np.ndarray:
-    """An id for each problem, uint32 [B], from its name alone: no order and no neighbour changes it."""
+    """An id for each problem, uint32 [B], from its name alone: independent of the order and of other problems."""
     return np.array([zlib.crc32(p.name.encode()) for p in problems], np.uint32)
 
 
@@ -41,8 +41,8 @@ def generate(
     """`samples` candidates of each problem, as they end, those with short prompts first; `batch_size` problems are in
     flight at a time.
 
-    The device draws on while the caller works on what has ended; `used` hears in the end for how many seconds, at most,
-    it waited for the caller nevertheless, and which fraction of the tokens that it computed were real.
+    The device draws while the caller processes finished candidates. At the end, `used` gets the seconds, at most, that
+    the device waited for the caller, and the fraction of its computed tokens that were real.
     """
     if not problems:
         return
@@ -74,5 +74,5 @@ def generate(
 
 
 def _bucket(length: int, longest: int) -> int:
-    """Tokens that an engine keeps of a prompt: a sample attends to all of them, padding among them, at every step."""
+    """Tokens that an engine keeps of a prompt: a sample attends to all of them, including padding, at every step."""
     return min(longest, max(SHORTEST_PROMPTS, 1 << (length - 1).bit_length()))

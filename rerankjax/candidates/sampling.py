@@ -22,8 +22,8 @@ BLOCK = 256  # tokens whose probabilities are summed at once
 class SamplingConfig:
     """How tokens are drawn. `temperature` 0 is greedy.
 
-    Of the tempered distribution the `top_k` likeliest tokens are kept (0: all, arXiv 1805.04833), and of these the
-    fewest that have `top_p` of their mass (1: all, arXiv 1904.09751).
+    The `top_k` likeliest tokens of the tempered distribution are kept (0: all, arXiv 1805.04833), and of these the
+    fewest with `top_p` of their mass (1: all, arXiv 1904.09751).
     """
 
     temperature: float
@@ -43,7 +43,7 @@ class SamplingConfig:
 
 
 class Samples(NamedTuple):
-    """Sampled completions, padded on the right; an end-of-text token, or the one that met a stop string, is kept."""
+    """Sampled completions, padded on the right, with their end-of-text token or the one that met a stop string."""
 
     tokens: Int[Array, "B C"]
     mask: Bool[Array, "B C"]
@@ -53,7 +53,7 @@ class Samples(NamedTuple):
 
 
 def sample_keys(key: Key[Array, ""], problems: Int[Array, " B"], samples: int) -> Key[Array, " B*samples"]:
-    """A key for each (problem, sample), whatever else is in the batch. `problems` are ids that do not change."""
+    """A key for each (problem, sample), independent of the rest of the batch. `problems` are ids that do not change."""
     of_problem = jax.vmap(jax.random.fold_in, (None, 0))(key, problems)
     of_sample = jax.vmap(lambda k: jax.vmap(jax.random.fold_in, (None, 0))(k, jnp.arange(samples)))
     return of_sample(of_problem).reshape(-1)
@@ -113,8 +113,8 @@ def choose(
 def invert(logits: Float[Array, "B V"], uniform: Float[Array, " B"]) -> Int[Array, " B"]:
     """The token at which the cumulative distribution exceeds `uniform`: never one whose logit is -inf.
 
-    First the block of tokens in which it does, then the token: running sums over a whole vocabulary take longer than
-    all else of a choice.
+    It finds the block of tokens first, then the token in that block: running sums over a whole vocabulary would take
+    longer than the rest of `choose`.
     """
     B, V = logits.shape
     padded = jnp.pad(logits, ((0, 0), (0, -V % BLOCK)), constant_values=-jnp.inf).reshape(B, -1, BLOCK)
@@ -129,7 +129,7 @@ def invert(logits: Float[Array, "B V"], uniform: Float[Array, " B"]) -> Int[Arra
 
 
 def _below(aim: Float[Array, " B"], total: Float[Array, " B"]) -> Float[Array, " B"]:
-    """Below the total whatever rounding does, so that the first sum to exceed it belongs to a token of some mass."""
+    """`aim`, kept below the total despite rounding, so that the first sum to exceed it is at a token with mass."""
     return jnp.minimum(aim, jnp.nextafter(total, jnp.float32(0)))
 
 
@@ -145,7 +145,7 @@ def sample(
     pad: int,
     starts: Int[Array, " B"] | None = None,
 ) -> Samples:
-    """n completions for each left-padded prompt, n = len(keys) / B; those of a prompt stand together.
+    """n completions for each left-padded prompt, n = len(keys) / B; those of a prompt are adjacent.
 
     A prompt is read once and its cache repeated for its n samples. `stops` is a table of `candidates.stop`, `starts`
     the state in which each prompt's completions start, by default 0.
@@ -178,7 +178,7 @@ def sample(
 
     def body(carry: tuple) -> tuple:
         t, token, matched, done, caches, out = carry
-        # What a row attends to past its own end is never read, so the cache needs no mask of what is done.
+        # Outputs past a row's end are never read, so the cache needs no mask for finished rows.
         seen = jnp.concatenate([prompt_mask, jnp.broadcast_to(jnp.arange(C) < t, (rows, C))], axis=1)
         logits, caches = decode_step(config, params, layers, token, length + t - 1, seen, caches, P + t - 1)
         token, matched, done, out = draw(t, logits, matched, done, out)
@@ -201,7 +201,7 @@ def sample(
 def make_sampler(
     config: ModelConfig, sampling: SamplingConfig, samples: int, eos: int, pad: int, mesh: Mesh
 ) -> Callable[..., Samples]:
-    """The jitted sampler: (parameters, prompts, mask, key, problem ids, stop table) -> `samples` a prompt."""
+    """The jitted sampler: (parameters, prompts, mask, key, problem ids, stop table) -> `samples` per prompt."""
 
     def draw(params: Params, prompts: Array, mask: Array, key: Array, problems: Array, stops: Array) -> Samples:
         params = constrain(params, mesh, DRAWING)

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What each token adds to a text, special tokens nothing.
+    """What each token adds to a text; special tokens add nothing.
 
     A token is decoded behind an anchor, because decoders strip a leading space from a text's first token.
     """
@@ -22,8 +22,8 @@ def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def stop_table(texts: Sequence[str], stops: Sequence[str]) -> np.ndarray:
     """The automaton's transitions, int32 [states, tokens]: state 0 starts, the last state says that a stop was met.
 
-    Aho and Corasick's machine over characters (doi 10.1145/360825.360855), each token run through it from each state,
-    so a stop string is found wherever tokens cut it.
+    Aho and Corasick's automaton over characters (doi 10.1145/360825.360855); each token is run through it from each
+    state, so a stop string is found however tokens split it.
 
     Raises:
         ValueError: a stop string is empty.
@@ -52,8 +52,8 @@ def stop_table(texts: Sequence[str], stops: Sequence[str]) -> np.ndarray:
 def joined_table(texts: Sequence[str], stop_sets: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
     """One automaton for several sets of stop strings: its transitions, and the state in which each set starts.
 
-    Returns int32 [states, tokens] and int32 [sets]. The states of a set follow those of the set before it; the last
-    state, that a stop was met, serves all. Of one set it is `stop_table`.
+    Returns int32 [states, tokens] and int32 [sets]. The states of a set follow those of the set before it; all sets
+    share the last state, which says that a stop was met. For one set the table is that of `stop_table`.
     """
     tables = [stop_table(texts, stops) for stops in stop_sets]
     sizes = [len(table) - 1 for table in tables]
@@ -70,7 +70,7 @@ def _joined(tokenizer: PreTrainedTokenizerBase, stop_sets: tuple[tuple[str, ...]
 def stops_of(tokenizer: PreTrainedTokenizerBase, stops: Sequence[tuple[str, ...]]) -> tuple[np.ndarray, np.ndarray]:
     """The `joined_table` of some prompts' stop strings, and the state int32 [prompts] in which each prompt starts.
 
-    Made once for the same sets: of a large vocabulary it takes seconds.
+    Cached by the sets of stop strings, because a large vocabulary takes seconds.
     """
     stop_sets = tuple(dict.fromkeys(stops))
     table, starts = _joined(tokenizer, stop_sets)

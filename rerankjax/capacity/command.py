@@ -38,7 +38,7 @@ flags.declare_key_flag("config")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the command with the arguments behind its name. Ends the process with its exit status."""
+    """Runs the command with the arguments that follow its name, and ends the process with its exit status."""
     flags.mark_flags_as_required(["config", "topology"])
     app.run(_preflight, ["rerankjax preflight", *argv], flags_parser=functools.partial(parse, module=__name__))
 
@@ -56,10 +56,10 @@ def _preflight(argv: list[str]) -> None:
 
 
 def run(config: ExperimentConfig, target: topology.Topology, max_compilations: int) -> str | None:
-    """Prints the tables. What is wrong, and what to do about it; None where all fits.
+    """Prints the tables. Returns what is wrong, and what to do about it; None if all fits.
 
     Raises:
-        ConfigError: a checkpoint's shape cannot be found out.
+        ConfigError: a checkpoint's shape cannot be determined.
     """
     generator, reranker = find_models(config, target.attention)
     for model in (generator, reranker) if reranker is not generator else (generator,):
@@ -70,21 +70,21 @@ def run(config: ExperimentConfig, target: topology.Topology, max_compilations: i
     compiler = preflight.Compiler(target, lambda text: print(text, file=sys.stderr, flush=True))
 
     def report(config: ExperimentConfig) -> bool:
-        found = preflight.estimates_of(config, compiler)
-        print(f"{preflight_search.described(config, target)}\n\n{preflight.table(found, target)}", flush=True)
-        return all(estimate.fits for estimate in found)
+        estimates = preflight.estimates_of(config, compiler)
+        print(f"{preflight_search.described(config, target)}\n\n{preflight.table(estimates, target)}", flush=True)
+        return all(estimate.fits for estimate in estimates)
 
     if report(config):
         print(f"It fits ({compiler.count} compilations).")
         return None
-    found = preflight_search.suggest(config, compiler, max_compilations)
-    if found is None:
+    variant = preflight_search.suggest(config, compiler, max_compilations)
+    if variant is None:
         return (
             f"it does not fit, and no mesh, remat and microbatches were found that do ({compiler.count} compilations). "
             + preflight_search.closest(config, target)
         )
-    report(found)
+    report(variant)
     return (
-        f"it does not fit, but with {' '.join(preflight_search.flags(config, found))} it does, as the second table "
+        f"it does not fit, but with {' '.join(preflight_search.flags(config, variant))} it does, as the second table "
         f"shows ({compiler.count} compilations)."
     )

@@ -1,8 +1,7 @@
-"""Every device step of a run: its program, what the loop holds on the devices beside it, and what it costs.
+"""Every device step of a run: its program, the arrays that the loop holds on the devices meanwhile, and its cost.
 
-The programs are those of `loop.programs`, which the trainers run. Beside a step stand the models that the loop has on
-the devices when that step's turn comes: they are variables of `loop.train`, `loop.stages` and `loop.trainers`, and what
-is changed there is to be changed here.
+The programs are those of `loop.programs`, which the trainers run. The models that are on the devices during a step are
+variables of `loop.train`, `loop.stages` and `loop.trainers`: a change of these variables needs the same change here.
 """
 
 import dataclasses
@@ -41,9 +40,9 @@ from rerankjax.run import checkpoint
 class Step:
     """One program of the run.
 
-    arguments: those of the program, and what else its trainer holds, by what they are ("weights", "optimiser", "cache",
-    "batch"), and `resident` what is on the devices beside them: trees of shapes with shardings; an array that is in
-    them more than once is there once.
+    arguments: those of the program, and what else its trainer holds, by kind ("weights", "optimiser", "cache",
+    "batch"). resident: what else is on the devices. Both are trees of shapes with shardings; an array that is in them
+    more than once counts once.
     """
 
     kind: str  # steps of a kind differ only in their sizes
@@ -52,18 +51,18 @@ class Step:
     arguments: dict[str, Any]
     resident: Any
     cost: Cost  # of one call
-    mesh: Mesh  # of the chips that share it
-    sizes: tuple[float, ...] = ()  # a step of its kind that is as large in all of them needs as much memory
-    cache: float = 0.0  # keys and values that it makes and drops, bytes a device
-    temporaries: float = 0.0  # what else it certainly makes and drops
-    calls: int = 0  # in the run, where it trains
+    mesh: Mesh  # of the chips that share the step
+    sizes: tuple[float, ...] = ()  # a step of the same kind with larger sizes needs at least as much memory
+    cache: float = 0.0  # keys and values that it makes and drops, bytes per device
+    temporaries: float = 0.0  # other bytes that it certainly makes and drops
+    calls: int = 0  # in the run, for steps that train
 
 
 def device_steps(config: ExperimentConfig, topology: Topology) -> list[Step]:
-    """The steps of a run of `config` on `topology`, in its order: of each kind those that no other exceeds.
+    """The steps of a run of `config` on `topology`, in the run's order: of each kind those that no other exceeds.
 
     Raises:
-        ConfigError: a checkpoint's shape cannot be found out.
+        ConfigError: a checkpoint's shape cannot be determined.
     """
     key = f"{topology.name} {config}"
     if key not in _known:
@@ -71,11 +70,11 @@ def device_steps(config: ExperimentConfig, topology: Topology) -> list[Step]:
     return _known[key]
 
 
-_known: dict[str, list[Step]] = {}  # a search asks for the same ones again and again
+_known: dict[str, list[Step]] = {}  # a search asks for the same steps again and again
 
 
 def largest(steps: list[Step]) -> list[Step]:
-    """The steps without those that another of their kind exceeds in all sizes and in what stands beside it."""
+    """The steps without those that another of their kind matches or exceeds in all sizes and in resident memory."""
 
     def sizes(step: Step) -> tuple[float, ...]:
         return device_bytes(step.resident, step.program.arguments), *step.sizes
@@ -89,43 +88,43 @@ def largest(steps: list[Step]) -> list[Step]:
 
 
 def every_step(run: RunShapes) -> list[Step]:
-    """The steps of a run, in its order."""
+    """The steps of a run, in the run's order."""
     config = run.config
     generator, own = run.generator, run.own_reranker
-    found: list[Step] = []
-    if generator.folder and (config.sft.enabled or not config.first_iteration):  # the checkpoint is evaluated as it is
+    steps: list[Step] = []
+    if generator.folder and (config.sft.enabled or not config.first_iteration):  # evaluates the checkpoint itself
         base = generator.abstract(run.mesh)
         for name in config.evaluation:
-            found += _evaluation(run, base, name, [])
+            steps += _evaluation(run, base, name, [])
     if not config.first_iteration and not config.sft.enabled:
-        return found
+        return steps
     if config.sft.enabled:
-        found += _sft(run, "SFT", generator, [])
+        steps += _sft(run, "SFT", generator, [])
     if not config.first_iteration:
-        return [*found, *(step for name in config.evaluation for step in _evaluation(run, run.sft, name, [run.sft]))]
+        return [*steps, *(step for name in config.evaluation for step in _evaluation(run, run.sft, name, [run.sft]))]
     if own and config.sft.enabled:
-        found += _sft(run, "SFT of the reranker", run.reranker, [run.sft])
+        steps += _sft(run, "SFT of the reranker", run.reranker, [run.sft])
     resident = [run.sft, run.trunk]
     ppo = any(iteration.ppo and iteration.run for iteration in config.iterations.values())
     policies = [run.sft]
-    if ppo and config.lora.rank:  # without adapters a policy of PPO's is as the SFT model is
+    if ppo and config.lora.rank:  # without adapters PPO's policy has the SFT model's shapes
         policies.append(run.attached(run.sft, run.trained(generator, run.sft)))
     for policy in policies:
         for split in (TRAIN, DEV):
-            found += _engine(run, policy, split, programs.drawing_of(config, split), resident)
+            steps += _engine(run, policy, split, programs.drawing_of(config, split), resident)
         for name in config.evaluation:
-            found += _evaluation(run, policy, name, resident)
-    found += _reranker(run, "reranker", config.reranker_training, resident, again=False)
+            steps += _evaluation(run, policy, name, resident)
+    steps += _reranker(run, "reranker", config.reranker_training, resident, again=False)
     if config.later_iterations():
-        found += _reranker(run, "reranker, again", config.retraining, resident, again=True)
+        steps += _reranker(run, "reranker, again", config.retraining, resident, again=True)
     if ppo:
-        found += _ppo(run, resident)
+        steps += _ppo(run, resident)
     for split in (TRAIN, DEV, *config.evaluation):
-        found.append(_scoring(run, split, programs.drawing_of(config, split), resident))
+        steps.append(_scoring(run, split, programs.drawing_of(config, split), resident))
     if config.selection.sft_log_probs:
         drawings = {split: programs.drawing_of(config, split) for split in (DEV, *config.evaluation)}
-        found += [_log_probs(run, policy, *drawing, resident) for policy in policies for drawing in drawings.items()]
-    return found
+        steps += [_log_probs(run, policy, *drawing, resident) for policy in policies for drawing in drawings.items()]
+    return steps
 
 
 def _evaluation(run: RunShapes, policy: Params, name: str, resident: list[Any]) -> Iterator[Step]:
@@ -134,7 +133,7 @@ def _evaluation(run: RunShapes, policy: Params, name: str, resident: list[Any]) 
 
 
 def _sft(run: RunShapes, name: str, model: Model, resident: list[Any]) -> Iterator[Step]:
-    """SFT from scratch trains all parameters; SFT of a checkpoint what the config says."""
+    """SFT from scratch trains all parameters; SFT of a checkpoint trains what the config says."""
     config, training = run.config, run.config.sft
     start = model.abstract(run.mesh)
     base = run.base(start) if model.folder else None
@@ -144,7 +143,7 @@ def _sft(run: RunShapes, name: str, model: Model, resident: list[Any]) -> Iterat
 
 
 def _reranker(run: RunShapes, name: str, training: TrainingConfig, resident: list[Any], again: bool) -> Iterator[Step]:
-    """again: it starts from a reranker that was read, not from the trunk."""
+    """again: training starts from a reranker that was read, not from the trunk."""
     config, model, base = run.config, run.reranker, run.base(run.trunk)
     params = run.with_head(model, run.trunk)
     if not again and base is None:
@@ -167,10 +166,10 @@ def _training(
     logits: bool,
     times: int = 1,
 ) -> Iterator[Step]:
-    """The part of an update that takes gradients, and that which applies them; `times`: how many train so."""
+    """The two parts of an update: taking gradients, and applying them. times: how many such trainings the run has."""
     (state, _), sizes = program.apply.arguments, program.sizes
     total, params, _, part, _ = program.add.arguments
-    optimizer, lora, of = training.optimizer, programs.adapters(run.config, base), dtype_bytes(model.shape)
+    optimizer, lora, itemsize = training.optimizer, programs.adapters(run.config, base), dtype_bytes(model.shape)
     most, logits_each = optimizer.microbatches * times, sizes.targets if logits else 0
     yield Step(
         kind,
@@ -178,7 +177,7 @@ def _training(
         program.add,
         {"weights": (params, base), "optimiser": (state.opt_state, state.step), "batch": (total, part)},
         resident,
-        gradient_cost(model.shape, sizes.rows, sizes.length, lora=lora, logits=logits_each, dtype_bytes=of),
+        gradient_cost(model.shape, sizes.rows, sizes.length, lora=lora, logits=logits_each, dtype_bytes=itemsize),
         run.mesh,
         (sizes.rows, sizes.length, sizes.targets),
         calls=most * optimizer.steps,
@@ -240,7 +239,7 @@ def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
             of_run.add,
             {"weights": weights, "optimiser": (state.opt_state, state.step), "batch": (total, part)},
             held,
-            learning + read(logits=sizes.targets),  # the forward pass is made again, whatever is rematerialised of it
+            learning + read(logits=sizes.targets),  # one more forward pass, whatever remat computes again
             mesh,
             calls=updates * ppo.microbatches,
         ),
@@ -258,7 +257,7 @@ def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
     attached = run.attached(run.sft, state.params["decoder"])
     rollouts = programs.rollout_drawing(config, mesh.size // run.host_mesh.size)
     steps += _engine(run, attached, "PPO", rollouts, [*held, state])
-    # The dev problems are drawn with the policy, and first with the SFT model, which without adapters has its shapes.
+    # Dev problems are drawn with the SFT model first, then with the policy: without adapters, these have equal shapes.
     drawn_with = [attached, *([run.sft] if config.lora.rank else [])]
     dev, beside = programs.dev_drawing(config), [*held, state]
     steps += [step for policy in drawn_with for step in _engine(run, policy, "PPO's dev", dev, beside)]

@@ -1,7 +1,7 @@
-"""Whether a run fits the memory of devices that are not there.
+"""Whether a run fits the memory of devices that need not be present.
 
-Every device step is compiled ahead of time; the compiler says what it takes beside the arrays that it is given. A TPU's
-does so with the least effort, and once more as in a run only where that decides whether the whole fits.
+Every device step is compiled ahead of time; the compiler reports the memory that the step takes besides its arguments.
+For TPUs it compiles with the least effort, and again as in a run only if that decides whether the whole run fits.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ from rerankjax.results.render import pipes
 
 @dataclasses.dataclass(frozen=True)
 class MemoryUse:
-    """Bytes of one device's memory during a step: its arguments, what it makes, and what is resident beside it.
+    """Bytes of one device's memory during a step: its arguments, what it makes, and what is resident besides.
 
-    `activations` are also gradients and all else that a program makes and drops, its code among them. Not `compiled`,
-    because the rest is too much already, it is what is certain of them.
+    activations: also gradients and all else that a program makes and drops, and the program's code. If the step was not
+    `compiled`, because the rest does not fit already, only the part that is certain.
     """
 
     weights: float
@@ -42,23 +42,23 @@ class MemoryUse:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What preflight says of a step."""
+    """Preflight's estimate of a step."""
 
     step: Step
     memory: MemoryUse
-    fits: bool | None  # None: it is close, and not compiled as in a run
+    fits: bool | None  # None: close to the limit, and not compiled as in a run
     seconds: float  # the roofline's
 
 
 class Compiler:
-    """Compiles steps for a topology, the same program once. `count` says how many compilations there were."""
+    """Compiles steps for a topology, identical programs once. count: the number of compilations so far."""
 
     def __init__(self, topology: Topology, say: Callable[[str], object] = lambda text: None) -> None:
         self.topology, self.count, self._say = topology, 0, say
         self._temporaries: dict[tuple[Any, ...], float] = {}
 
     def estimate(self, step: Step, confirm: bool = False) -> Estimate:
-        """What the step needs, and whether it fits; with `confirm` a close one is compiled as in a run."""
+        """What the step needs, and whether it fits. confirm: compile a step close to the limit as in a run."""
         available, use = self.topology.memory_bytes, memory_use(step, None)
         fits: bool | None = use.total <= available
         if fits:
@@ -81,15 +81,15 @@ class Compiler:
 
 
 def estimates_of(config: ExperimentConfig, compiler: Compiler) -> list[Estimate]:
-    """Every step of a run, compiled; as in a run where all may fit and one is close."""
+    """Every step of a run, compiled; unless one does not fit, those close to the limit are compiled as in a run."""
     steps = device_steps(config, compiler.topology)
-    found = [compiler.estimate(step) for step in steps]
-    decided = any(estimate.fits is False for estimate in found)
-    return found if decided else [compiler.estimate(step, confirm=True) for step in steps]
+    estimates = [compiler.estimate(step) for step in steps]
+    decided = any(estimate.fits is False for estimate in estimates)
+    return estimates if decided else [compiler.estimate(step, confirm=True) for step in steps]
 
 
 def memory_use(step: Step, temporaries: float | None) -> MemoryUse:
-    """What a step takes whose program makes, and drops, so many bytes; None: so many as it certainly makes."""
+    """The memory of a step whose program makes and drops `temporaries` bytes; None: as many as it certainly makes."""
     parts = {name: device_bytes(tree) for name, tree in step.arguments.items()}
     arguments = device_bytes(step.arguments)
     weights, optimiser, cache = (parts.get(name, 0.0) for name in ("weights", "optimiser", "cache"))
@@ -105,18 +105,18 @@ def memory_use(step: Step, temporaries: float | None) -> MemoryUse:
 
 
 def _temporaries(step: Step, options: Mapping[str, Any]) -> float:
-    """Bytes of a device's memory that the program makes beside its arguments; where the compiler refuses it, what it
-    says of that, or infinity."""
+    """Bytes of a device's memory that the program makes besides its arguments. If the compiler refuses the program, the
+    bytes in the compiler's message, or infinity."""
     try:
         lowered = step.program.function.lower(*step.program.arguments)
         m: Any = lowered.compile(compiler_options=dict(options)).memory_analysis()
     except jax.errors.JaxRuntimeError as error:
-        said = str(error)
-        if "RESOURCE_EXHAUSTED" not in said:
+        message = str(error)
+        if "RESOURCE_EXHAUSTED" not in message:
             raise
-        if used := re.search(r"temporaries \(([\d.]+[KMG])\)", said):
+        if used := re.search(r"temporaries \(([\d.]+[KMG])\)", message):
             return _bytes(used[1])
-        used = re.search(r"Used ([\d.]+[KMG]) of", said)
+        used = re.search(r"Used ([\d.]+[KMG]) of", message)
         return _bytes(used[1]) - device_bytes(step.arguments) if used else math.inf
     new = m.output_size_in_bytes - m.alias_size_in_bytes
     return float(m.temp_size_in_bytes + new + m.generated_code_size_in_bytes)
@@ -127,7 +127,7 @@ def _bytes(size: str) -> float:
 
 
 def table(estimates: Sequence[Estimate], topology: Topology) -> str:
-    """Markdown: gigabytes (1e9 bytes) of each chip; FLOPs, and bytes moved, of all; the roofline's time."""
+    """Markdown: gigabytes (1e9 bytes) of each chip; FLOPs, and bytes moved, of all chips; the roofline's time."""
     kinds = "weights", "optimiser", "cache", "activations", "resident"
     header = "step", *kinds, "GB a chip", f"of {topology.memory_bytes / 1e9:.3g}", "TFLOP", "GB moved", "at least, ms"
     rows = []

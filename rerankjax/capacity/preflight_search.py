@@ -1,4 +1,4 @@
-"""The mesh, remat, microbatches and prompts in flight by which a run that does not fit would, at the least time."""
+"""Searches for the mesh, remat, microbatches and prompts in flight with which a run fits at the least time."""
 
 import bisect
 import contextlib
@@ -18,50 +18,49 @@ from rerankjax.model.config import REMATS
 from rerankjax.model.sharding import MeshConfig, make_mesh, row_shards
 from rerankjax.policy.ppo import PPOConfig
 
-# The kinds of steps that microbatches change, with the sections that hold those.
+# The kinds of steps that microbatches change, with the config's sections that set the microbatches.
 MICROBATCHES = {
     ("SFT",): ("sft.optimizer",),
     ("reranker",): ("reranker_training.optimizer", "retraining.optimizer"),
     ("PPO scores", "PPO outputs", "PPO update"): ("ppo",),
 }
-# Those that nothing but the mesh changes, and those that the prompts in flight do.
+# The kinds that only the mesh changes, and the kinds that the prompts in flight change.
 WHOLE = "SFT, Adam", "reranker, Adam", "PPO update, Adam", "scoring", "log-probabilities"
 SAMPLING = "read prompts", "draw"
 
 
 def training_seconds(config: ExperimentConfig, topology: Topology) -> float:
-    """The roofline time of all updates of the run: what remat and microbatches change."""
+    """The roofline time of all updates of the run, which remat and microbatches change."""
     return sum(s.calls * seconds(s.cost, topology.chip, s.mesh.size) for s in device_steps(config, topology))
 
 
 def suggest(config: ExperimentConfig, compiler: Compiler, most: int) -> ExperimentConfig | None:
-    """`config` on the mesh, and with the remat and microbatches, that fit at the least roofline time of training; None
-    if none of them does.
+    """`config` with the mesh, remat and microbatches that fit at the least roofline time of training; None if none do.
 
-    Pairs of mesh and remat are tried by the time that they would take without microbatches, of equals the present mesh
-    first, then those that split less over `tensor`, then over `fsdp`: until no other can be 1% faster, or `most`
-    compilations are reached. Of each, the least microbatches of each training step are found by bisection. Where
-    samples do not fit, fewer prompts are in flight: a sample is the same in whatever company it is drawn. What is close
-    does not count as fitting.
+    Pairs of mesh and remat are tried in the order of their times without microbatches; of equals the present mesh comes
+    first, then those that split less over `tensor`, then over `fsdp`. The search ends when no other pair can be 1%
+    faster, or after `most` compilations. For each pair, bisection finds the fewest microbatches of each training step.
+    If samples do not fit, fewer prompts are in flight: a sample does not depend on the others in flight. A step that is
+    close to the limit does not count as fitting.
     """
     topology = compiler.topology
     best, least = None, math.inf
     for bound, variant in _variants(config, topology):
         if bound > 0.99 * least or compiler.count >= most:
             break
-        found = _fitting(variant, compiler, most)
-        if found is not None:
-            time = training_seconds(found, topology)
-            best, least = (found, time) if best is None or time < least else (best, least)
+        fitted = _fitting(variant, compiler, most)
+        if fitted is not None:
+            time = training_seconds(fitted, topology)
+            best, least = (fitted, time) if best is None or time < least else (best, least)
     return best
 
 
 def _variants(config: ExperimentConfig, topology: Topology) -> list[tuple[float, ExperimentConfig]]:
-    """Each mesh and remat that may fit, with the time that it takes at least; in order of trial."""
-    found = []
+    """Each mesh and remat that may fit, with the least time that it takes; in order of trial."""
+    variants = []
     for on_mesh in _on_meshes(config, topology):
         least = _with_prompts(on_mesh, _prompts(on_mesh, topology)[-1])
-        # What is there before any program runs rules most out.
+        # The arrays that exist before any program runs rule out most meshes.
         if _certainly(least, topology)[0].total > topology.memory_bytes:
             continue
         for remat in REMATS:
@@ -70,12 +69,12 @@ def _variants(config: ExperimentConfig, topology: Topology) -> list[tuple[float,
                 variant = _replaced(variant, path, remat)
             for paths in MICROBATCHES.values():
                 variant = _with_microbatches(variant, paths, 1)
-            found.append((training_seconds(variant, topology), variant))
-    return sorted(found, key=lambda pair: pair[0])  # stable: meshes in their order
+            variants.append((training_seconds(variant, topology), variant))
+    return sorted(variants, key=lambda pair: pair[0])  # stable: equal times keep the order of meshes
 
 
 def _certainly(config: ExperimentConfig, topology: Topology) -> tuple[MemoryUse, Step]:
-    """The step that takes most, as far as is known before it is compiled."""
+    """The step that takes the most memory, as far as is known before compilation."""
     steps = device_steps(config, topology)
     return max(((memory_use(step, None), step) for step in steps), key=lambda pair: pair[0].total)
 
@@ -105,32 +104,32 @@ def _meshes(mesh: MeshConfig, devices: int, heads: int) -> Iterator[MeshConfig]:
 
 
 def _fitting(config: ExperimentConfig, compiler: Compiler, most: int) -> ExperimentConfig | None:
-    """`config` with the most prompts in flight and the least microbatches that fit."""
+    """`config` with the most prompts in flight and the fewest microbatches that fit; None if none fit."""
     topology = compiler.topology
 
     def fit(config: ExperimentConfig, kinds: tuple[str, ...]) -> bool:
         steps = [step for step in device_steps(config, topology) if step.kind in kinds]
-        # By what is known for certain first: that costs nothing.
+        # First by the memory that is certain: that needs no compilation.
         small = all(memory_use(step, None).total <= topology.memory_bytes for step in steps)
         return small and all(compiler.count < most and compiler.estimate(step).fits for step in steps)
 
     if not fit(config, WHOLE):
         return None
     sizes = (_with_prompts(config, size) for size in _prompts(config, topology))
-    found = next((variant for variant in sizes if fit(variant, SAMPLING)), None)
-    if found is None:
+    fitted = next((variant for variant in sizes if fit(variant, SAMPLING)), None)
+    if fitted is None:
         return None
     for kinds, paths in MICROBATCHES.items():
-        options = [_with_microbatches(found, paths, parts) for parts in _parts(found, paths, topology)]
+        options = [_with_microbatches(fitted, paths, parts) for parts in _parts(fitted, paths, topology)]
         least = bisect.bisect_left(options, True, key=lambda variant: fit(variant, kinds))
         if least == len(options):
             return None
-        found = options[least]
-    return found
+        fitted = options[least]
+    return fitted
 
 
 def _prompts(config: ExperimentConfig, topology: Topology) -> list[int]:
-    """`candidates.prompts_in_flight` and its halves, as far as devices can share them; the largest first."""
+    """`candidates.prompts_in_flight`, halved for as long as devices can share the prompts; the largest first."""
     sizes = [config.candidates.prompts_in_flight]
     while sizes[-1] % (2 * _sharing(config, topology)) == 0:
         sizes.append(sizes[-1] // 2)
@@ -138,7 +137,7 @@ def _prompts(config: ExperimentConfig, topology: Topology) -> list[int]:
 
 
 def _sharing(config: ExperimentConfig, topology: Topology) -> int:
-    """What the prompts in flight divide by: all devices share a batch, those of a host its samples."""
+    """The number that must divide the prompts in flight: all devices share a batch, a host's devices its samples."""
     return math.lcm(*map(row_shards, meshes(config.mesh, topology.devices, topology.of_host)))
 
 
@@ -147,7 +146,7 @@ def _with_prompts(config: ExperimentConfig, size: int) -> ExperimentConfig:
 
 
 def _parts(config: ExperimentConfig, paths: tuple[str, ...], topology: Topology) -> Iterator[int]:
-    """Powers of two into which a step's batches divide, each part among all devices that share a batch."""
+    """Powers of two that divide a step's batches into parts, each of which divides by the devices that share it."""
     shards = row_shards(make_mesh(config.mesh, topology.devices))
     sections = [_field(config, path.removesuffix(".optimizer")) for path in paths]
     sizes = [s.batch_size // (s.minibatches if isinstance(s, PPOConfig) else 1) for s in sections]
@@ -164,7 +163,7 @@ def _with_microbatches(config: ExperimentConfig, paths: tuple[str, ...], parts: 
 
 
 def _remat_paths(config: ExperimentConfig) -> list[str]:
-    """A reranker that starts from the generator is computed as that is."""
+    """The fields that set remat: a reranker that starts from the generator uses the generator's."""
     return ["generator.remat", *(["reranker.remat"] if config.reranker.given else [])]
 
 
@@ -175,20 +174,20 @@ def _field(section: Any, path: str) -> Any:
 
 
 def _replaced(section: Any, path: str, value: Any) -> Any:
-    """A config, or a section of it, with another value of a field."""
+    """A config, or a section of it, with `value` in the field at `path`."""
     name, _, rest = path.partition(".")
     return dataclasses.replace(section, **{name: _replaced(getattr(section, name), rest, value) if rest else value})
 
 
 def flags(before: ExperimentConfig, after: ExperimentConfig) -> list[str]:
-    """What `--config` flags make `after` of `before`."""
+    """The `--config` flags that turn `before` into `after`."""
     paths = ["mesh.data", "mesh.fsdp", "mesh.tensor", "candidates.prompts_in_flight", *_remat_paths(before)]
     paths += [f"{path}.microbatches" for of_kinds in MICROBATCHES.values() for path in of_kinds]
     return [f"--config.{p}={_field(after, p)}" for p in paths if _field(after, p) != _field(before, p)]
 
 
 def described(config: ExperimentConfig, topology: Topology) -> str:
-    """What preflight varies, in a line."""
+    """The settings that the search varies, in one line."""
     shape = config.mesh.shape(len(topology.devices))
     mesh = ", ".join(f"{axis} {size}" for axis, size in shape.items() if size > 1) or "one chip"
     remat = ", ".join(_field(config, path) for path in _remat_paths(config))
@@ -198,14 +197,14 @@ def described(config: ExperimentConfig, topology: Topology) -> str:
 
 
 def closest(config: ExperimentConfig, topology: Topology) -> str:
-    """What binds where nothing fits: the step that has least room, on the mesh that leaves it most."""
+    """A message for the case that nothing fits: the largest step, on the mesh where it takes the least memory."""
     least = (_with_prompts(on, _prompts(on, topology)[-1]) for on in _on_meshes(config, topology))
     tried = [(*_certainly(variant, topology), variant) for variant in least]
     if not tried:
         return (
             f"On no mesh can {len(topology.devices)} chips share its batches; see config.candidates.prompts_in_flight."
         )
-    use, step, variant = min(tried, key=lambda found: found[0].total)
+    use, step, variant = min(tried, key=lambda trial: trial[0].total)
     return (
         f"At best, {step.name} takes {use.total / 1e9:.3g} GB of {topology.memory_bytes / 1e9:.3g} before its "
         f"activations ({use.resident / 1e9:.3g} of it are other models), with "

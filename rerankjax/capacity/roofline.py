@@ -1,12 +1,12 @@
-"""What a decoder's work costs at least, in FLOPs and in bytes of memory traffic, and how long chips need for it.
+"""Lower bounds of a decoder's FLOPs and bytes of memory traffic, and of the time that chips need for them.
 
 The roofline (Williams et al. 2009): a program takes the longer of its FLOPs at the chip's peak and its bytes at the
-memory's bandwidth. It is a bound from below, and says which of the two binds; nothing here is measured.
+memory's bandwidth. This is a lower bound, and shows which of the two limits; nothing here is measured.
 
-Counted are the FLOPs of matrix products, 2 m n k each; norms, rotations and softmaxes are not. Of the bytes counted
-are those that no program avoids: parameters, the cache of keys and values, and, in training, what the backward pass
-needs, gradients and the optimiser's state. Other activations are taken to stay on the chip, and chips to exchange
-their parts at no cost.
+FLOPs are those of matrix products, 2 m n k each; norms, rotations and softmaxes are not counted. Bytes are those that
+no program avoids: parameters, the cache of keys and values, and in training what the backward pass needs, gradients
+and the optimiser's state. Other activations are assumed to stay on the chip, and communication between chips to cost
+nothing.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Chip:
 
 
 _NVIDIA, _CLOUD = "https://www.nvidia.com/en-us/data-center", "https://cloud.google.com/tpu/docs"
-# NVIDIA's 1,979 TFLOPS are of sparse matrices: dense ones get half.
+# NVIDIA's 1,979 TFLOPS are for sparse matrices: dense matrices get half.
 CHIPS = {
     "h100": Chip("H100 SXM", 989.4e12, 3.35e12, 80e9, f"{_NVIDIA}/h100/"),
     "h200": Chip("H200 SXM", 989.4e12, 4.8e12, 141e9, f"{_NVIDIA}/h200/"),
@@ -52,7 +52,7 @@ CHIPS = {
 
 
 def seconds(cost: Cost, chip: Chip, chips: int = 1) -> float:
-    """The least time in which `chips` do the work of `cost`, each an equal share of it."""
+    """The least time in which `chips` chips do the work of `cost`, each an equal share."""
     return max(cost.flops / chip.flops_per_second, cost.bytes / chip.bytes_per_second) / chips
 
 
@@ -77,7 +77,7 @@ def _kernels(config: ModelConfig) -> int:
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """All parameters of the decoder; a reranker's or a value head's `hidden_size` more are not among them."""
+    """All parameters of the decoder, without the `hidden_size` parameters of a reranker's or a value head."""
     c = config
     projections = _projections(c)
     biased = [*(("q_proj", "k_proj", "v_proj") if c.qkv_bias else ()), *(("o_proj",) if c.attention_bias else ())]
@@ -93,7 +93,7 @@ def adapter_count(config: ModelConfig, lora: LoraConfig) -> int:
 
 
 def cache_bytes(config: ModelConfig, tokens: int, dtype_bytes: int = 2) -> int:
-    """The keys and values of so many tokens, over all layers."""
+    """Bytes of the keys and values of `tokens` tokens, over all layers."""
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens * dtype_bytes
 
 
@@ -111,7 +111,7 @@ def forward_flops(config: ModelConfig, tokens: int, pairs: int, logits: int) -> 
 
 
 def causal_pairs(length: int, prefix: int = 0) -> int:
-    """Pairs of a query and a key in a row of `length` tokens behind `prefix` others that are in the cache."""
+    """Pairs of a query and a key in a row of `length` tokens behind `prefix` tokens that are in the cache."""
     return length * prefix + length * (length + 1) // 2
 
 
@@ -129,7 +129,7 @@ def prefill_cost(
 
     Args:
         prefix: tokens before each row, whose keys and values are in the cache.
-        prefixes: how many different ones the rows share; by default each has its own.
+        prefixes: how many different prefixes the rows share; by default each row has its own.
         logits: positions of each row that are mapped to the vocabulary: 1 for a prompt, 0 for a reranker.
         dtype_bytes: of parameters and cache.
     """
@@ -148,12 +148,12 @@ def decode_cost(
     prefixes: int | None = None,
     dtype_bytes: int = 2,
 ) -> Cost:
-    """Drawing one token more for each of `batch` samples, which all share one reading of the parameters.
+    """Drawing one more token for each of `batch` samples; the parameters are read once for all samples.
 
     Args:
-        length: tokens of its own that each attends to, the one it is given among them.
-        prefix: tokens of its prompt, which it attends to besides.
-        prefixes: how many different prompts there are, each read once for all of its samples; by default one a sample.
+        length: tokens of its own that each sample attends to, including the token that it is given.
+        prefix: tokens of its prompt that each sample attends to as well.
+        prefixes: how many different prompts there are, each read once for all its samples; by default one per sample.
         dtype_bytes: of parameters and cache.
     """
     cached = (batch if prefixes is None else prefixes) * prefix + batch * length
@@ -167,7 +167,7 @@ def decode_cost(
 def score_cost(
     config: ModelConfig, prompts: int, prompt_length: int, candidates: int, length: int, *, dtype_bytes: int = 2
 ) -> Cost:
-    """A reranker's scores of `candidates` completions of each of `prompts` prompts, each of which is read once."""
+    """A reranker's scores of `candidates` completions of each of `prompts` prompts; each prompt is read once."""
     reading = prefill_cost(config, prompts, prompt_length, logits=0, dtype_bytes=dtype_bytes)
     rows = prompts * candidates
     behind = prefill_cost(
@@ -189,7 +189,7 @@ def sampling_seconds(
 ) -> float:
     """The least time to read `prompts` prompts once and draw `samples` completions of `length` tokens behind each.
 
-    All are drawn side by side. A prompt's reading gives the first token, each of the others takes a step.
+    All completions are drawn in parallel. Reading a prompt gives the first token; each other token takes a step.
     """
     total = seconds(prefill_cost(config, prompts, prompt_length, dtype_bytes=dtype_bytes), chip, chips)
     for own in range(1, length):
@@ -218,16 +218,16 @@ def gradient_cost(
 ) -> Cost:
     """Forward and backward over `batch` rows of `length` tokens, and adding to the gradients of other parts.
 
-    With adapters the frozen kernels get no gradient, but activations pass theirs through them.
+    With adapters the frozen kernels get no gradient, but the gradients of activations pass through the kernels.
 
     Args:
         lora: adapters over a frozen base, or all parameters.
         logits: positions of each row that are mapped to the vocabulary: all by default, 0 for a reranker.
-        remat: whether layers are computed once more in the backward pass (by default where the config
-            says "full"; what "dots" computes again are no projections, and not counted). Model FLOPs
-            utilisation counts useful FLOPs alone: give it False.
-        dtype_bytes: of parameters as they are multiplied, and of activations.
-        state_bytes: of trained parameters, their gradients and each of Adam's two moments, as they are kept.
+        remat: whether layers are computed once more in the backward pass (by default if the config
+            says "full"; "dots" computes no projections again, and is not counted). Model FLOPs
+            utilisation counts only useful FLOPs: give False for it.
+        dtype_bytes: of parameters in matrix products, and of activations.
+        state_bytes: of trained parameters, their gradients and each of Adam's two moments, as stored.
     """
     c = config
     remat = c.remat == "full" if remat is None else remat
@@ -239,18 +239,18 @@ def gradient_cost(
     trained = _trained(c, lora)
     last = 2 * c.num_hidden_layers * c.intermediate_size * c.hidden_size * tokens  # a layer's last product
     if lora.rank:
-        # Of the backward pass's two products a kernel, the one for the kernel itself falls away.
+        # Of the backward pass's two products per kernel, a frozen kernel needs no product for its own gradient.
         adapters = 2 * trained * tokens
         backward = layers + attention + head + 2 * adapters
         layers += adapters
         last += 2 * c.num_hidden_layers * lora.rank * c.hidden_size * tokens * ("down_proj" in lora.targets)
     else:
         backward = 2 * (layers + head)
-    # What a layer gives is not computed again: no gradient needs it.
+    # A layer's output is not computed again: no gradient needs it.
     flops = layers + head + backward + (layers - last if remat else 0)
 
     parameters = parameter_count(c) * dtype_bytes * (3 if remat else 2)
-    # Without remat what every product was given and gave is written and read; with it each layer's input alone.
+    # Without remat every product's inputs and outputs are written and read; with remat only each layer's input.
     given = 2 * c.hidden_size + c.num_attention_heads * c.head_dim + c.intermediate_size
     of_token = c.hidden_size if remat else given + sum(outputs for _, outputs in _projections(c).values())
     kept = c.num_hidden_layers * tokens * of_token * dtype_bytes
@@ -263,7 +263,7 @@ def _trained(config: ModelConfig, lora: LoraConfig) -> int:
 
 
 def _read_bytes(config: ModelConfig, tokens: int, logits: bool, dtype_bytes: int) -> int:
-    """Of parameters: all but the embeddings, of which a row for each token is read, unless they make the logits too."""
+    """Bytes of the parameters read: the layers, a row of embeddings per token, and with `logits` the output table."""
     table = config.vocab_size * config.hidden_size
     tables = table if config.tie_word_embeddings else 2 * table
     return (parameter_count(config) - tables + table * logits + tokens * config.hidden_size) * dtype_bytes

@@ -1,4 +1,4 @@
-"""A run's models as shapes: read from config.json where there is a checkpoint, and placed on a topology's meshes."""
+"""A run's models as shapes: read from config.json if there is a checkpoint, and placed on a topology's meshes."""
 
 import dataclasses
 import functools
@@ -33,20 +33,20 @@ DEEPSEEK_IDS = {
 
 
 def find_shape(config: ExperimentConfig, name: str) -> ModelConfig:
-    """The shape of the generator, or of a reranker of its own. No weights are read, and none are downloaded.
+    """The shape of the generator, or of a separate reranker. No weights are read, and none are downloaded.
 
-    A checkpoint's is in its folder's config.json or its GGUF file; those of DeepSeek-Coder's hub ids are known; others
-    are in the hub's config.json, where the hub can be reached.
+    A checkpoint's shape is in its folder's config.json or its GGUF file; the shapes of DeepSeek-Coder's hub ids are
+    known; other shapes are in the hub's config.json, if the hub can be reached.
 
     Raises:
-        ConfigError: the shape cannot be found out, or its context is too short.
+        ConfigError: the shape cannot be determined, or its context is too short.
     """
     source: ModelSource = config.generator if name == GENERATOR else config.reranker
     if source.shape is not None:
         return source.computed(source.shape)
     try:
         shape = _checkpoint_shape(source.checkpoint, source.revision or None)
-    except (OSError, ValueError) as error:  # the hub's client's are among them
+    except (OSError, ValueError) as error:  # the hub client's errors are among these
         raise ConfigError(
             f"config.{name}.checkpoint = {source.checkpoint!r}: its shape is unknown here: {error}; give a folder with "
             "its config.json, for which no weights are needed"
@@ -55,7 +55,7 @@ def find_shape(config: ExperimentConfig, name: str) -> ModelConfig:
     return source.computed(shape)
 
 
-@functools.lru_cache(maxsize=16)  # a search asks for the same ones again and again
+@functools.lru_cache(maxsize=16)  # a search asks for the same shapes again and again
 def _checkpoint_shape(path_or_id: str, revision: str | None) -> ModelConfig:
     path = Path(path_or_id)
     if not path.exists() and path_or_id in DEEPSEEK_IDS:
@@ -68,7 +68,7 @@ def _checkpoint_shape(path_or_id: str, revision: str | None) -> ModelConfig:
 
 
 def find_models(config: ExperimentConfig, attention: str) -> tuple[Model, Model]:
-    """The generator and the reranker, the same where they are one; attention is the kernel where a source says "auto".
+    """The generator and the reranker: the same object if they are one model. attention: replaces a source's "auto".
 
     Raises:
         ConfigError: as `find_shape`.
@@ -106,23 +106,23 @@ class RunShapes:
         return trainers.lora_base(self.config, sft)
 
     def with_head(self, model: Model, sft: Params) -> Params:
-        """What a reranker's training starts from and ends in."""
+        """A reranker's parameters, before or after its training."""
         like = jax.eval_shape(lambda p: trainers.start_reranker(self.config, model.shape, p, 0), sft)
         return checkpoint.abstract(like, self.mesh)
 
     def trained(self, model: Model, sft: Params) -> Params:
-        """A decoder that training makes of `sft`: whole, or its adapter."""
+        """What training makes of the decoder `sft`: all parameters, or an adapter."""
         return self.with_head(model, sft)["decoder"]
 
     def attached(self, sft: Params, decoder: Params) -> Params:
-        """As `lora.attach`, which cannot multiply shapes; the base's arrays stay the same ones."""
+        """The same as `lora.attach`, which cannot multiply shapes; the base's leaves stay the same objects."""
         if not self.config.lora.rank:
             return decoder
         layers = {name: module | decoder["layers"].get(name, {}) for name, module in sft["layers"].items()}
         return sft | {"layers": layers}
 
     def on_host(self, model: Model, decoder: Params) -> Params:
-        """A decoder as a host draws and scores with it: where there are several hosts, each has a copy."""
+        """The decoder with which a host draws and scores: if there are several hosts, each has a copy."""
         if self.host_mesh is self.mesh:
             return decoder
         light = jax.eval_shape(functools.partial(in_compute_dtype, model.shape), decoder)
@@ -130,7 +130,7 @@ class RunShapes:
 
 
 def open_run(config: ExperimentConfig, topology: Topology, vocabulary: Vocabulary | None = None) -> RunShapes:
-    """The run of `config` on a topology. Without a vocabulary one of the generator's size, with few stop strings.
+    """The run of `config` on a topology. vocabulary: by default one of the generator's size with few stop strings.
 
     Raises:
         ConfigError: as `find_shape`.
@@ -144,13 +144,13 @@ def open_run(config: ExperimentConfig, topology: Topology, vocabulary: Vocabular
 
 
 def meshes(config: MeshConfig, devices: Sequence[Any], of_host: Sequence[Any] | None) -> tuple[Mesh, Mesh]:
-    """The run's mesh, and that on which a host draws and scores: the same where there is one host."""
+    """The run's mesh, and the mesh on which a host draws and scores: the same mesh if there is one host."""
     mesh = make_mesh(config, devices)
     return mesh, mesh_of_host(mesh, of_host) if of_host else mesh
 
 
 def device_bytes(*trees: Any) -> float:
-    """Bytes that trees of shapes take on one device; an array that is in them more than once is there once."""
+    """Bytes that trees of shapes take on one device; an array that is in them more than once counts once."""
     leaves = {id(leaf): leaf for leaf in jax.tree.leaves(trees)}
 
     def size(leaf: Any) -> int:
@@ -161,11 +161,11 @@ def device_bytes(*trees: Any) -> float:
 
 
 def dtype_bytes(shape: ModelConfig) -> int:
-    """Of what a model computes in."""
+    """Bytes per value of the type that a model computes in."""
     return jnp.dtype(shape.compute_dtype or "float32").itemsize
 
 
 def head_shards(shape: ModelConfig, mesh: Mesh) -> int:
-    """Into how many parts the heads of keys and values are split."""
+    """The number of parts into which the heads of keys and values are split."""
     tensor = mesh.shape["tensor"]
     return tensor if shape.num_key_value_heads % tensor == 0 else 1

@@ -8,15 +8,15 @@ from rerankjax.capacity.roofline import Chip, cache_bytes, parameter_count, samp
 from rerankjax.model.config import ModelConfig
 from rerankjax.results.render import pipes
 
-CLAIMED = 3.0  # times faster than 33B, says the paper of 6.7B + 6.7B
+CLAIMED = 3.0  # the paper: 6.7B + 6.7B is this many times faster than 33B
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds a problem, with up to `problems` of them in flight.
+    """Seconds per problem, with up to `problems` problems in flight.
 
-    `large_seconds` is for one sample of the large model. The others are for n of the small one, and for their scores;
-    None where memory does not hold even one problem.
+    large_seconds: for one sample of the large model. drawing_seconds, scoring_seconds: for n samples of the small model
+    and for their scores. None if memory does not hold even one problem.
     """
 
     problems: int
@@ -41,7 +41,7 @@ class Timing:
 class Comparison:
     """All timings of three models on the same hardware, in the same precision. Lengths are in tokens.
 
-    `how` says where the seconds come from: "roofline", or "measured" with which weights.
+    how: where the seconds come from: "roofline", or "measured" and the weights.
     """
 
     how: str
@@ -61,7 +61,7 @@ class Comparison:
 def sampling_bytes(
     config: ModelConfig, prompts: int, prompt_length: int, samples: int, length: int, dtype_bytes: int = 2
 ) -> int:
-    """Parameters, and the cache of all prompts and of all samples behind them at their whole length."""
+    """Bytes of parameters, and of the cache of all prompts and of their samples at full length."""
     tokens = prompts * (prompt_length + samples * length)
     return parameter_count(config) * dtype_bytes + cache_bytes(config, tokens, dtype_bytes)
 
@@ -76,14 +76,14 @@ def roofline(
     problems: Sequence[int],
     samples: Sequence[int],
 ) -> Comparison:
-    """The comparison by what the chips could do at best, in bfloat16 (see `rerankjax.capacity.roofline`).
+    """The comparison by the roofline of the chips, in bfloat16 (see `rerankjax.capacity.roofline`).
 
-    Where memory does not hold as many problems at a time, fewer are: as many as it holds.
+    If memory does not hold that many problems, as many are in flight as it holds.
 
     Args:
         names: of the large model, the sampler and the reranker in `models`.
-        problems: in flight, at most; each gets its timings.
-        samples: the n of the sampler.
+        problems: the most in flight; each of these numbers gets its timings.
+        samples: values of n, the samples per problem.
     """
     large, sampler, reranker = (models[name] for name in names)
     P, C = prompt_length, completion_length
@@ -119,7 +119,7 @@ def roofline(
 
 
 def chips_for(chip: Chip, needed: int) -> int:
-    """The fewest chips, a power of two, whose memory holds so many bytes."""
+    """The fewest chips, a power of two, whose memory holds `needed` bytes."""
     chips = 1
     while chips * chip.memory_bytes < needed:
         chips *= 2
@@ -152,15 +152,15 @@ def table_of(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 def caption(comparison: Comparison) -> str:
     """Where the seconds come from, and up to which n the paper's claim holds."""
     c = comparison
-    said = []
+    limits = []
     for problems in dict.fromkeys(t.problems for t in c.timings):
         enough = [t.n for t in c.timings if t.problems == problems and t.ratio is not None and t.ratio >= CLAIMED]
         upto = f"up to n = {max(enough)}" if enough else "at no n of these"
-        said.append(f"{problems} at a time: {upto}")
+        limits.append(f"{problems} at a time: {upto}")
     return (
         f"Seconds a problem, with so many in flight (fewer where memory holds fewer), and how many times "
         f"faster than {c.large}; {c.how}, {c.hardware}, {c.precision}; prompts of {c.prompt_length} tokens, "
-        f"completions of {c.completion_length}. {CLAIMED:g} times faster, with {'; '.join(said)}."
+        f"completions of {c.completion_length}. {CLAIMED:g} times faster, with {'; '.join(limits)}."
     )
 
 

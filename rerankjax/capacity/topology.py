@@ -1,6 +1,6 @@
-"""Devices to compile for that are not there: TPU slices, NVIDIA GPUs, and CPU devices simulated on this machine.
+"""Devices to compile for that need not be present: TPU slices, NVIDIA GPUs, and simulated CPU devices.
 
-A topology is a chip and how many: a TPU's shape in chips, as `tpu/` takes it (v5e:4x4), or a number (h100:8, cpu:8).
+A topology is a chip and a count: a TPU's shape in chips, as `tpu/` takes it (v5e:4x4), or a number (h100:8, cpu:8).
 TPU programs are compiled by libtpu, GPU programs by JAX's CUDA plugin; neither needs the hardware.
 """
 
@@ -19,9 +19,9 @@ from rerankjax.capacity.roofline import CHIPS, Chip
 
 TPUS, GPUS = ("v5e", "v5p", "v6e"), ("h100", "h200")
 GPUS_OF_HOST = 8
-# What JAX takes of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+# The fraction of a GPU's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 FRACTION = 0.75
-# Round numbers, for a roofline to order by: simulated devices have no speed.
+# Round numbers, so that a roofline can order steps: simulated devices have no speed.
 CPU = Chip("simulated CPU device", 1e11, 1e10, 4e9, "none")
 
 # CUDA's properties of the GPU, by which XLA chooses among kernels (compute capability 9.0: CUDA C++ Programming Guide,
@@ -59,20 +59,20 @@ class TopologyError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """What to compile for. `of_host` are the devices of one of several hosts by itself, else None."""
+    """What to compile for. of_host: the devices of one host if there are several hosts, otherwise None."""
 
     name: str
     devices: tuple[Any, ...]
     of_host: tuple[Any, ...] | None
     chip: Chip
-    memory_bytes: float  # of a device, that arrays and programs may fill
-    attention: str  # for a config that says "auto", which would go by the backend of this machine
-    quick: Mapping[str, Any]  # the compiler's options for a compilation that only asks for memory
-    uncertain: float = 0.0  # by what part that may be less than it is without those options
+    memory_bytes: float  # per device, for arrays and programs
+    attention: str  # replaces a config's "auto", which would follow this machine's backend
+    quick: Mapping[str, Any]  # compiler options for a compilation that only measures memory
+    uncertain: float = 0.0  # the fraction by which `quick` may underestimate temporaries
 
 
 def prepare(name: str, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Sets what JAX and its compilers read when they start: before the first use of a device.
+    """Sets what JAX and its compilers read when they start. Call it before the first use of a device.
 
     Raises:
         TopologyError: no such topology.
@@ -83,19 +83,19 @@ def prepare(name: str, environment: MutableMapping[str, str] = os.environ) -> No
     if chip == "cpu":
         jax.config.update("jax_num_cpu_devices", math.prod(shape))
     elif chip in TPUS:
-        # Ask no metadata server which machine this is, and let other processes use libtpu too.
+        # Do not ask a metadata server which machine this is, and let other processes use libtpu too.
         environment.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     else:
-        # Kernels are chosen by timing them, for which there is no device.
+        # XLA would choose kernels by timing them, for which there is no device.
         flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flags}".strip()
 
 
 def find(name: str, memory_gb: float | None = None) -> Topology:
-    """The topology `name`; `memory_gb` (1e9 bytes a device) in place of its chip's memory.
+    """The topology `name`; `memory_gb` (1e9 bytes per device) replaces the chip's memory.
 
     Raises:
-        TopologyError: no such topology, or what compiles for it is not installed.
+        TopologyError: no such topology, or its compiler is not installed.
     """
     kind, shape = _parse(name)
     chip, count = CHIPS.get(kind, CPU), math.prod(shape)
@@ -104,7 +104,7 @@ def find(name: str, memory_gb: float | None = None) -> Topology:
         devices = jax.devices("cpu")[:count]
         if len(devices) < count:
             raise TopologyError(f"--topology={name}: JAX has {len(devices)} CPU devices; start it with more")
-        # The older emitters compile in half the time; from jaxlib 0.12 on there are none.
+        # The older emitters compile in half the time; jaxlib 0.12 and later have none.
         older = {"xla_cpu_use_fusion_emitters": False}
         quick = {"xla_backend_optimization_level": 0, **(older if _compiler_knows(older) else {})}
         return Topology(name, tuple(devices), None, chip, memory, "xla", quick, 0.05)
@@ -126,11 +126,11 @@ def find(name: str, memory_gb: float | None = None) -> Topology:
             grid = f"1x{-(-shape[0] // GPUS_OF_HOST)}x{alone[0]}"
             return _describe(name, platform="cuda", topology_name=kind, target_config=target, topology=grid)
 
-    # A part of a topology's devices cannot be compiled for: a host is a topology of its own.
+    # XLA cannot compile for a part of a topology's devices: a host gets its own topology.
     of_host = describe(alone) if math.prod(alone) < count else None
-    if kind in GPUS:  # cuDNN's kernel is not made without a GPU
+    if kind in GPUS:  # cuDNN's kernel cannot be built without a GPU
         return Topology(name, describe(shape), of_host, chip, memory, "xla", {})
-    # A third of the compiler's time. The default effort's temporaries were .93 to 1.35 of these, for 6.7B's steps.
+    # A third of the compile time. For 6.7B's steps, the default effort's temporaries were .93 to 1.35 times these.
     least_effort = {"exec_time_optimization_effort": -1.0}
     return Topology(name, describe(shape), of_host, chip, memory, "splash", least_effort, 0.4)
 
@@ -158,7 +158,7 @@ def _need(module: str, name: str, extra: str) -> None:
 
 
 def _compiler_knows(options: dict[str, Any]) -> bool:
-    """Whether XLA, which refuses options by name, takes these for a program of this process's devices."""
+    """Whether XLA, which refuses unknown options, accepts these for a program of this process's devices."""
     try:
         jax.jit(lambda: 0).lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:

@@ -1,4 +1,4 @@
-"""What concerns several fields of a config: refused before any work, each with the field, its value and the remedy."""
+"""Checks across several fields of a config, before any work; an error names the field, its value and the remedy."""
 
 from rerankjax.loop.config import (
     PASS_RATE,
@@ -23,8 +23,7 @@ def require(holds: bool, field: str, value: object, remedy: str) -> None:
 
 
 def check(config: ExperimentConfig, devices: int) -> None:
-    """Raises ConfigError unless the config can run on a mesh of `devices`, as far as can be told without its models
-    and problems."""
+    """Raises ConfigError unless the config can run on `devices` devices. Models and problems are checked later."""
     try:
         shape = config.mesh.shape(devices)
     except ValueError as error:
@@ -54,7 +53,7 @@ def check(config: ExperimentConfig, devices: int) -> None:
 
 def check_shape(config: ExperimentConfig, model: ModelConfig, field: str) -> None:
     """Raises ConfigError unless a model's context, `field`, holds the longest prompt, completion and an end-of-text
-    token, and the mesh splits it between heads."""
+    token, and the mesh can split the model's heads."""
     try:
         config.mesh.check_heads(model.num_key_value_heads)
     except ValueError as error:
@@ -71,7 +70,7 @@ def check_shape(config: ExperimentConfig, model: ModelConfig, field: str) -> Non
 
 
 def _check_batches(config: ExperimentConfig, devices: int) -> None:
-    """What is drawn side by side is split over the devices; batches that are trained on are filled up to that."""
+    """Batches that are sampled must divide by the devices that share them; training batches are padded to fit."""
     whole = "rollouts_in_flight" if config.ppo.rollouts_in_flight else "batch_size"
     for field, value in {
         "candidates.prompts_in_flight": config.candidates.prompts_in_flight,

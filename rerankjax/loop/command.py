@@ -18,7 +18,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # the warning advises to install torch
 
 from rerankjax.loop.config import ConfigError
 from rerankjax.loop.train import train
@@ -43,28 +43,28 @@ CPU_DEVICES = flags.DEFINE_integer(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the command with the arguments behind its name. Ends the process with its exit status."""
+    """Runs the command with the arguments that follow its name, and ends the process with its exit status."""
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(_train, ["rerankjax train", *argv], flags_parser=functools.partial(parse, module=__name__))
 
 
 def parse(argv: list[str], module: str) -> list[str]:
-    """The arguments that are no flags. A config that does not exist, or lacks a field, ends in one line; no arguments,
-    or --help, in the docstring of the command's module, and its flags."""
+    """The arguments that are not flags. Exits with a message of one line if the config does not exist or lacks a field.
+    Without arguments, or with --help, prints the docstring and the flags of the command's `module`, and exits."""
     if len(argv) == 1 or {"-h", "-help", "--help"} & set(argv):
         print(f"{sys.modules[module].__doc__}\n{flags.FLAGS.module_help(module)}")
         sys.exit(0)
     try:
         rest = list(flags.FLAGS(argv))
-        _ = flags.FLAGS.config.keys()  # where the file cannot be read, this says so
+        _ = flags.FLAGS.config.keys()  # raises here if the file cannot be read
     except (AttributeError, KeyError, OSError, TypeError, ValueError, flags.Error) as error:
         lines = str(error.args[0] if error.args else error).strip().splitlines()
-        # Of an error in a config file, ml_collections gives the whole traceback.
+        # For an error in a config file, ml_collections gives the whole traceback.
         last = "Traceback" in "".join(lines) or isinstance(error, OSError)
-        said = lines[-1] if last else " ".join(" ".join(lines).split())
-        if "\\n" in said:  # of an unknown field, the repr of a text
-            said = said.strip("'").replace("\\n", ". ").replace("\\'", "'")
-        sys.exit(f"{argv[0]}: {said.strip()} ({argv[0]} --help lists the flags)")
+        message = lines[-1] if last else " ".join(" ".join(lines).split())
+        if "\\n" in message:  # an unknown field's message is the repr of a text
+            message = message.strip("'").replace("\\n", ". ").replace("\\'", "'")
+        sys.exit(f"{argv[0]}: {message.strip()} ({argv[0]} --help lists the flags)")
     return rest
 
 
@@ -97,7 +97,7 @@ def _train(argv: list[str]) -> None:
 
 
 def _end(message: str, several: bool) -> None:
-    """Exits with status 1. One of several processes does not wait for the others: they end when it is not heard of."""
+    """Exits with status 1. One of several processes does not wait for the others: they end when its heartbeat stops."""
     if not several:
         sys.exit(message)
     print(message, file=sys.stderr, flush=True)

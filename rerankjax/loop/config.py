@@ -1,8 +1,8 @@
 """The config of a run: an ml-collections tree in, frozen dataclasses out, errors before any work.
 
-The dataclasses are the schema. A file of `configs/` gives their fields values; `resolve.build` refuses a field that is
-missing, unknown, mistyped or impossible with a `ConfigError` that names it, its value and the remedy. What concerns
-several fields is checked in `checks`.
+The dataclasses are the schema. A file in `configs/` sets their fields. If a field is missing, unknown, mistyped or
+impossible, `resolve.build` raises a `ConfigError` that names the field, its value and the remedy. `checks` has the
+checks across several fields.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class ConfigError(ValueError):
     """A config that cannot run."""
 
 
-# How a model is computed, whatever it is: fields of `ModelSource` and of `ModelConfig`.
+# How a model is computed: the fields that `ModelSource` and `ModelConfig` share.
 COMPUTATION = ("compute_dtype", "remat", "attention", "unroll")
 
 
@@ -37,8 +37,8 @@ COMPUTATION = ("compute_dtype", "remat", "attention", "unroll")
 class ModelSource:
     """Where a model comes from: a `checkpoint`, or a `shape` that is trained from scratch.
 
-    checkpoint: a Hugging Face folder, or a hub id at `revision` ("": the newest). dtype: of its parameters. The last
-    four are `ModelConfig`'s.
+    checkpoint: a Hugging Face folder, or a hub id at `revision` ("": the newest). dtype: of the parameters. For the
+    last four fields see `ModelConfig`.
     """
 
     checkpoint: str = ""
@@ -73,13 +73,13 @@ class ModelSource:
         return bool(self.checkpoint) or self.shape is not None
 
     def computed(self, shape: ModelConfig) -> ModelConfig:
-        """`shape` with this source's way to compute it."""
+        """`shape` with this source's `COMPUTATION` fields."""
         return dataclasses.replace(shape, **{name: getattr(self, name) for name in COMPUTATION})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RerankerSource(ModelSource):
-    """Without checkpoint and shape the reranker starts from the generator after SFT. The rest is `RerankerConfig`."""
+    """Without checkpoint and shape the reranker starts from the generator after SFT. The rest: see `RerankerConfig`."""
 
     pooling: str = "last"
     lm_coef: float = 0.0
@@ -101,9 +101,9 @@ class RerankerSource(ModelSource):
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticConfig:
-    """The synthetic family: problems a split, solutions in its SFT corpus, and how often those are wrong.
+    """The synthetic family: problems per split, solutions in its SFT corpus, and how often those are wrong.
 
-    languages: MultiPL-E's short names; the problems take turns.
+    languages: MultiPL-E's short names; the problems cycle through them.
     """
 
     train: int
@@ -119,11 +119,11 @@ class SyntheticConfig:
 class ProblemsConfig:
     """Where training problems come from.
 
-    train, dev: their sources. Without sources for dev, `dev_problems` of the training problems are set aside, and
-    `test_problems` for the evaluation set whose source is "held_out".
-    max_train: of the training problems at most so many, 0: all. max_test_cases: a problem's, 0: all.
-    decontamination_ngram: a problem that shares so many words in a row with an evaluation problem is removed, 0: none.
-    train_on_benchmarks: lets evaluation problems be trained on, which voids a table of them.
+    train, dev: sources of the two splits. Without sources for dev, `dev_problems` training problems are set aside.
+    test_problems: training problems that are set aside for an evaluation set with the source "held_out".
+    max_train: at most this many training problems, 0: all. max_test_cases: at most this many per problem, 0: all.
+    decontamination_ngram: removes problems that share this many consecutive words with an evaluation problem; 0: none.
+    train_on_benchmarks: allows training on evaluation problems, which makes results on these problems invalid.
     """
 
     train: tuple[SourceConfig, ...]
@@ -139,15 +139,15 @@ class ProblemsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    batch_size: int  # examples, or pairs, an update
+    batch_size: int  # examples, or pairs, per update
     optimizer: OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class SFTConfig(TrainingConfig):
-    """Stage A learns the synthetic family's corpus and the training problems' own solutions that pass their tests.
+    """Stage A trains on the synthetic family's corpus and the training problems' own solutions that pass their tests.
 
-    `enabled` False leaves the generator, and a reranker of its own, as their checkpoints are.
+    enabled: False uses the checkpoints of the generator, and of a separate reranker, unchanged.
     """
 
     enabled: bool = True
@@ -157,7 +157,7 @@ class SFTConfig(TrainingConfig):
 class CandidatesConfig:
     """Samples per training and dev problem, and the prompts in flight on the device.
 
-    Of the training problems the first `train_problems` are sampled and executed, 0: all; SFT and PPO use all of them.
+    Only the first `train_problems` training problems are sampled and executed (0: all); SFT and PPO use all of them.
     """
 
     train: int
@@ -168,8 +168,8 @@ class CandidatesConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MiningConfig:
-    """`pairs` of the first reranker; of a later one `later_pairs`, of which `new_fraction` have a negative of the
-    policy's; "hard" ones are the `hard_fraction` of its failures that the reranker scores highest."""
+    """The first reranker trains on `pairs`, each later one on `later_pairs`; in `new_fraction` of these the negative is
+    one of the policy's failures. "hard" negatives: the `hard_fraction` of failures that the reranker scores highest."""
 
     pairs: int
     later_pairs: int
@@ -177,19 +177,19 @@ class MiningConfig:
     hard_fraction: float
 
 
-# Names of policies, of a stage beside iterations' rerankers, and of files beside evaluation sets' problems.
+# Reserved names: of policies, of a stage beside the iterations' rerankers, of files beside evaluation sets' problems.
 TAKEN_ITERATIONS = ("base", "sft", "ppo")
 TAKEN_SETS = ("train", "dev", "corpus", "removed")
-PASS_RATE, RERANKED = "pass_rate", "reranked"  # by which PPO chooses its policy, on dev problems
-SAMPLED = "sampled"  # the first iteration's: the SFT model's samples and given solutions
+PASS_RATE, RERANKED = "pass_rate", "reranked"  # criteria by which PPO chooses its policy on dev problems
+SAMPLED = "sampled"  # pairs of the first iteration: the SFT model's samples and given solutions
 
 
 @dataclasses.dataclass(frozen=True)
 class IterationConfig:
-    """One iteration: pairs, a reranker trained on them, and with `ppo` a policy trained against it from the SFT model.
+    """One iteration: pairs, a reranker trained on them, and with `ppo` a policy trained from SFT against that reranker.
 
-    pairs: `SAMPLED` for the first iteration, else one of `PAIR_SOURCES`. after: the iteration whose policy's samples
-    are mined, scored by its reranker; "" for the first. run: False leaves it out, as a flag can.
+    pairs: `SAMPLED` for the first iteration, otherwise one of `PAIR_SOURCES`. after: the iteration whose policy's
+    samples are mined, with the scores of its reranker; "" for the first. run: False skips the iteration.
     """
 
     pairs: str
@@ -213,7 +213,7 @@ class EarlyStoppingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointsConfig:
-    """Training that is interrupted resumes from the last checkpoint: one every so many steps, PPO's iterations."""
+    """A checkpoint every `steps` steps or PPO `iterations`; `keep` of them stay. Training resumes from the last."""
 
     steps: int = 100
     iterations: int = 5
@@ -230,11 +230,11 @@ CHECKPOINTS = CheckpointsConfig()
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """A named set of problems that the systems are compared on, and how they are asked and sampled.
+    """A named set of problems on which the systems are compared, and how the problems are asked and sampled.
 
-    samples: per problem, from which the reranker chooses; a greedy answer is drawn beside them. max_problems: 0: all.
-    sampling, max_prompt_length, prompts: None and 0: as in training. csharp_lists: C# tests "as-shipped", which no list
-    passes, or "repaired".
+    samples: per problem, for the reranker to choose from; a greedy answer is drawn as well. max_problems: 0: all.
+    sampling, max_prompt_length, prompts: None or 0: as in training. csharp_lists: C# tests "as-shipped", in which no
+    two lists are equal, or "repaired".
     """
 
     sources: tuple[SourceConfig, ...]
@@ -248,12 +248,12 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SelectionConfig:
-    """What selection rules have beside a reranker's scores and the policy's log-probability.
+    """What selection rules use besides a reranker's scores and the policy's log-probability.
 
-    execute: run the samples on the prompts' inputs (Python). made_inputs: so many more calls per problem, made from the
-    prompt's. sft_log_probs: score the samples under the SFT model, which a policy's KL is estimated by too.
-    ensembles: ways to combine all rerankers of the run, of `ENSEMBLES`, on the samples of policies that PPO trained.
-    spreads: the k of mean - k sd that are tried on the dev split.
+    execute: run the samples on the prompts' inputs (Python only). made_inputs: this many more calls per problem, made
+    from the prompt's. sft_log_probs: score the samples under the SFT model, which also estimates a policy's KL.
+    ensembles: which of `ENSEMBLES` combine all rerankers of the run, on the samples of PPO's policies.
+    spreads: the values of k in mean - k sd that are tried on the dev split.
     """
 
     execute: bool = True
@@ -277,7 +277,7 @@ SELECTION = SelectionConfig()
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """A whole run. `evaluation` and `iterations` are by name; lengths are in tokens."""
+    """A whole run. `evaluation` and `iterations` are keyed by name; lengths are in tokens."""
 
     seeds: tuple[int, ...]
     generator: ModelSource
@@ -285,11 +285,11 @@ class ExperimentConfig:
     problems: ProblemsConfig
     prompts: PromptConfig
     max_prompt_length: int
-    sampling: SamplingConfig  # of training's samples
+    sampling: SamplingConfig  # of the samples for training
     sft: SFTConfig
     candidates: CandidatesConfig
     reranker_training: TrainingConfig
-    retraining: TrainingConfig  # of a later iteration's reranker, from the one before
+    retraining: TrainingConfig  # of a later iteration's reranker, which starts from the previous one
     ppo: PPOConfig
     early_stopping: EarlyStoppingConfig
     mining: MiningConfig
@@ -297,14 +297,14 @@ class ExperimentConfig:
     evaluation: Mapping[str, EvaluationConfig]
     log_prob_weights: tuple[float, ...]  # tried on the dev split for reranker + weight * log-probability
     sandbox: SandboxConfig
-    mesh: MeshConfig = ALL_DATA  # of the devices
+    mesh: MeshConfig = ALL_DATA  # of all devices
     checkpoints: CheckpointsConfig = CHECKPOINTS
     selection: SelectionConfig = SELECTION
     lora: LoraConfig = FULL  # rerankers and policies as adapters over the SFT model, or trained whole
     assumptions: tuple[tuple[str, str], ...] = ()  # (field, why it has its value), for the report
 
     def later_iterations(self) -> list[tuple[str, IterationConfig]]:
-        """The iterations behind the first that run, each behind the one it mines, else in `PAIR_SOURCES`' order."""
+        """The iterations after the first that run: each after the one it mines, otherwise in `PAIR_SOURCES`' order."""
 
         def place(item: tuple[str, IterationConfig]) -> tuple[int, int, str]:
             name, iteration = item
@@ -313,13 +313,13 @@ class ExperimentConfig:
         return sorted(((n, i) for n, i in self.iterations.items() if i.after and i.run), key=place)
 
     def depth_of(self, name: str) -> int:
-        """1 for the first iteration, 2 for those behind it, and so on."""
+        """1 for the first iteration, 2 for the iterations directly after it, and so on."""
         after = self.iterations[name].after
         return 1 + self.depth_of(after) if after else 1
 
     @property
     def first_iteration(self) -> str | None:
-        """The name of the iteration on the SFT model's samples, None where the run only evaluates."""
+        """The name of the iteration on the SFT model's samples; None if the run only evaluates."""
         return next((name for name, i in self.iterations.items() if not i.after and i.run), None)
 
 

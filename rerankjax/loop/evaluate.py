@@ -1,4 +1,4 @@
-"""Systems evaluated: a policy's samples of each evaluation set, executed, and scored where there is a reranker."""
+"""Evaluates systems: a policy's samples of each evaluation set, executed, and scored if there is a reranker."""
 
 import dataclasses
 import itertools
@@ -28,14 +28,14 @@ POLICIES = {BASE: "Base model", SFT: "SFT", "ppo": "PPO"}
 
 
 def policy_name(run: SeedRun, iteration: str) -> str:
-    """What the policy of an iteration is called, and its stage."""
+    """The name of an iteration's policy and of its stage."""
     depth = run.config.depth_of(iteration)
     return "ppo" if depth == 1 else f"ppo{depth}-{iteration}"
 
 
 @dataclasses.dataclass(frozen=True)
 class _System:
-    """A policy, and what scores its samples and how: reranker "" and empty fields where nothing does."""
+    """A policy, and how its samples are scored; without a reranker, `reranker` is "" and later fields are empty."""
 
     system: str
     label: str
@@ -69,7 +69,7 @@ def evaluate(
 ) -> Iterator[Evaluation]:
     """The policy's samples of each evaluation set with the scores of a reranker.
 
-    iteration: whose system it is. What is fitted or chosen (weights, probabilities) is so on the dev split.
+    iteration: the one that the system belongs to. Weights are chosen, and probabilities fitted, on the dev split.
     """
     own_policy = policy == policy_name(run, iteration)
     depth = run.config.depth_of(iteration)
@@ -81,8 +81,8 @@ def evaluate(
     label = f"{policy_label.partition(' (')[0]}, reranker {which}"
 
     def scores(split: str, sampled: Sequence[Candidate]) -> tuple[np.ndarray, float]:
-        found = stages.scores(run, reranker, reranker_params, policy, split, sampled)
-        return found, stage_seconds(run.path(f"scores/{reranker}/{policy}-{split}"))
+        split_scores = stages.scores(run, reranker, reranker_params, policy, split, sampled)
+        return split_scores, stage_seconds(run.path(f"scores/{reranker}/{policy}-{split}"))
 
     yield from _reranked(run, _System(system, label, policy, policy_label, params, reranker), scores, sft)
 
@@ -90,7 +90,7 @@ def evaluate(
 def evaluate_ensembles(
     run: SeedRun, policies: Mapping[str, ParamsLoader], rerankers: Mapping[str, ParamsLoader], sft: ParamsLoader
 ) -> Iterator[Evaluation]:
-    """Each policy's samples of each evaluation set with the scores of all rerankers together, in each way."""
+    """Each policy's samples of each evaluation set, with the scores of each ensemble of all rerankers."""
     for policy, ensemble in itertools.product(policies, run.config.selection.ensembles if len(rerankers) > 1 else ()):
         yield from _ensemble(run, policy, policies[policy], ensemble, rerankers, sft)
 
@@ -104,8 +104,8 @@ def _ensemble(
     sft: ParamsLoader,
 ) -> Iterator[Evaluation]:
     def each(split: str, sampled: Sequence[Candidate]) -> np.ndarray:
-        found = [stages.scores(run, name, load, policy, split, sampled) for name, load in rerankers.items()]
-        return np.stack(found).reshape(len(rerankers), -1, run.samples(split)).astype(float)
+        per_reranker = [stages.scores(run, name, load, policy, split, sampled) for name, load in rerankers.items()]
+        return np.stack(per_reranker).reshape(len(rerankers), -1, run.samples(split)).astype(float)
 
     dev = stages.candidates(run, policy, params, DEV)
     dev_scores = each(DEV, dev)
@@ -113,8 +113,8 @@ def _ensemble(
     k = choose_k(passed, standardised(dev_scores, dev_scores), run.config.selection.spreads)
 
     def scores(split: str, sampled: Sequence[Candidate]) -> tuple[np.ndarray, float]:
-        found = combined(ensemble, standardised(each(split, sampled), dev_scores), k)
-        return found.ravel(), sum(stage_seconds(run.path(f"scores/{name}/{policy}-{split}")) for name in rerankers)
+        grid = combined(ensemble, standardised(each(split, sampled), dev_scores), k)
+        return grid.ravel(), sum(stage_seconds(run.path(f"scores/{name}/{policy}-{split}")) for name in rerankers)
 
     label = _policy_label(run, policy)
     title = f"{label.partition(' (')[0]}, {ENSEMBLES[ensemble]} of {len(rerankers)} rerankers"
@@ -122,11 +122,11 @@ def _ensemble(
     yield from _reranked(run, system, scores, sft)
 
 
-Scores = Callable[[str, Sequence[Candidate]], tuple[np.ndarray, float]]  # of a split's samples, and their seconds
+Scores = Callable[[str, Sequence[Candidate]], tuple[np.ndarray, float]]  # (split, samples) -> scores, seconds
 
 
 def _reranked(run: SeedRun, system: _System, scores: Scores, sft: ParamsLoader) -> Iterator[Evaluation]:
-    """The system on each evaluation set, with what the dev split says of its weights and rules."""
+    """The system on each evaluation set, with weights chosen, and rules measured, on the dev split."""
     policy = system.policy
     dev = stages.candidates(run, policy, system.params, DEV)
     passed, log_probabilities = (_grid(dev, run.samples(DEV), name) for name in ("passed", "log_probability"))
@@ -140,7 +140,7 @@ def _reranked(run: SeedRun, system: _System, scores: Scores, sft: ParamsLoader) 
         platt=fit_platt(passed, grid),
     )
     on_dev = _evaluation(run, DEV, system, dev, dev_scores, seconds, likelihood)
-    # No greedy answers are drawn for the dev split, and the oracle is no rule to choose.
+    # The dev split has no greedy answers, and the oracle is not a rule that one can choose.
     rules = [rule for rule in rules_of(on_dev) if rule not in ("greedy", "oracle")]
     system = dataclasses.replace(system, dev={rule: float(solved(on_dev, rule).mean()) for rule in rules})
     for name in run.config.evaluation:
@@ -152,7 +152,7 @@ def _reranked(run: SeedRun, system: _System, scores: Scores, sft: ParamsLoader) 
 def _likelihood(
     run: SeedRun, system: _System, sft: ParamsLoader, split: str, sampled: Sequence[Candidate]
 ) -> Likelihood | None:
-    """What the SFT model and the policy itself say of the policy's samples."""
+    """The likelihood of the policy's samples under the SFT model and the policy; None unless the config asks for it."""
     if not run.config.selection.sft_log_probs:
         return None
     start, policy, n = stages.start_policy(run), system.policy, run.samples(split)
@@ -178,7 +178,7 @@ def _evaluation(
     scoring_seconds: float,
     likelihood: Likelihood | None,
 ) -> Evaluation:
-    """The system's samples of an evaluation set, or of the dev split, which has no greedy answers: as if they fail."""
+    """The system's samples of an evaluation set, or of the dev split, whose missing greedy answers count as failed."""
     policy, n = system.policy, run.samples(name)
     answers = stages.greedy(run, policy, system.params, name) if name != DEV else []
     problems = tuple(c.problem for c in sampled[::n])
@@ -216,5 +216,5 @@ def _evaluation(
 
 
 def _grid(sampled: Sequence[Candidate], n: int, field: str) -> np.ndarray:
-    """A field of candidates, which stand problem by problem, as an array [problems, n]."""
+    """A field of candidates, which are grouped by problem, as an array [problems, n]."""
     return np.array([getattr(c, field) for c in sampled]).reshape(-1, n)

@@ -1,4 +1,4 @@
-"""What a run leaves to be used elsewhere: a reranker in Hugging Face's format, and samples to try it on."""
+"""Exports a run's reranker in Hugging Face's format, with samples to try it on."""
 
 import copy
 import dataclasses
@@ -23,7 +23,7 @@ EXAMPLES = "examples.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A row of what `rerankjax rerank` reads; `passed` says which candidates pass their tests, which it never sees."""
+    """An input row of `rerankjax rerank`, which ignores `passed`: which of the candidates pass their tests."""
 
     name: str
     prompt: str
@@ -61,7 +61,7 @@ def export(run: SeedRun, name: str, params: ParamsLoader, evaluation: Evaluation
 
 
 def rerank_command(folder: Path) -> str:
-    """The command line that ranks the examples of an export, from where this process runs."""
+    """The command line that ranks the examples of an export, from this process's working directory."""
     script = Path(sys.executable).with_name("rerankjax")
     program = [os.path.relpath(script)] if script.exists() else [os.path.relpath(sys.executable), "-m", "rerankjax"]
     source = durable_path(folder)

@@ -1,4 +1,4 @@
-"""The models of a seed: which shape each has, where its parameters come from, and their common tokenizer."""
+"""The models of a seed: their shapes, the sources of their parameters, and their common tokenizer."""
 
 import dataclasses
 import functools
@@ -26,14 +26,14 @@ from rerankjax.run.reads import whole
 from rerankjax.run.rundir import write_stage
 
 GENERATOR, RERANKER = "generator", "reranker"
-LARGE_FILE_BYTES = 2**20  # of a larger file the digest has the size alone
+LARGE_FILE_BYTES = 2**20  # of files this large the digest covers only name and size
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model as its source gives it. `folder` is its checkpoint's, or a GGUF file; None: trained from scratch."""
+    """A model as its source gives it. folder: a checkpoint's folder or a GGUF file; None: trained from scratch."""
 
-    name: str  # `GENERATOR`, or `RERANKER` where that is a model of its own
+    name: str  # `GENERATOR`, or `RERANKER` for a separate reranker
     shape: ModelConfig
     folder: Path | None
     dtype: str
@@ -45,7 +45,7 @@ class Model:
         return weights.load(self.folder, sharding=place, dtype=jnp.dtype(self.dtype))[1]
 
     def abstract(self, mesh: Mesh) -> Params:
-        """The parameters as shapes on the mesh, in float32 where they are trained from scratch."""
+        """The parameters as shapes on the mesh, in float32 if they are trained from scratch."""
         shapes = jax.eval_shape(functools.partial(init_decoder, self.shape), jax.random.key(0))
         if self.folder is not None:
             shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.dtype(self.dtype)), shapes)
@@ -53,9 +53,9 @@ class Model:
 
 
 def open_model(config: ExperimentConfig, name: str, root: Path, seed: int, texts: Sequence[str]) -> Model:
-    """The generator, or a reranker of its own, and with the generator the tokenizer (see `read_tokenizer`).
+    """The generator, whose stage also has the tokenizer (see `read_tokenizer`), or a separate reranker.
 
-    texts: what the tokenizer of a generator from scratch is trained on.
+    texts: training texts for the tokenizer of a generator from scratch.
 
     Raises:
         ConfigError: the checkpoint cannot be read, or its context is too short.
@@ -67,7 +67,7 @@ def open_model(config: ExperimentConfig, name: str, root: Path, seed: int, texts
             folder = find_folder(source.checkpoint, source.revision or None)
             facts = {f"{name}.checkpoint": fingerprint(folder)}
             shape = weights.read_shape(folder)
-        except (OSError, ValueError) as error:  # the hub's client's are among them
+        except (OSError, ValueError) as error:  # the hub client's errors are among these
             raise ConfigError(
                 f"config.{name}.checkpoint = {source.checkpoint!r} cannot be loaded: {error}; give a folder with a "
                 "checkpoint, or a hub id where the hub can be reached"
@@ -82,8 +82,8 @@ def open_model(config: ExperimentConfig, name: str, root: Path, seed: int, texts
         raise ConfigError(f"config.{name}.{error}") from error
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
-        of = whole(config.generator if name == GENERATOR else config.reranker)
-        write_text(directory / "model.json", json.dumps(dataclasses.asdict(of.computed(shape)), indent=1) + "\n")
+        section = whole(config.generator if name == GENERATOR else config.reranker)
+        write_text(directory / "model.json", json.dumps(dataclasses.asdict(section.computed(shape)), indent=1) + "\n")
         if name == GENERATOR:
             _write_tokenizer(directory, folder, shape, texts)
 
@@ -93,13 +93,13 @@ def open_model(config: ExperimentConfig, name: str, root: Path, seed: int, texts
 
 
 def _read_shape(path: Path) -> ModelConfig:
-    """The shape that a stage of `open_model` has."""
+    """The shape in a stage that `open_model` wrote."""
     fields = json.loads((path / "model.json").read_text(encoding="utf-8"))
     return ModelConfig(**fields | {"rope_scaling": RopeScaling(**fields["rope_scaling"])})
 
 
 def read_tokenizer(root: Path, seed: int) -> PreTrainedTokenizerBase:
-    """The generator's tokenizer, which the reranker shares: PPO hands it the generator's tokens."""
+    """The generator's tokenizer, which the reranker shares: PPO passes the generator's tokens to the reranker."""
     return load_tokenizer(root / f"seed{seed}/models/{GENERATOR}")
 
 
@@ -116,12 +116,12 @@ def _write_tokenizer(directory: Path, folder: Path | None, shape: ModelConfig, t
                 f"config.generator.checkpoint = {str(folder)!r}: its tokenizer names no eos_token; save one with it"
             )
         if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token  # masks, not tokens, tell what is padding
+            tokenizer.pad_token = tokenizer.eos_token  # masks, not tokens, mark the padding
     tokenizer.save_pretrained(directory)
 
 
 def check_same_tokens(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, reranker: Model) -> None:
-    """Raises ConfigError unless a reranker of its own reads the generator's tokens."""
+    """Raises ConfigError unless a separate reranker can read the generator's tokens."""
     if reranker.folder is None:
         if reranker.shape.vocab_size < len(tokenizer):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""The problems of a seed: loaded, kept from being benchmarks, decontaminated, split and written down once."""
+"""The problems of a seed: loaded, checked against benchmarks, decontaminated, split and written once."""
 
 import dataclasses
 import hashlib
@@ -32,7 +32,7 @@ TRAIN, DEV = "train", "dev"
 
 @dataclasses.dataclass(frozen=True)
 class Problems:
-    """By split: TRAIN, DEV and each evaluation set. `shots` likewise; the corpus is the synthetic family's."""
+    """Problems and shots by split: TRAIN, DEV and each evaluation set. corpus: the synthetic family's."""
 
     splits: dict[str, tuple[Problem, ...]]
     shots: dict[str, tuple[Problem, ...]]
@@ -40,11 +40,11 @@ class Problems:
 
 
 def open_problems(config: ExperimentConfig, seed: int, root: Path) -> Problems:
-    """The problems of the seed, loaded or read. What was removed, and why, is in problems/removed.jsonl.
+    """The problems of the seed, loaded or read. problems/removed.jsonl lists the removed ones with the reason.
 
     Raises:
-        ConfigError: a source cannot be read, which the message says with file, row and field; a training problem is of
-            a benchmark; names are given twice; too few problems are there.
+        ConfigError: a source cannot be read (the message names file, row and field); a training problem is in a
+            benchmark; two problems have the same name; there are too few problems.
     """
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
@@ -79,9 +79,9 @@ def _write(directory: Path, config: ExperimentConfig, seed: int) -> None:
     if any(id(problem) not in synthetic_ids for problem in training):
         training = random.Random(seed).sample(training, len(training))
     held_out: list[Problem] = []
-    if any(source.source == HELD_OUT for of in sets.values() for source in of.sources):
+    if any(source.source == HELD_OUT for settings in sets.values() for source in settings.sources):
         held_out, training = training[: wanted.test_problems], training[wanted.test_problems :]
-    evaluation = {name: _evaluation_set(name, of, family, held_out) for name, of in sets.items()}
+    evaluation = {name: _evaluation_set(name, settings, family, held_out) for name, settings in sets.items()}
     tested = list(itertools.chain(*evaluation.values()))
     kept, removed = _decontaminated(training, tested, synthetic_ids, wanted.decontamination_ngram)
     kept_dev, removed_dev = _decontaminated(dev, tested, synthetic_ids, wanted.decontamination_ngram)
@@ -103,7 +103,7 @@ def _write(directory: Path, config: ExperimentConfig, seed: int) -> None:
     cases = wanted.max_test_cases or None
     splits = {TRAIN: _with_cases(kept, cases), DEV: _with_cases(kept_dev, cases)} | evaluation
     prompts = {TRAIN: config.prompts, DEV: config.prompts} | {
-        name: of.prompts or config.prompts for name, of in sets.items()
+        name: settings.prompts or config.prompts for name, settings in sets.items()
     }
     for name, problems in splits.items():
         write_problems(directory / f"{name}.jsonl", problems)
@@ -122,46 +122,46 @@ def _family(seed: int, sizes: SyntheticConfig) -> Family:
 
 
 def _load(field: str, sources: Sequence[SourceConfig], synthetic: Sequence[Problem]) -> list[Problem]:
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for source in sources:
         if source.source == SYNTHETIC:
-            found += synthetic
+            problems += synthetic
             continue
         try:
-            found += source.load()
+            problems += source.load()
         except (OSError, ValueError) as error:
             raise ConfigError(f"config.{field}: {error}") from error
-    return found
+    return problems
 
 
 def _evaluation_set(
     name: str, config: EvaluationConfig, family: Family | None, held_out: Sequence[Problem]
 ) -> list[Problem]:
-    """The problems of an evaluation set, of each source and language the first `max_problems`."""
-    found: list[Problem] = []
+    """The problems of an evaluation set: the first `max_problems` of each source and language."""
+    problems: list[Problem] = []
     for source in config.sources:
         of_source = held_out
         if source.source != HELD_OUT:
             of_source = _load(f"evaluation.{name}.sources", [source], family.test if family else ())
         languages = dict.fromkeys(problem.language for problem in of_source)
         for language in languages if config.max_problems else ():
-            found += [problem for problem in of_source if problem.language == language][: config.max_problems]
-        found += of_source if not config.max_problems else ()
-    found = _with_own_names(found)
+            problems += [problem for problem in of_source if problem.language == language][: config.max_problems]
+        problems += of_source if not config.max_problems else ()
+    problems = _with_own_names(problems)
     try:
-        unique((f"config.evaluation.{name}.sources", problem) for problem in found)
+        unique((f"config.evaluation.{name}.sources", problem) for problem in problems)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if config.csharp_lists == REPAIRED:
-        found = [
+        problems = [
             dataclasses.replace(p, tests=repair_csharp_lists(p.tests)) if p.language == "cs" and p.benchmark else p
-            for p in found
+            for p in problems
         ]
-    return found
+    return problems
 
 
 def _with_own_names(problems: Sequence[Problem]) -> list[Problem]:
-    """The problems; where several languages share a name, as MultiPL-E's translations do, the language is added."""
+    """The problems; if several languages share a name, as in MultiPL-E's translations, the name gets the language."""
     languages_of: dict[str, set[str]] = {}
     for p in problems:
         languages_of.setdefault(p.name, set()).add(p.language)
@@ -172,9 +172,9 @@ def _with_own_names(problems: Sequence[Problem]) -> list[Problem]:
 def _decontaminated(
     training: Sequence[Problem], evaluation: Sequence[Problem], synthetic: set[int], n: int
 ) -> tuple[list[Problem], list[object]]:
-    """The problems that share no `n` words in a row with an evaluation problem, and what was removed.
+    """The problems that share no `n` consecutive words with an evaluation problem, and records of the removed ones.
 
-    Problems of the synthetic family share its words: their compositions keep its splits apart.
+    Synthetic problems are not compared with each other: they share words, and their compositions differ by split.
     """
     if not n:
         return list(training), []
@@ -191,11 +191,11 @@ def _with_cases(problems: Iterable[Problem], most: int | None) -> list[Problem]:
 
 
 def _shots(split: str, sources: Sequence[SourceConfig], names: Sequence[str]) -> list[Problem]:
-    found = _load(f"prompts.shots, for {split}", sources, ())
-    missing = set(names) - {problem.name for problem in found}
+    problems = _load(f"prompts.shots, for {split}", sources, ())
+    missing = set(names) - {problem.name for problem in problems}
     if missing:
         raise ConfigError(f"config.prompts.shot_names: {', '.join(sorted(missing))} are in none of prompts.shots")
-    return [problem for problem in found if problem.name in names or not names]
+    return [problem for problem in problems if problem.name in names or not names]
 
 
 def _files(config: ExperimentConfig) -> set[Path]:

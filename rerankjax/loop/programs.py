@@ -1,8 +1,8 @@
-"""The device programs of a run: jitted functions, and the arguments that they are called with, as shapes on a mesh.
+"""The device programs of a run: jitted functions, and their arguments as shapes on a mesh.
 
 The trainers and the stages take their functions and settings from here, and preflight takes the same functions with
-their `arguments`: nothing else knows which programs a config has. Parameters are arrays or shapes; only the shapes of
-arrays are looked at. A config is an `ExperimentConfig` or a recording view of one (see `run.reads`).
+their `arguments`: no other module knows which programs a config has. Parameters are arrays or shapes; of arrays only
+the shapes are read. A config is an `ExperimentConfig` or a recording view of one (see `run.reads`).
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from rerankjax.run.reads import whole
 
 
 class DeviceProgram(NamedTuple):
-    """A jitted function and its arguments. What has no sharding is wherever the host put it."""
+    """A jitted function and its arguments. An argument without a sharding is wherever the host put it."""
 
     function: Any
     arguments: tuple[Any, ...]
@@ -39,7 +39,7 @@ class DeviceProgram(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What programs depend on of the tokenizer, and of the problems' stop strings: the size of `stops_of`'s table."""
+    """What programs depend on: tokens of the tokenizer, and the size of the stop strings' table (see `stops_of`)."""
 
     eos: int
     pad: int
@@ -48,12 +48,12 @@ class Vocabulary:
 
 
 def adapters(config: ExperimentConfig, base: Params | None) -> LoraConfig:
-    """What training over `base` trains; without a base, all parameters."""
+    """The adapters that training over `base` trains; without a base, all parameters."""
     return FULL if base is None else whole(config.lora)
 
 
 class UpdatePrograms(NamedTuple):
-    """An update and the sizes of the parts that it takes; its programs, which preflight compiles.
+    """An update, the sizes of a batch's parts, and the update's programs, which preflight compiles.
 
     add: (summed gradients, parameters, base, part, counts) -> (gradients, metrics). apply: (state, gradients) -> state.
     """
@@ -96,7 +96,7 @@ def _update(
     base: Params | None,
     mesh: Mesh,
 ) -> UpdatePrograms:
-    """each: completions of a sequence."""
+    """each: completions per sequence."""
     lengths = config.max_prompt_length, config.sampling.max_completion_length
     sizes = PackConfig.of(training.batch_size, training.optimizer.microbatches, *lengths, each, row_shards(mesh))
     state = _state(params, training.optimizer, mesh)
@@ -110,14 +110,14 @@ def _update(
 
 
 def _part(sizes: PackConfig, mesh: Mesh) -> tuple[Any, Any]:
-    """A part of a batch, and the counts of the whole."""
+    """A part of a batch, and the counts of the whole batch."""
     (empty,), _ = pack([], sizes)
     part = jax.tree.map(lambda a: _array(a.shape, a.dtype, by_row(mesh)), empty)
     return part, Counts(*(_array((), jnp.int32, replicated(mesh)) for _ in Counts._fields))
 
 
 class PPOPrograms(NamedTuple):
-    """PPO's programs (see `policy.ppo_step`), and as preflight compiles them; `add` and `apply` as an update's."""
+    """PPO's programs (see `policy.ppo_step`), then each as preflight compiles it; add, apply: see `UpdatePrograms`."""
 
     programs: Programs
     score: DeviceProgram
@@ -136,7 +136,7 @@ def ppo(
     reward: Params,
     mesh: Mesh,
 ) -> PPOPrograms:
-    """params: the policy's, over `base`; reward: the reranker's."""
+    """params: the policy's, over `base`. reference: the SFT model's. reward: the reranker's."""
     settings, sampling = whole(config.ppo), whole(config.sampling)
     lengths = config.max_prompt_length, sampling.max_completion_length
     shapes = model, config.reranker.pooling, sampling.temperature, settings, *lengths
@@ -156,7 +156,7 @@ def ppo(
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """How problems are sampled: how often each, how, its longest prompt, and how many are in flight."""
+    """How problems are sampled: samples per problem, settings, the longest prompt in tokens, and prompts in flight."""
 
     samples: int
     sampling: SamplingConfig
@@ -176,8 +176,8 @@ def drawing_of(config: ExperimentConfig, split: str) -> Drawing:
 
 
 def greedy_drawing(config: ExperimentConfig, name: str) -> Drawing:
-    """How an evaluation set's greedy answers are drawn: of as many prompts as take no more memory for keys and values
-    than its samples do, of which those of one prompt share it."""
+    """How an evaluation set's greedy answers are drawn: with as many prompts in flight as need no more memory for keys
+    and values than its samples do; samples of one prompt share the prompt's."""
     sampling, length = sampling_of(config, name)
     greedy = dataclasses.replace(whole(sampling), temperature=0.0, top_p=1.0, top_k=0)
     completion, samples = greedy.max_completion_length, config.evaluation[name].samples
@@ -196,7 +196,7 @@ def dev_drawing(config: ExperimentConfig) -> Drawing:
 
 
 def rollout_drawing(config: ExperimentConfig, hosts: int) -> Drawing:
-    """How each of so many hosts draws its share of an iteration's completions."""
+    """How each of `hosts` hosts draws its share of an iteration's completions."""
     in_flight = config.ppo.rollouts_in_flight or config.ppo.batch_size // hosts
     return Drawing(1, whole(config.sampling), config.max_prompt_length, in_flight)
 
@@ -210,7 +210,7 @@ class EnginePrograms(NamedTuple):
 
 
 def engine(model: ModelConfig, drawing: Drawing, params: Params, vocabulary: Vocabulary, mesh: Mesh) -> EnginePrograms:
-    """The sampling engine's programs: all rows take a prompt, of the greatest length, and all slots a sample."""
+    """The sampling engine's programs at full load: each row takes a longest prompt, and each slot a sample."""
     shape = EngineConfig(drawing.prompts_in_flight, drawing.samples, drawing.prompt_length)
     made: Any = make_engine(model, drawing.sampling, shape, vocabulary.eos, vocabulary.pad, mesh)
     params, layers, state = made.shapes(params)
@@ -231,8 +231,8 @@ def scorer(model: ModelConfig, pooling: str, params: Params, drawing: Drawing, m
     """Scores of samples, by a reranker or (`LOG_PROBABILITY`) a policy: (parameters, prompts, mask, completions, mask)
     -> scores.
 
-    The largest batch: as many of the longest prompts as it takes, each with the longest completions, which an
-    end-of-text token stands behind.
+    The largest batch: as many of the longest prompts as fit into it, each with completions of the greatest length and
+    an end-of-text token behind each completion.
     """
     longest = drawing.sampling.max_completion_length + 1
     shape = P, together, C = padded_shape(drawing.prompt_length, together_of(drawing.samples), longest)
@@ -243,7 +243,7 @@ def scorer(model: ModelConfig, pooling: str, params: Params, drawing: Drawing, m
 
 
 def _state(params: Params, optimizer: OptimizerConfig, mesh: Mesh) -> TrainState:
-    """As `start_state` makes it."""
+    """The state that `start_state` makes, as shapes."""
     state = jax.eval_shape(lambda p: init_state(p, make_optimizer(optimizer)), params)
     return placed(state, shardings_of(state, mesh))
 

@@ -1,4 +1,4 @@
-"""From an ml-collections tree to a checked config: every field there, known, and of its type."""
+"""Builds a checked config from an ml-collections tree: every field is present, known, and of its type."""
 
 import dataclasses
 import types
@@ -28,10 +28,10 @@ RENAMED = {
 
 
 def resolve(config: Mapping[str, Any], devices: int) -> ExperimentConfig:
-    """The checked config, for a mesh of `devices`.
+    """The checked config, for a mesh of `devices` devices.
 
     Raises:
-        ConfigError: as the module says.
+        ConfigError: a field is missing, unknown, mistyped or impossible.
     """
     built: ExperimentConfig = build(ExperimentConfig, config, "config")
     check(built, devices)
@@ -39,7 +39,7 @@ def resolve(config: Mapping[str, Any], devices: int) -> ExperimentConfig:
 
 
 def build(kind: type, section: Any, path: str) -> Any:
-    """The dataclass `kind` of a config's section; `path` is what errors call it. Raises ConfigError."""
+    """A section of a config as the dataclass `kind`. Raises ConfigError, which calls the section `path`."""
     if kind in (SourceConfig, DataSource) and isinstance(section, str):
         section = {"source": section}
     if not isinstance(section, Mapping) and not hasattr(section, "items"):

@@ -1,4 +1,4 @@
-"""One seed of a run: its directory, problems, models and tokenizer, and what every stage needs of them."""
+"""One seed of a run: its directory, problems, models and tokenizer, which every stage needs."""
 
 import dataclasses
 import zlib
@@ -25,7 +25,7 @@ from rerankjax.sandbox import toolchains
 
 @dataclasses.dataclass(frozen=True)
 class SeedRun:
-    """One seed's run. `problems` are by split: as they are asked. `reranker` is the generator where they are one."""
+    """One seed's run. problems: by split, with their prompts. reranker: the generator unless it is a separate model."""
 
     config: ExperimentConfig
     seed: int
@@ -38,7 +38,7 @@ class SeedRun:
     reranker: Model
 
     def key(self, stage: str) -> jax.Array:
-        """A key for one stage, from the seed and the stage's name: what runs before it changes nothing."""
+        """A key for one stage, from the seed and the stage's name: earlier stages do not change it."""
         return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(stage.encode()))
 
     def path(self, stage: str) -> Path:
@@ -52,30 +52,30 @@ class SeedRun:
         *,
         everywhere: bool = False,
     ) -> Path:
-        """`write_stage` below this seed's directory, with the problems and the tokenizer among its inputs."""
+        """`write_stage` in this seed's directory, with the problems and the tokenizer among the stage's inputs."""
         of_seed = dict.fromkeys(("problems", f"models/{GENERATOR}", *inputs))
         names = [f"seed{self.seed}/{stage}" for stage in of_seed]
         return write_stage(self.root, f"seed{self.seed}/{name}", self.config, names, fill, everywhere=everywhere)
 
     def work(self, directory: Path, stage: str, title: str) -> trainers.StageIO:
-        """Where the trainer of `stage` works, which fills `directory`."""
+        """What the trainer of `stage` needs to fill `directory`."""
         return trainers.StageIO(directory, recovery_of(self.path(stage)), self.mesh, f"seed {self.seed}: {title}")
 
     def samples(self, split: str) -> int:
-        """How many samples a problem of a split has."""
+        """The number of samples per problem of a split."""
         return drawing_of(self.config, split).samples
 
     @property
     def own_reranker(self) -> bool:
-        """Whether the reranker is another model than the generator."""
+        """Whether the reranker is a separate model from the generator."""
         return self.reranker.name == RERANKER
 
     def decoder_like(self, model: Model) -> Params:
-        """What SFT makes of a model, or starts with, as shapes on the mesh."""
+        """A model's decoder, before or after SFT, as shapes on the mesh."""
         return model.abstract(self.mesh)
 
     def reranker_like(self, model: Model) -> Params:
-        """What a reranker's training makes of a model, as shapes on the mesh; a policy's is its "decoder"."""
+        """A reranker trained from a model, as shapes on the mesh; its "decoder" has the shapes of a trained policy."""
         like = jax.eval_shape(
             lambda p: trainers.start_reranker(self.config, model.shape, p, 0), self.decoder_like(model)
         )
@@ -83,43 +83,43 @@ class SeedRun:
 
 
 def open_seed(config: ExperimentConfig, seed: int, root: Path, mesh: Mesh) -> SeedRun:
-    """The problems, the models and the tokenizer of a seed, made or read; the problems first, before any model.
+    """The problems, the models and the tokenizer of a seed, made or read; the problems come before any model.
 
     Raises:
         ConfigError: problems or a checkpoint cannot be read; a prompt or a corpus solution is longer than the config
             allows; too few problems are left.
         SandboxError: the toolchain of a problem's language is missing.
     """
-    found = problem_sets.open_problems(config, seed, root)
-    for language in sorted({problem.language for split in found.splits.values() for problem in split}):
+    problems = problem_sets.open_problems(config, seed, root)
+    for language in sorted({problem.language for split in problems.splits.values() for problem in split}):
         if config.sandbox.engine == "local":
             toolchains.check(language)
-    texts = [p.prompt for p in found.splits[TRAIN]]
-    texts += [s.completion for s in found.corpus]
-    texts += [p.solution for p in found.splits[TRAIN] if p.solution]
+    texts = [p.prompt for p in problems.splits[TRAIN]]
+    texts += [s.completion for s in problems.corpus]
+    texts += [p.solution for p in problems.splits[TRAIN] if p.solution]
     generator = models.open_model(config, GENERATOR, root, seed, texts)
     tokenizer = models.read_tokenizer(root, seed)
     reranker = generator
     if config.reranker.given:
         reranker = models.open_model(config, RERANKER, root, seed, ())
         models.check_same_tokens(config, tokenizer, reranker)
-    asked = {name: _asked(config, name, found, tokenizer) for name in found.splits}
+    asked = {name: _asked(config, name, problems, tokenizer) for name in problems.splits}
     _check_sizes(config, asked)
     corpus = tuple(
         dataclasses.replace(s, completion=asked[TRAIN].answer(s.problem, s.completion))
-        for s in found.corpus
+        for s in problems.corpus
         if s.problem in asked[TRAIN]
     )
     _check_corpus(config, corpus, tokenizer)
     return SeedRun(config, seed, root, mesh, asked, corpus, tokenizer, generator, reranker)
 
 
-def _asked(config: ExperimentConfig, split: str, found: Problems, tokenizer: PreTrainedTokenizerBase) -> ProblemSet:
-    """A split as it is asked. Training and dev problems that are too long are left out; of others that is an error."""
+def _asked(config: ExperimentConfig, split: str, problems: Problems, tokenizer: PreTrainedTokenizerBase) -> ProblemSet:
+    """A split with its prompts. Training and dev problems that are too long are left out; other ones are an error."""
     training = split in (TRAIN, DEV)
     prompts = config.prompts if training else config.evaluation[split].prompts or config.prompts
     try:
-        asked = ask(found.splits[split], prompts.style, tokenizer, found.shots[split])
+        asked = ask(problems.splits[split], prompts.style, tokenizer, problems.shots[split])
     except ValueError as error:
         raise ConfigError(f"config.prompts, for {split}: {error}") from error
     if not asked.asked:
@@ -131,10 +131,10 @@ def _asked(config: ExperimentConfig, split: str, found: Problems, tokenizer: Pre
         return asked
     too_long: Problem = max(zip(lengths, asked.asked, strict=True), key=lambda pair: pair[0])[1]
     field = "max_prompt_length" if training else f"evaluation.{split}.max_prompt_length"
-    said = f"config.{field} = {longest}: the prompt of {too_long.name} has {max(lengths)} tokens"
+    message = f"config.{field} = {longest}: the prompt of {too_long.name} has {max(lengths)} tokens"
     if not training:
-        raise ConfigError(f"{said}; raise it to that, or shorten the problem")
-    print(f"{said}; {fits.count(False)} of {len(fits)} {split} problems are left out")
+        raise ConfigError(f"{message}; raise it to that, or shorten the problem")
+    print(f"{message}; {fits.count(False)} of {len(fits)} {split} problems are left out")
     return asked.where(fits)
 
 

@@ -1,7 +1,7 @@
-"""Stages that selection rules and reports alone need, of candidates that were sampled before.
+"""Stages that only selection rules and reports need; they read candidates of earlier stages.
 
-seedN/outputs/POLICY-SPLIT          what the programs gave on the prompts' inputs (outputs.parquet), and how many ran
-seedN/log_probs/MODEL/POLICY-SPLIT  a policy's log-probability of each candidate of a policy
+seedN/outputs/POLICY-SPLIT          the programs' outputs on the prompts' inputs (outputs.parquet), and how many ran
+seedN/log_probs/MODEL/POLICY-SPLIT  the log-probability under policy MODEL of each candidate of a policy
 """
 
 import itertools
@@ -28,9 +28,9 @@ from rerankjax.verdicts.outputs import OutputCache, inputs_of, read_outputs, run
 
 
 def outputs(run: SeedRun, policy: str, split: str, sampled: Sequence[Candidate]) -> Executed:
-    """What a policy's candidates, those of a problem together, gave on inputs of their prompts.
+    """What a policy's candidates, grouped by problem, returned on inputs from their prompts.
 
-    Only what a problem is asked, and no test of it, decides on the inputs.
+    A problem's inputs depend only on its prompt, not on its tests.
     """
     problems = run.problems[split]
     made = run.config.selection.made_inputs
@@ -43,15 +43,15 @@ def outputs(run: SeedRun, policy: str, split: str, sampled: Sequence[Candidate])
             known |= read_outputs(path)
         programs = [(c.problem, c.completion) for c in sampled]
         with progress(f"seed {run.seed}: {policy}, outputs on {split}", len(set(programs)), "programs") as advance:
-            found, runs = run_outputs(whole(config.sandbox), inputs, programs, problems.source, known, advance)
-        write_outputs(directory / "outputs.parquet", found.values())
+            outputs_of, runs = run_outputs(whole(config.sandbox), inputs, programs, problems.source, known, advance)
+        write_outputs(directory / "outputs.parquet", outputs_of.values())
         write_text(directory / "runs.json", json.dumps({"runs": runs}) + "\n")
 
     path = run.stage(f"outputs/{policy}-{split}", [f"candidates/{policy}-{split}"], fill)
-    found = read_outputs(path / "outputs.parquet")
+    outputs_of = read_outputs(path / "outputs.parquet")
     rows = [list(row) for _, row in itertools.groupby(sampled, lambda c: c.problem)]
     return executed(
-        [[found[c.problem, c.completion].values for c in row] for row in rows],
+        [[outputs_of[c.problem, c.completion].values for c in row] for row in rows],
         [inputs[row[0].problem].expected for row in rows],
         [[c.completion for c in row] for row in rows],
         json.loads((path / "runs.json").read_text(encoding="utf-8"))["runs"],
@@ -60,20 +60,20 @@ def outputs(run: SeedRun, policy: str, split: str, sampled: Sequence[Candidate])
 
 
 def log_probs(
-    run: SeedRun, model: str, params: ParamsLoader, policy: str, split: str, of: Sequence[Candidate]
+    run: SeedRun, model: str, params: ParamsLoader, policy: str, split: str, candidates: Sequence[Candidate]
 ) -> np.ndarray:
     """log p(completion, end of text | prompt) of a policy's candidates under the policy `model`: nats, float32.
 
-    A completion is tokenized anew, without what was cut off behind a stop token, so that two models are asked for the
-    same tokens; where the sampled ones were others, each differs a little from what it was sampled with.
+    A completion is tokenized again, without the text cut off at a stop token, so that two models score the same tokens.
+    If these are not the sampled tokens, the value differs slightly from the one at sampling.
     """
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
         shape, model = run.generator.shape, {"decoder": params()}
-        found, real = stages.score_candidates(run, model, shape, LOG_PROBABILITY, split, of)
+        log_probabilities, real = stages.score_candidates(run, model, shape, LOG_PROBABILITY, split, candidates)
         write_real_tokens(directory, real)
         if is_first():
-            np.save(directory / "log_probs.npy", found)
+            np.save(directory / "log_probs.npy", log_probabilities)
 
     inputs = [stages.stage_of(run, model), f"candidates/{policy}-{split}"]
     path = run.stage(f"log_probs/{model}/{policy}-{split}", inputs, fill, everywhere=True)

@@ -1,15 +1,15 @@
 """The stages of one seed. Each reads files of the run directory and writes its own, once (see `run.rundir`).
 
-seedN/problems                            problems by split, what was removed of them, and the synthetic SFT corpus
-seedN/models/NAME                         the shape of the generator, with its tokenizer, and of a reranker of its own
+seedN/problems                            problems by split, the removed problems, and the synthetic SFT corpus
+seedN/models/NAME                         the shape of the generator, with its tokenizer, and of a separate reranker
 seedN/policies/NAME                       sft; ppo, ppo2-ITERATION, ...: checkpoint and metrics
 seedN/candidates/POLICY-SPLIT             sampled and executed; given-train: the training problems' own solutions
 seedN/greedy/POLICY-SET                   a policy's greedy answers to an evaluation set, executed
-seedN/rerankers/NAME                      sft: SFT of a reranker of its own; by iteration: pairs, checkpoint and metrics
+seedN/rerankers/NAME                      sft: SFT of a separate reranker; by iteration: pairs, checkpoint and metrics
 seedN/scores/RERANKER/POLICY-SPLIT        a reranker's score of each candidate
-seedN/export                              the last reranker, to be used elsewhere (see `export`)
+seedN/export                              the last reranker in Hugging Face's format (see `export`)
 
-Where the config asks for adapters, the checkpoints of rerankers and of PPO's policies are those over the SFT model.
+If the config asks for adapters, the checkpoints of rerankers and of PPO's policies hold adapters over the SFT model.
 """
 
 import dataclasses
@@ -47,12 +47,12 @@ from rerankjax.run.reads import whole
 from rerankjax.sandbox import Verdict
 from rerankjax.verdicts.execution import VerdictCache, execute, verdict_cache
 
-ParamsLoader = Callable[[], Params]  # on demand, so that between stages the devices hold the SFT model alone
+ParamsLoader = Callable[[], Params]  # loads on demand: between stages only the SFT model stays on the devices
 BASE, SFT = "base", "sft"
 
 
 def sft_model(run: SeedRun, model: Model) -> Params:
-    """Stage A of the generator, or of a reranker of its own: the SFT model's parameters.
+    """Stage A of the generator or of a separate reranker: the SFT model's parameters.
 
     Raises:
         ConfigError: there is no solution to learn from.
@@ -97,12 +97,12 @@ def start_policy(run: SeedRun) -> str:
 
 
 def stage_of(run: SeedRun, policy: str) -> str:
-    """The stage whose output the policy is."""
+    """The stage that writes the policy."""
     return f"models/{run.generator.name}" if policy == BASE else f"policies/{policy}"
 
 
 def given_solutions(run: SeedRun) -> list[Candidate]:
-    """The solutions that came with training problems, as answers, executed."""
+    """The solutions that training problems come with, as answers, executed."""
     split = run.problems[TRAIN]
     solved = [p for p in split.originals if p.solution]
     if not solved:
@@ -120,7 +120,7 @@ def given_solutions(run: SeedRun) -> list[Candidate]:
 
 
 def candidates(run: SeedRun, policy: str, params: ParamsLoader, split: str) -> list[Candidate]:
-    """Stage D: the policy's samples of a split, executed; those of a problem together."""
+    """Stage D: the policy's samples of a split, executed, grouped by problem."""
     problems = run.problems[split]
     if split == TRAIN:
         problems = problems.first(run.config.candidates.train_problems)
@@ -129,7 +129,7 @@ def candidates(run: SeedRun, policy: str, params: ParamsLoader, split: str) -> l
     def fill(directory: Path, config: ExperimentConfig) -> None:
         view, drawing = dataclasses.replace(run, config=config), drawing_of(config, split)
         if split == TRAIN:
-            _ = config.candidates.train_problems  # which problems these are
+            _ = config.candidates.train_problems  # recorded: it decides which problems these are
         title = f"{policy}, sample and execute {split}"
         _write_candidates(view, directory, split, problems, params, drawing, run.key(stage), title)
 
@@ -160,8 +160,8 @@ def _write_candidates(
     key: jax.Array,
     title: str,
 ) -> None:
-    """Samples and executes, each process its share of the problems; the first writes what all of them found."""
-    # What goes into tables is controlled for each assertion: a program that cheats on one of them is caught.
+    """Samples and executes, each process its share of the problems; the first process writes the results of all."""
+    # For tables every assertion has a control, which catches a program that cheats on one of them.
     control = "one" if split in (TRAIN, DEV) else "every"
     own = host_share(problems.asked)
 
@@ -186,7 +186,7 @@ def _source(problems: ProblemSet) -> Callable[[Problem, str], str]:
 
 
 def _judged(run: SeedRun, split: str) -> VerdictCache:
-    """What earlier stages executed of a split: policies that come of one model write many programs again."""
+    """Verdicts of earlier stages on a split: policies from one model write many of the same programs."""
     earlier = sorted(run.path("candidates").glob(f"*-{split}/candidates.parquet"))
     return verdict_cache(itertools.chain.from_iterable(map(read_candidates, earlier)))
 
@@ -217,15 +217,15 @@ def _sample(
 
 
 def scores(
-    run: SeedRun, reranker: str, params: ParamsLoader, policy: str, split: str, of: Sequence[Candidate]
+    run: SeedRun, reranker: str, params: ParamsLoader, policy: str, split: str, candidates: Sequence[Candidate]
 ) -> np.ndarray:
     """A reranker's scores of a policy's candidates, float32 [candidates]."""
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
-        found, real = score_candidates(run, params(), run.reranker.shape, config.reranker.pooling, split, of)
+        values, real = score_candidates(run, params(), run.reranker.shape, config.reranker.pooling, split, candidates)
         write_real_tokens(directory, real)
         if is_first():
-            np.save(directory / "scores.npy", found)
+            np.save(directory / "scores.npy", values)
 
     inputs = [f"rerankers/{reranker}", f"candidates/{policy}-{split}"]
     path = run.stage(f"scores/{reranker}/{policy}-{split}", inputs, fill, everywhere=True)
@@ -238,14 +238,15 @@ def score_candidates(
     shape: ModelConfig,
     pooling: str,
     split: str,
-    of: Sequence[Candidate],
+    candidates: Sequence[Candidate],
 ) -> tuple[np.ndarray, float]:
-    """A `Reranker`'s scores of candidates, float32 [candidates], and which fraction of the computed tokens was real.
+    """A `Reranker`'s scores of candidates, float32 [candidates], and the fraction of computed tokens that were real.
 
     Each process scores its share of the problems.
     """
     prompt_of = {p.name: p.prompt for p in run.problems[split].asked}
-    by_problem = [(name, [c.completion for c in found]) for name, found in itertools.groupby(of, lambda c: c.problem)]
+    groups = itertools.groupby(candidates, lambda c: c.problem)
+    by_problem = [(name, [c.completion for c in group]) for name, group in groups]
     mesh, decoder = host_mesh_of(run.mesh), params["decoder"]
     heads = copy_to_host({name: part for name, part in params.items() if name != "decoder"}, run.mesh)
     del params
@@ -253,15 +254,15 @@ def score_candidates(
     del decoder
     scorer = Reranker(shape, copy, run.tokenizer, pooling, mesh=mesh)
     own, used = host_share(by_problem), list[Used]()
-    found = scorer.score_all(((prompt_of[name], texts) for name, texts in own), used=used.append)
-    rows = [{"problem": name, "scores": of.tolist()} for (name, _), of in zip(own, found, strict=True)]
+    own_scores = scorer.score_all(((prompt_of[name], texts) for name, texts in own), used=used.append)
+    rows = [{"problem": name, "scores": values.tolist()} for (name, _), values in zip(own, own_scores, strict=True)]
     scores_of = {row["problem"]: row["scores"] for row in allgather_rows(rows)}
     real = sum(u.real for u in used) / max(1, sum(u.computed for u in used))
     return np.array([score for name, _ in by_problem for score in scores_of[name]], np.float32), real
 
 
 def fits_context(config: ExperimentConfig, run: SeedRun, sampled: Sequence[Candidate]) -> np.ndarray:
-    """Which candidates fit a training row, bool: one cut by the length limit has no room for an end-of-text token."""
+    """Which candidates fit a training row, bool: one cut at the length limit lacks room for an end-of-text token."""
     ids = encode_completions(run.tokenizer, [c.completion for c in sampled])
     return np.array([len(row) <= config.sampling.max_completion_length for row in ids], bool)
 
@@ -269,7 +270,7 @@ def fits_context(config: ExperimentConfig, run: SeedRun, sampled: Sequence[Candi
 def first_reranker(
     run: SeedRun, name: str, trunk: Params, sampled: Sequence[Candidate], given: Sequence[Candidate]
 ) -> ParamsLoader:
-    """Stage B: the reranker, from its SFT trunk, on pairs of the start policy's samples and of given solutions."""
+    """Stage B: the reranker, trained from its SFT trunk on pairs of the start policy's samples and given solutions."""
     labelled = [*sampled, *given]
 
     def pairs(config: ExperimentConfig) -> list[Pair]:
@@ -293,10 +294,10 @@ def later_reranker(
     new_scores: np.ndarray,
     inputs: Sequence[str],
 ) -> ParamsLoader:
-    """Stages E and B: the reranker of the iteration before it, trained on, with what this iteration adds to the pairs.
+    """Stages E and B: the previous iteration's reranker, trained further, on pairs with what this iteration adds.
 
-    old, new: solutions that are in the data, and samples of the policy before it, with its reranker's scores. inputs:
-    the stages that they are from.
+    old: solutions that are in the data already. new, new_scores: samples of the previous iteration's policy, and their
+    scores by its reranker. inputs: the stages that `new` and `new_scores` are from.
     """
     before, depth = run.config.iterations[name].after, run.config.depth_of(name)
     turn = [3] if depth == 2 else [3, depth]
@@ -360,7 +361,7 @@ def _reranker(
 
 
 def _trunk_inputs(run: SeedRun) -> list[str]:
-    """What the reranker's trunk is made from."""
+    """The stages that the reranker's trunk is made from."""
     model = run.reranker
     return [f"models/{model.name}", *([_sft_stage(run, model)] if run.config.sft.enabled else [])]
 
@@ -368,7 +369,7 @@ def _trunk_inputs(run: SeedRun) -> list[str]:
 def ppo_policy(
     run: SeedRun, name: str, sft: Params, reranker: str, params: ParamsLoader, reference_scores: np.ndarray
 ) -> ParamsLoader:
-    """Stage C: PPO from the SFT model against a reranker, whose scores of the SFT model's samples set the scale."""
+    """Stage C: PPO from the SFT model against a reranker; the SFT samples' `reference_scores` scale the reward."""
     dev = run.problems[DEV]
     judged: VerdictCache = {}
 
@@ -382,15 +383,15 @@ def ppo_policy(
             sampled = _sample(run, policy, own, drawing, run.key("early stopping"))
             executed = execute(limits, own, sampled, source=_source(dev), judged=judged)
             judged.update(verdict_cache(executed))
-            # What the sandbox could not judge says nothing about the policy: it is left out.
+            # A sandbox error says nothing about the policy: such candidates are left out.
             known = [dataclasses.asdict(c) for c in executed if c.verdict != Verdict.SANDBOX_ERROR]
-            found = [Candidate(**row) for row in allgather_rows(known)]
-            rates = {PASS_RATE: float(np.mean([c.passed for c in found] or [False]))}
+            candidates = [Candidate(**row) for row in allgather_rows(known)]
+            rates = {PASS_RATE: float(np.mean([c.passed for c in candidates] or [False]))}
             if config.early_stopping.criterion == RERANKED:
-                found.sort(key=lambda c: (c.problem, c.sample))
-                of, _ = score_candidates(run, reward, run.reranker.shape, pooling, DEV, found)
+                candidates.sort(key=lambda c: (c.problem, c.sample))
+                values, _ = score_candidates(run, reward, run.reranker.shape, pooling, DEV, candidates)
                 solved: list[float] = []
-                for _, rows in itertools.groupby(zip(found, of, strict=True), lambda row: row[0].problem):
+                for _, rows in itertools.groupby(zip(candidates, values, strict=True), lambda row: row[0].problem):
                     answers, of_problem = zip(*rows, strict=True)
                     solved += best_of(np.array([[c.passed for c in answers]]), np.array([of_problem])).tolist()
                 rates[RERANKED] = float(np.mean(solved or [0.0]))
@@ -415,7 +416,7 @@ def ppo_policy(
     start = start_policy(run)
     inputs = [stage_of(run, start), f"rerankers/{reranker}", f"scores/{reranker}/{start}-train"]
     path = run.stage(f"policies/{name}", inputs, fill, everywhere=True)
-    # A policy is saved without its value head: as a reranker without its own.
+    # A policy is saved without its value head: in the shapes of a reranker without its score head.
     like = run.reranker_like(run.generator)["decoder"]
     base = trainers.lora_base(run.config, sft)
     return lambda: attach(base, checkpoint.restore(path / "checkpoint", like), run.config.lora)

@@ -1,4 +1,4 @@
-"""The whole run: SFT, reranker, PPO, then the reranker again on what PPO found, and PPO again, from one config."""
+"""The whole run from one config: SFT, reranker, PPO, then the reranker again on PPO's samples, and PPO again."""
 
 import contextlib
 import io
@@ -29,18 +29,18 @@ from rerankjax.run.rundir import durable_path, open_run
 
 
 def train(config: ConfigDict, workdir: str, others: Sequence[str] = ()) -> None:
-    """The whole run in `workdir`, from where it was, to its table, report and export.
+    """Starts or resumes the whole run in `workdir`, up to its table, report and export.
 
-    others: directories of other runs, whose stages are taken where they are the same (see `run.reuse`).
+    others: directories of other runs, whose stages are taken if they are the same (see `run.reuse`).
 
-    Several processes (`hosts.connect`) each call it with the same arguments; the first one prints and writes.
+    Several processes (`hosts.connect`) each call `train` with the same arguments; the first one prints and writes.
 
     Raises:
         Preempted: SIGTERM came. Work in progress is saved; start the run again.
         ConfigError: the config cannot run.
-        SandboxError: programs cannot be contained here.
-        RunDirectoryError: `workdir` is in use, or has stages of another config; `others` have nothing to take. All
-            before any work.
+        SandboxError: this machine cannot contain programs.
+        RunDirectoryError: `workdir` is in use, or has stages of another config; or `others` have no stage to take. All
+            three are raised before any work.
     """
     resolved = resolve(config, jax.device_count())
     if resolved.sandbox.engine == "local":
@@ -50,7 +50,7 @@ def train(config: ConfigDict, workdir: str, others: Sequence[str] = ()) -> None:
         preemptible(),
         open_run(workdir, resolved, primary=is_first()) as root,
     ):
-        # A run that resumes does not compile again what it compiled before.
+        # A run that resumes reuses the programs that it compiled before.
         if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
             jax.config.update("jax_compilation_cache_dir", str(durable_path(root.absolute() / "compiled")))
         if others:
@@ -59,7 +59,7 @@ def train(config: ConfigDict, workdir: str, others: Sequence[str] = ()) -> None:
             print(f"{len(taken)} stages are taken from {', '.join(others)}")
         mesh = make_mesh(resolved.mesh)
         runs = [open_seed(resolved, seed, root, mesh) for seed in resolved.seeds]
-        evaluations = [found for run in runs for found in run_seed(run)]
+        evaluations = [evaluation for run in runs for evaluation in run_seed(run)]
         if is_first():
             write_report(root, resolved, evaluations)
         wait_for_all("the end")
@@ -68,9 +68,9 @@ def train(config: ConfigDict, workdir: str, others: Sequence[str] = ()) -> None:
 
 
 def run_seed(run: SeedRun) -> Iterator[Evaluation]:
-    """Every system's evaluation on every set, as soon as it is known; then the last reranker is exported.
+    """Yields every system's evaluation on every set as soon as it is known, then exports the last reranker.
 
-    Stages that the run's directory holds already are read, not run.
+    Stages that are already in the run's directory are read, not run.
     """
     config = run.config
     if run.generator.folder and (config.sft.enabled or not config.first_iteration):
@@ -86,7 +86,7 @@ def run_seed(run: SeedRun) -> Iterator[Evaluation]:
 
 def _iterations(run: SeedRun, first: str, sft: Params) -> Iterator[Evaluation]:
     """The iterations, each from the one whose policy's samples it mines. PPO starts from the SFT model every time, not
-    from the policy before it: it is the adversary, not the product."""
+    from the previous policy: the policy is the adversary, not the product."""
     config = run.config
     trunk = stages.sft_model(run, run.reranker) if run.own_reranker else sft
     start = stages.start_policy(run)
@@ -96,7 +96,7 @@ def _iterations(run: SeedRun, first: str, sft: Params) -> Iterator[Evaluation]:
     given = stages.given_solutions(run)
 
     def systems(name: str, policy: str) -> Iterator[Evaluation]:
-        """The reranker of an iteration on the samples of the policy before it, then on those of its own."""
+        """An iteration's reranker on the samples of the previous policy, then on those of its own policy."""
         yield from evaluate(run, name, policy, policies[policy], name, rerankers[name], policies[start])
         if config.iterations[name].ppo:
             scores = stages.scores(run, name, rerankers[name], start, TRAIN, sampled)
@@ -107,7 +107,7 @@ def _iterations(run: SeedRun, first: str, sft: Params) -> Iterator[Evaluation]:
     rerankers[first] = stages.first_reranker(run, first, trunk, sampled, given)
     yield from (last := list(systems(first, start)))
 
-    data: dict[str, list[Candidate]] = {first: [*sampled, *given]}  # that each iteration's pairs were made of
+    data: dict[str, list[Candidate]] = {first: [*sampled, *given]}  # solutions that each iteration's pairs come from
     name = first
     for name, iteration in config.later_iterations():
         before, mined = iteration.after, policy_name(run, iteration.after)

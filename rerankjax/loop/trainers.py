@@ -1,4 +1,4 @@
-"""Host loops around the jitted updates: batches in, metrics out a step late, so that the device never waits."""
+"""Host loops around the jitted updates: batches in, metrics out one step late, so that the device never waits."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ from rerankjax.run.recovery import Recovery
 
 @dataclasses.dataclass(frozen=True)
 class StageIO:
-    """Where a trainer works: its stage's directory, where its checkpoints are, on which mesh, and its name."""
+    """What a trainer needs of its stage: the directory, the directory of its checkpoints, the mesh, and the title."""
 
     directory: Path
     recovery: Path
@@ -60,7 +60,7 @@ def train_sft(
     work: StageIO,
     start: Params | None = None,
 ) -> Params:
-    """A decoder trained on the corpus's solutions: from scratch, or from `start`, of which it may be an adapter."""
+    """A decoder trained on the corpus's solutions from scratch or from `start`; with LoRA, an adapter over `start`."""
     prompt_of = {p.name: p.prompt for p in problems}
     prompts = tokenizer([prompt_of[s.problem] for s in corpus], add_special_tokens=False)["input_ids"]
     completions = encode_completions(tokenizer, [s.completion for s in corpus])
@@ -99,12 +99,12 @@ def train_reranker(
 
 
 def lora_base(config: ExperimentConfig, sft: Params) -> Params | None:
-    """What later training leaves unchanged: the SFT model if the config asks for adapters, else nothing."""
+    """The frozen base of later training: the SFT model if the config asks for adapters, otherwise None."""
     return sft if config.lora.rank else None
 
 
 def init_trainable(config: ExperimentConfig, model: ModelConfig, sft: Params, key: jax.Array) -> Params:
-    """What training from the SFT model begins with: a new adapter, or that model itself."""
+    """The parameters that training from the SFT model begins with: a new adapter, or the SFT model itself."""
     return init_adapter(model, whole(config.lora), key) if config.lora.rank else sft
 
 
@@ -127,10 +127,10 @@ def train_ppo(
     dev_rates: Callable[[Params], dict[str, float]],
     work: StageIO,
 ) -> Params:
-    """The policy with the best dev rate on the way, the SFT model itself among them: its adapter or decoder.
+    """The policy with the best dev rate during training, or the SFT model if that is best: its adapter or decoder.
 
-    model, reward_model: the shapes of the policy and of the reranker. dev_rates: a policy's rates by name, of which
-    `early_stopping.criterion` is one.
+    model, reward_model: the shapes of the policy and of the reranker. dev_rates: maps a policy to its rates by name;
+    `early_stopping.criterion` is one of these.
     """
     ppo, early_stopping, mesh = whole(config.ppo), whole(config.early_stopping), work.mesh
     prompts, draw = _drawer(config, model, problems, tokenizer, mesh)
@@ -142,7 +142,7 @@ def train_ppo(
     kl_coef, unknown = (to_global(np.float32(x), replicated(mesh)) for x in (ppo.kl_coef, -1.0))
     every = whole(config.checkpoints)
     with Recovery(work.recovery, every.iterations, every.keep) as recovery:
-        # The best so far is the start: of the state's placement, as several hosts save it.
+        # The best so far is the start, copied from the state for its placement: several hosts save it.
         best = jax.tree.map(jnp.copy, state.params["decoder"])
         done, now, metrics = recovery.restore(_Ppo(state, kl_coef, best, unknown))
         batches = shuffled_batches(len(problems), ppo.batch_size, ppo.iterations, seed)
@@ -160,8 +160,8 @@ def train_ppo(
                 draw_key, order_key = jax.random.split(jax.random.fold_in(key, i))
                 drawn = draw(attach(base, now.state.params["decoder"], lora), index, draw_key)
                 batch = [prompts[n] for n in index], drawn
-                state, kl_coef, found = step(now.state, base, sft, reward, *batch, order_key, now.kl_coef)
-                figures = {name: float(value) for name, value in jax.device_get(found).items()}
+                state, kl_coef, step_metrics = step(now.state, base, sft, reward, *batch, order_key, now.kl_coef)
+                figures = {name: float(value) for name, value in jax.device_get(step_metrics).items()}
                 best = now.best
                 if i % early_stopping.every == 0 or i == ppo.iterations:
                     rates = dev_rates(attach(base, state.params["decoder"], lora))
@@ -195,16 +195,16 @@ def _drawer(
         places = host_share(range(len(index)))
         own = [numbered[index[place]] for place in places]
         stream = engine.stream(copy_decoder_to_host(model, policy, mesh), own, samples=1, key=key, stops=table)
-        found = allgather_rows(
+        rows = allgather_rows(
             [{"place": places[s.prompt], "tokens": s.tokens.tolist(), "finished": s.finished} for s in stream]
         )
-        return [Drawn(row["tokens"], row["finished"]) for row in sorted(found, key=operator.itemgetter("place"))]
+        return [Drawn(row["tokens"], row["finished"]) for row in sorted(rows, key=operator.itemgetter("place"))]
 
     return encoded, draw
 
 
 class _Ppo(NamedTuple):
-    """All that an iteration of PPO leaves to the next."""
+    """The state that an iteration of PPO passes to the next."""
 
     state: TrainState
     kl_coef: jax.Array
@@ -222,7 +222,7 @@ def _fit(
     seed: Sequence[int],
     work: StageIO,
 ) -> Params:
-    """What `params` become by all steps of training, from where a run that was cut had come."""
+    """`params` after all steps of training; interrupted training resumes from its last checkpoint."""
     steps, every = training.optimizer.steps, whole(config.checkpoints)
     prompt_limit, completion_limit = config.max_prompt_length, config.sampling.max_completion_length
     for number, (prompt, completions) in enumerate(items):
@@ -255,9 +255,9 @@ def _fit(
                 return state, metrics
 
             for step, (parts, counts, real) in enumerate(batches, start=done + 1):
-                state, found = program.update(state, base, parts, counts)
-                record()  # of the step before, while this one runs
-                late = step, found | {"real_tokens": real}, parts
+                state, step_metrics = program.update(state, base, parts, counts)
+                record()  # the previous step, while this one runs
+                late = step, step_metrics | {"real_tokens": real}, parts
                 recovery.after(step, snapshot)
             record()
             write_waits(work.directory, "input", batches.waited_seconds)
@@ -267,7 +267,7 @@ def _fit(
 def _checked(
     write: WriteMetrics, recovery: Recovery, step: int, metrics: Mapping[str, Any], inputs: Any
 ) -> dict[str, float]:
-    """The step's row of metrics, written. Raises FloatingPointError where it diverged, when its inputs are saved."""
+    """Writes and returns the step's metrics. If the step diverged, saves its inputs and raises FloatingPointError."""
     try:
         return write(step, **jax.device_get(metrics))
     except FloatingPointError as error:

@@ -1,4 +1,4 @@
-"""The end of a run: its results, its table and its report, written again from what the stages left."""
+"""The end of a run: writes its results, its table and its report again from the stages' files."""
 
 import hashlib
 import importlib.metadata
@@ -52,8 +52,8 @@ def write_report(root: Path, config: ExperimentConfig, evaluations: Sequence[Eva
     ppo = [curve for seed, path in seeds for curve in _curves(seed, path, "policies/ppo*")]
     trained = [(seed, path, pattern) for seed, path in seeds for pattern in ("policies/sft", "rerankers/*")]
     losses = [curve for seed, path, pattern in trained for curve in _curves(seed, path, pattern)]
-    found = [negative for seed, path in seeds for negative in _negatives(config, seed, path)]
-    negatives = sorted(found, key=lambda negative: -negative.score)[:NEGATIVES]
+    every_seed = [negative for seed, path in seeds for negative in _negatives(config, seed, path)]
+    negatives = sorted(every_seed, key=lambda negative: -negative.score)[:NEGATIVES]
     write_text(root / "report.html", report(summary, evaluations, run, ppo, losses, negatives))
     print_results(summary)
     print(f"report: {durable_path(root / 'report.html')}")
@@ -70,26 +70,26 @@ def _curves(seed: int, root: Path, pattern: str) -> list[Curve]:
 
 
 def _negatives(config: ExperimentConfig, seed: int, root: Path) -> list[HardNegative]:
-    """The failing training samples of the first PPO policy that its reranker scored highest, one a problem."""
+    """The failing training samples of the first PPO policy that its reranker scored highest, one per problem."""
     first = config.first_iteration
     if not (root / f"scores/{first}/ppo-train/stage.json").is_file():
         return []
     sampled = read_candidates(root / "candidates" / "ppo-train" / "candidates.parquet")
     scores = np.load(root / f"scores/{first}/ppo-train/scores.npy")
     prompts = {p.name: p.prompt for p in read_problems(root / "problems" / "train.jsonl")}
-    found: dict[str, HardNegative] = {}
+    negatives: dict[str, HardNegative] = {}
     for i in np.argsort(-scores, kind="stable"):
         c = sampled[i]
-        if not c.passed and c.problem not in found:
+        if not c.passed and c.problem not in negatives:
             prompt = prompts[c.problem]
-            found[c.problem] = HardNegative(seed, c.problem, prompt, c.completion, float(scores[i]), c.detail)
-        if len(found) == NEGATIVES:
+            negatives[c.problem] = HardNegative(seed, c.problem, prompt, c.completion, float(scores[i]), c.detail)
+        if len(negatives) == NEGATIVES:
             break
-    return list(found.values())
+    return list(negatives.values())
 
 
 def _processor() -> str:
-    """The processor's name as Linux tells it, and its number of cores."""
+    """The processor's name, from Linux, and its number of cores."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,7 +1,7 @@
 """Grouped-query attention (arXiv 2305.13245), of whole rows and of tokens behind a cache.
 
 Whole rows (training, scoring, a prompt's prefill) attend by the kernel that `ModelConfig.attention` names: cuDNN's on a
-GPU, splash on a TPU, blocks of plain XLA elsewhere. They agree at real tokens; what a pad token gets matters to none.
+GPU, splash on a TPU, blocks of plain XLA elsewhere. The kernels agree at real tokens; outputs at pad tokens are unused.
 Single tokens, and rows behind a prefix that they share, have small products of another shape, and are left to XLA.
 
 Shapes: as in `decoder`; R prompts of P tokens, each shared by B // R rows.
@@ -21,9 +21,9 @@ from jaxtyping import Array, Bool, Float, Int
 from rerankjax.model.products import product
 from rerankjax.model.sharding import RULES
 
-BLOCK, MOST_BLOCKS = 128, 16  # of queries: tokens in one that attends by itself, and how many of them at most
-LANES, SPLASH_BLOCK = 128, 512  # of splash: tokens that its blocks are made of, and in its largest
-CUDNN_DTYPES, CUDNN_HEAD_DIM = (jnp.bfloat16, jnp.float16), 128  # the largest that GPUs before Hopper take as well
+BLOCK, MOST_BLOCKS = 128, 16  # of queries: tokens in a block, at least; and blocks, at most
+LANES, SPLASH_BLOCK = 128, 512  # of splash: a block has a multiple of LANES tokens, at most SPLASH_BLOCK
+CUDNN_DTYPES, CUDNN_HEAD_DIM = (jnp.bfloat16, jnp.float16), 128  # the largest that GPUs before Hopper also support
 FASTEST = {"gpu": "cudnn", "tpu": "splash"}  # by JAX's backend; "xla" on others
 BATCH_AXES, HEAD_AXES = RULES.batch, RULES.heads + RULES.length  # of the mesh; an axis may be missing
 
@@ -37,7 +37,7 @@ class Prefix(NamedTuple):
 
 
 class Segments(NamedTuple):
-    """Which sequence of its row each token is of (0: padding), and of which completion of it (0: of the prompt).
+    """The sequence of its row to which each token belongs (0: padding), and the completion in it (0: the prompt).
 
     Without branches each sequence is one text.
     """
@@ -47,7 +47,7 @@ class Segments(NamedTuple):
 
 
 def segments_mask(queries: Segments, keys: Segments) -> Bool[Array, "B L S"]:
-    """Which keys each query sees where their order allows it: its sequence's, except those of other completions."""
+    """Which keys each query sees, before the causal mask: those of its sequence, except those of other completions."""
     seen = queries.sequence[:, :, None] == keys.sequence[:, None, :]
     if queries.branch is None or keys.branch is None:
         return seen
@@ -76,8 +76,9 @@ def attend(
 def pick(attention: str, dtype: jnp.dtype, head_dim: int) -> str:
     """The kernel for `ModelConfig.attention` and such queries, keys and values: "xla", "splash" or "cudnn".
 
-    "auto" goes by `jax.default_backend()`; a program that is compiled ahead for other devices has to be told. cuDNN's
-    kernel has no float32 and only heads of a multiple of 8 up to 128: others go to XLA, even where it is named.
+    "auto" goes by `jax.default_backend()`; a program compiled ahead of time for other devices must name its kernel.
+    cuDNN's kernel supports no float32, and only head sizes that are multiples of 8 up to 128. Others go to XLA, even if
+    cuDNN is named.
     """
     kernel = FASTEST.get(jax.default_backend(), "xla") if attention == "auto" else attention
     if kernel == "cudnn" and (dtype not in CUDNN_DTYPES or head_dim % 8 or head_dim > CUDNN_HEAD_DIM):
@@ -92,9 +93,9 @@ def attend_causal(
     mask: Bool[Array, "B L"] | Segments,
     attention: str = "auto",
 ) -> Float[Array, "B H L E"]:
-    """`attend` to real tokens up to each query's own, by the kernel that `pick` gives; a pad token's is finite.
+    """`attend` to real tokens up to each query's own, by the kernel that `pick` gives; finite at pad tokens.
 
-    With `Segments` to those of its own sequence: splash does that as well where they have no branches, else XLA.
+    With `Segments`, a query sees only its own sequence: splash supports that without branches, otherwise XLA does it.
     """
     kernel = pick(attention, jnp.result_type(q, k, v), q.shape[-1])
     if isinstance(mask, Segments):
@@ -117,7 +118,7 @@ def on_each_device(
 
     Rows are split over data and fsdp. Heads are split over tensor, and over sequence: a device that held a part of each
     row for all heads now holds whole rows for a part of the heads (arXiv 2309.14509). Devices along an axis that does
-    not divide them do the same work.
+    not divide the rows or heads do the same work.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1 or mesh.manual_axes:  # manual: the caller has split the arrays
@@ -129,7 +130,7 @@ def on_each_device(
 
 
 def _dividing(mesh: AbstractMesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
-    """Those of the mesh's axes over which `size` can be split evenly, all at once."""
+    """The mesh axes, of `axes`, over which `size` can be split evenly, all at once."""
     used: tuple[str, ...] = ()
     for axis in axes:
         if axis in mesh.shape and size % math.prod(mesh.shape[a] for a in (*used, axis)) == 0:
@@ -144,7 +145,7 @@ def attend_blocks(
     mask: Bool[Array, "B L"] | Segments,
 ) -> Float[Array, "B H L E"]:
     """`attend` to real tokens up to each query's own, a block of queries at a time: half of the products, which a mask
-    would throw away, are never made, and the gradient makes a block's weights again instead of keeping them all."""
+    would discard, are never computed, and the gradient recomputes a block's weights instead of keeping all of them."""
     length = q.shape[2]
     width = max(BLOCK, -(-length // MOST_BLOCKS))
 
@@ -169,9 +170,9 @@ def attend_splash(
     v: Float[Array, "B K L E"],
     segments: Bool[Array, "B L"] | Int[Array, "B L"],
 ) -> Float[Array, "B H L E"]:
-    """Causal attention by JAX's TPU kernel, which holds no [L, L] array; interpreted, and slow, on what is no TPU.
+    """Causal attention by JAX's TPU kernel, which holds no [L, L] array; interpreted, and slow, on other devices.
 
-    Tokens see those of their own segment. Pad tokens are one: they see each other, so that no softmax is over nothing.
+    Tokens see those of their own segment. Pad tokens form one segment: they see each other, so no softmax is empty.
     """
     # Here, because Pallas takes a while to import and CPUs and GPUs have no use for it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
@@ -180,7 +181,7 @@ def attend_splash(
     padding = -L % LANES
     block = math.gcd(L + padding, SPLASH_BLOCK)
     of_length = ((0, 0), (0, 0), (0, padding), (0, 0))
-    q, k, v = jnp.pad(q * E**-0.5, of_length), jnp.pad(k, of_length), jnp.pad(v, of_length)  # it does not scale itself
+    q, k, v = jnp.pad(q * E**-0.5, of_length), jnp.pad(k, of_length), jnp.pad(v, of_length)  # splash does not scale
     segments = jnp.pad(segments, ((0, 0), (0, padding))).astype(jnp.int32)
 
     def run(interpret: bool, q: Array, k: Array, v: Array, segments: Array) -> Array:
@@ -192,7 +193,7 @@ def attend_splash(
         )
         return jax.vmap(kernel)(q, k, v, splash_attention_kernel.SegmentIds(segments, segments))
 
-    # By what the program is compiled for, which need not be what it is traced on.
+    # Chosen by the platform that the program is compiled for, which need not be the one it is traced on.
     run_on = {"tpu": functools.partial(run, False), "default": functools.partial(run, True)}
     return jax.lax.platform_dependent(q, k, v, segments, **run_on)[:, :, :L]
 
@@ -202,8 +203,8 @@ def attend_cudnn(
 ) -> Float[Array, "B H L E"]:
     """Causal attention by cuDNN, which holds no [L, L] array: float16 and bfloat16 only.
 
-    It takes padding as lengths alone, a mask only as a bias of [B, H, L, L]. So real tokens are moved to the front, in
-    their order, and what they get is moved back.
+    cuDNN takes padding only as lengths, and a mask only as a bias [B, H, L, L]. So real tokens are moved to the front,
+    in their order, and their outputs are moved back.
     """
     B, L = mask.shape
     rows, order = jnp.arange(B)[:, None], jnp.argsort(~mask, axis=1, stable=True)
@@ -214,7 +215,7 @@ def attend_cudnn(
         return x.at[rows, to].get(unique_indices=True, mode="promise_in_bounds")
 
     def front(x: Array) -> Array:
-        # Zeros at pad tokens, for whose gradient nothing is promised: here it ends.
+        # Zeros at pad tokens stop the gradient there, for which cuDNN guarantees nothing.
         return jnp.where(real, move(x.swapaxes(1, 2), order), 0)
 
     y = jax.nn.dot_product_attention(

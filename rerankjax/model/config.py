@@ -15,7 +15,7 @@ class RopeScaling:
 
     "linear" divides them all by `factor` (DeepSeek-Coder). "llama3" divides those that turn fewer than
     `low_freq_factor` times in the original context, keeps those that turn more than `high_freq_factor` times, and
-    blends in between; the other fields are its alone.
+    blends in between; only "llama3" uses the other fields.
     """
 
     rope_type: str = "default"
@@ -47,13 +47,13 @@ class ModelConfig:
     and keys; `attention_bias` adds biases to all four projections of the others.
 
     `attention` is the kernel by which whole rows attend: "xla" anywhere, "splash" on TPUs, "cudnn" on NVIDIA GPUs, or
-    the fastest of them for JAX's backend, "auto".
-    `compute_dtype` is what products are computed in, whatever parameters are kept in: "bfloat16" over float32 ones
-    trains with float32 master weights. Empty, it is the parameters' own.
-    `remat` is of training alone: "full" computes each layer again in the backward pass, so that only its input is kept;
-    "dots" keeps the results of its projections too, and computes the rest again; "none" keeps all.
-    `unroll` layers are compiled as one body of the loop over layers: all of a shallow model train a tenth faster on
-    CPU, where a loop copies what the gradient needs, and take as many times longer to compile.
+    "auto", the fastest of them for JAX's backend.
+    `compute_dtype` is the type in which products are computed, whatever the parameters' type: "bfloat16" over float32
+    parameters trains with float32 master weights. Empty, it is the parameters' own.
+    `remat` is for training only: "full" recomputes each layer in the backward pass, so that only its input is kept;
+    "dots" also keeps the results of its projections, and recomputes the rest; "none" keeps all.
+    `unroll` layers are compiled as one body of the loop over layers. On a CPU, where a loop copies what the gradient
+    needs, unrolling all layers trains a shallow model a tenth faster; compile time grows in proportion to `unroll`.
     """
 
     vocab_size: int

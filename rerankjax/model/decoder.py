@@ -1,7 +1,7 @@
 """A Llama-family decoder: RoPE, RMSNorm, SwiGLU, grouped-query attention (arXiv 2302.13971, 2305.13245).
 
 Qwen2 (2407.10671) adds biases to it, Qwen3 (2505.09388) norms of queries and keys; `ModelConfig` says which. Where a
-layer's parameters hold low-rank adapters beside a kernel (`lora.attach`), they are added to what it gives.
+layer's parameters hold low-rank adapters beside a kernel (`lora.attach`), their output is added to the kernel's.
 
 Shapes: B batch, L query length, S key length, D hidden size, H query heads, K key/value heads, G = H // K, E head dim,
 N layers, V vocabulary. The layers' parameters are stacked on a leading axis of N and scanned over, so that compile time
@@ -75,9 +75,9 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """x @ kernel (+ bias), as nn.Dense's, and + (x @ lora_a) @ lora_b where the parameters hold those.
+    """x @ kernel (+ bias), as in nn.Dense, plus (x @ lora_a) @ lora_b if the parameters hold these.
 
-    Adapters compute in the activations' type, whatever they are kept in.
+    Adapters compute in the activations' type, whatever the adapters' own type.
     """
 
     features: int
@@ -101,8 +101,8 @@ class Linear(nn.Module):
 class Block(nn.Module):
     """One layer. With a cache, keys and values are written into it at `start`, and attended with the rest.
 
-    `mask` says which keys each query sees, or, as [B, L], which tokens are real: each then sees those up to itself. As
-    `Segments` it says of which sequence they are.
+    `mask` [B, L, S] says which keys each query sees. `mask` [B, L] says which tokens are real: a query then sees the
+    real tokens up to itself. `Segments` say to which sequence of its row each token belongs.
     """
 
     config: ModelConfig
@@ -149,7 +149,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids to final hidden states; `logits` maps those to the vocabulary, apart because few positions need it."""
+    """Maps token ids to final hidden states; `logits`, which few positions need, maps these to the vocabulary."""
 
     config: ModelConfig
 
@@ -177,7 +177,7 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "B L D"], Cache]:
         """Hidden states and every layer's keys and values (stacked over layers), for rows padded on either side.
 
-        positions: of tokens in their sequences, where those are packed; else they follow from the mask.
+        positions: each token's position in its sequence, if sequences are packed; otherwise they follow from the mask.
         """
         if positions is None:
             assert not isinstance(mask, Segments)
@@ -196,12 +196,12 @@ class Decoder(nn.Module):
 
 
 def _kept(config: ModelConfig) -> Any:
-    """What `config.remat` keeps of a layer for its gradient, besides its input."""
+    """The policy for what `config.remat` keeps of a layer for the gradient, besides the layer's input."""
     return jax.checkpoint_policies.save_only_these_names("projection") if config.remat == "dots" else None
 
 
 def in_compute_dtype(config: ModelConfig, params: Params) -> Params:
-    """The parameters rounded to what products are computed in; their gradient is not rounded."""
+    """The parameters rounded to the type in which products are computed; their gradient is not rounded."""
     return jax.tree.map(lambda a: a.astype(config.compute_dtype), params) if config.compute_dtype else params
 
 
@@ -218,7 +218,7 @@ def hidden_states(
 
 
 def packed_hidden_states(config: ModelConfig, params: Params, packed: Packed) -> Float[Array, "B L D"]:
-    """Those of sequences that stand end to end in rows."""
+    """The hidden states of packed sequences."""
     segments = Segments(packed.sequence, packed.branch)
     return Decoder(config).apply(
         {"params": in_compute_dtype(config, params)}, packed.tokens, segments, packed.positions
@@ -233,7 +233,7 @@ def hidden_states_behind(
     tokens: Int[Array, "B L"],
     mask: Bool[Array, "B L"],
 ) -> tuple[Float[Array, "R D"], Float[Array, "B L D"]]:
-    """Hidden states of the prompts' ends, and of B = R * n rows: a left-padded prompt is read once for n neighbours."""
+    """Hidden states at the prompts' ends, and of B = R * n rows: a left-padded prompt is read once for its n rows."""
     params = in_compute_dtype(config, params)
     of_prompts, caches = Decoder(config).apply({"params": params}, prompts, prompt_mask)
     rows = tokens.shape[0] // prompts.shape[0]
@@ -277,9 +277,9 @@ def decode_step(
     slot: Int[Array, ""],
     prefixes: tuple[Prefix, ...] | None = None,
 ) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
-    """One token more for each row: written into the caches at `slot`, attending to the cached keys `seen` marks.
+    """One more token for each row: it is written into the caches at `slot` and attends to the cached keys in `seen`.
 
-    With `prefixes` the caches are of the tokens behind those alone.
+    With `prefixes`, the caches hold only the tokens behind the prefixes.
     """
     x = Decoder(config).apply({"params": params}, tokens[:, None], method=lambda m, t: m.embed_tokens(t))
     new = []
@@ -291,5 +291,5 @@ def decode_step(
 
 
 def unstack(config: ModelConfig, stacked: Any) -> tuple[Any, ...]:
-    """What the scan over layers holds stacked, layer by layer, for `decode_step`."""
+    """The stacked arrays of the scan over layers, layer by layer, for `decode_step`."""
     return tuple(jax.tree.map(operator.itemgetter(i), stacked) for i in range(config.num_hidden_layers))

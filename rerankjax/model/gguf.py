@@ -101,10 +101,10 @@ def _rope_scaling(header: GGUFFile, architecture: str, theta: float, head_dim: i
     kind = optional("rope.scaling.type", "linear" if old != 1 else "none")
     if ROPE_FREQS not in header.tensors:
         return RopeScaling() if kind == "none" else RopeScaling(kind, optional("rope.scaling.factor", old))
-    # Llama 3.1's file has what each frequency is divided by, and not what these divisors were made from.
+    # Llama 3.1's file has each frequency's divisor, but not the settings from which the divisors were computed.
     tensor = header.tensors[ROPE_FREQS]
     divisors = np.concatenate([values for _, values in tensor.read_rows([slice(None)])])
-    scaling = RopeScaling("llama3", float(divisors.max()))  # the other fields are the same in all of its models
+    scaling = RopeScaling("llama3", float(divisors.max()))  # the other fields are the same in all such models
     frequency = theta ** (-jnp.arange(head_dim // 2, dtype=jnp.float32) / (head_dim // 2))
     expected = frequency / scale_frequency(frequency, scaling)
     if kind != "none" or divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-3):
@@ -116,7 +116,7 @@ def _rope_scaling(header: GGUFFile, architecture: str, theta: float, head_dim: i
 
 
 def find_tensors(header: GGUFFile, config: ModelConfig) -> dict[str, GGUFTensor]:
-    """The model's tensors by Hugging Face's names; one that has none there keeps its own."""
+    """The model's tensors by Hugging Face's names; a tensor that has no such name keeps its own."""
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     tensors = {}
     for name, tensor in header.tensors.items():
@@ -138,7 +138,7 @@ def _renamed(name: str) -> str:
 
 
 def stored_name(name: str) -> str:
-    """What a GGUF file calls the tensor `name` of Hugging Face's model."""
+    """The name in a GGUF file of the tensor `name` of Hugging Face's model."""
     module, _, end = name.rpartition(".")
     parts = module.split(".", 3)
     if module.startswith("model.layers."):

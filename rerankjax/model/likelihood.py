@@ -1,7 +1,7 @@
-"""How likely a decoder finds a completion.
+"""Log-probabilities of completions under a decoder.
 
 A row is a prompt padded on the left to P tokens, then a completion padded on the right to C, so L = P + C and every
-completion starts at the same place: only its C positions are mapped to the vocabulary.
+completion starts at the same place: only the completion's C positions are mapped to the vocabulary.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from rerankjax.model.packing import Packed
 BLOCK = 1 << 24  # logits held at a time, 64 MB in float32
 
 
-class Rows(NamedTuple):
+class SequenceBatch(NamedTuple):
     """Prompts and completions as arrays. The mask is true at real tokens, and an end-of-text token is a real one."""
 
     tokens: Int[Array, "B L"]
@@ -38,10 +38,10 @@ def token_log_probs(
     tokens: Int[Array, "B C"],
     temperature: float = 1.0,
 ) -> Float[Array, "B C"]:
-    """log softmax(logits / temperature) at `tokens`, where `hidden` precede them; float32, nats.
+    """log softmax(logits / temperature) at `tokens`, from the hidden states before them; float32, nats.
 
-    No [B, C, V] array is held: logits are made for as many positions as `BLOCK` has room for, and, for the gradient,
-    made again.
+    No [B, C, V] array is held: logits are computed for as many positions at a time as fit into `BLOCK`, and recomputed
+    for the gradient.
     """
     B, C = tokens.shape
 
@@ -62,7 +62,7 @@ def token_log_probs(
 
 
 def completion_log_probs(
-    config: ModelConfig, params: Params, rows: Rows, prompt_length: int, temperature: float = 1.0
+    config: ModelConfig, params: Params, rows: SequenceBatch, prompt_length: int, temperature: float = 1.0
 ) -> tuple[Float[Array, "B C"], Float[Array, "B L D"]]:
     """Each completion token's log-probability at `temperature` (nats; padding holds 0), and the hidden states."""
     hidden = hidden_states(config, params, rows.tokens, rows.mask)
@@ -74,7 +74,7 @@ def completion_log_probs(
 def packed_log_probs(
     config: ModelConfig, params: Params, packed: Packed, temperature: float = 1.0
 ) -> tuple[Float[Array, "B T"], Float[Array, "B L D"]]:
-    """As `completion_log_probs`, of sequences that stand end to end."""
+    """As `completion_log_probs`, for packed sequences."""
     hidden = packed_hidden_states(config, params, packed)
     tokens = jnp.take_along_axis(packed.tokens, packed.at, axis=1)
     log_probs = token_log_probs(config, params, take_places(hidden, packed.before), tokens, temperature)
@@ -82,7 +82,7 @@ def packed_log_probs(
 
 
 def take_places(hidden: Float[Array, "B L D"], places: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """The hidden states at those places of their rows."""
+    """The hidden states at `places` of their rows."""
     return jnp.take_along_axis(hidden, places[..., None], axis=1)
 
 
@@ -94,7 +94,7 @@ def masked_mean(
 ) -> Float[Array, "..."]:
     """The mean over what the mask marks; 0 where it marks nothing.
 
-    With `count`, the number marked in a whole batch, it is this part's share of that batch's mean: shares add up to it.
+    With `count`, the number marked in a whole batch, it is this part's share of that batch's mean; shares sum to it.
     """
     if count is None:
         count = jnp.sum(mask, axis=axis)

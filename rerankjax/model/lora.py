@@ -1,8 +1,8 @@
 """LoRA: a model as low-rank changes of a frozen base (arXiv 2106.09685).
 
 An adapter is {"layers": {"q_proj": {"lora_a": [N, in, rank], "lora_b": [N, rank, out]}, ...}}, float32. Attached to a
-base it is decoder parameters like any others, whose frozen part is the base's own arrays: any number of models on one
-base cost one base. Where the base is None there is no adapter: parameters are whole, and trained whole.
+base it gives ordinary decoder parameters, whose frozen part is the base's own arrays: any number of models on one base
+store the base once. If the base is None there is no adapter: the parameters are whole, and all are trained.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """W + alpha / rank * A B for the kernel W of each of `targets`. Rank 0 adapts nothing: training is of the whole."""
+    """W + alpha / rank * A B for the kernel W of each of `targets`. Rank 0: no adapter, all parameters are trained."""
 
     rank: int
     alpha: float = 16.0
@@ -46,7 +46,7 @@ FULL = LoraConfig(rank=0)
 
 
 def adapter_shapes(config: ModelConfig, lora: LoraConfig) -> Params:
-    """An adapter's shapes and types, without its numbers."""
+    """An adapter's shapes and types, without its values."""
     decoder = jax.eval_shape(functools.partial(init_decoder, config), jax.random.key(0))
 
     def of(name: str) -> Params:
@@ -75,7 +75,7 @@ def init_adapter(config: ModelConfig, lora: LoraConfig, key: Array) -> Params:
 def attach(base: Params | None, adapter: Params, lora: LoraConfig) -> Params:
     """Decoder parameters: the base's arrays, and the adapter's beside the kernels that it changes.
 
-    The scale goes into B. Without a base the parameters are whole already, and returned as they are.
+    The scale goes into B. Without a base the parameters are whole already, and returned unchanged.
     """
     if base is None:
         return adapter
@@ -91,9 +91,9 @@ def attach_trunk(base: Params | None, params: Params, lora: LoraConfig) -> Param
 
 
 def merge(params: Params) -> Params:
-    """Attached decoder parameters for export: W + A B, summed in float32 and rounded to W's type, with nothing beside.
+    """Attached decoder parameters for export: W + A B, summed in float32 and rounded to W's type, without A and B.
 
-    Parameters that are whole already are returned as they are.
+    Parameters that are whole already are returned unchanged.
     """
 
     def add(layer: tuple[Array, Array, Array]) -> Array:
@@ -104,7 +104,7 @@ def merge(params: Params) -> Params:
     def whole(module: Params) -> Params:
         if "lora_a" not in module:
             return module
-        # A layer at a time: all of them in float32 are twice a bfloat16 kernel.
+        # A layer at a time: in float32, all layers would take twice the memory of a bfloat16 kernel.
         kernel = jax.lax.map(add, (module["kernel"], module["lora_a"], module["lora_b"]))
         return {name: leaf for name, leaf in module.items() if not name.startswith("lora_")} | {"kernel": kernel}
 

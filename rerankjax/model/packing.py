@@ -1,7 +1,7 @@
 """Sequences of uneven length, end to end in rows of one length: little padding, one shape, one compilation.
 
 A sequence is a prompt and the n completions behind it, each of which sees the prompt and itself: the prompt is read
-once for all of them. Where a sequence stands, and beside which others, changes nothing but rounding.
+once for all completions. A sequence's place and neighbours change its results only by rounding.
 
 Shapes: B rows of L tokens, with T completion tokens and N completions at most; padding holds zeros.
 """
@@ -14,18 +14,18 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-TOKENS_PER_COMPLETION = 8  # N leaves room for completions, with their share of the prompt, of so many tokens
+TOKENS_PER_COMPLETION = 8  # N has room for completions of this mean length, each with its share of the prompt
 
 
 class Packed(NamedTuple):
-    """Rows on the device, or on their way there. Places are positions in a row."""
+    """Rows of packed sequences, on the host or the device. Places are positions in a row."""
 
     tokens: Int[Array, "B L"]
     positions: Int[Array, "B L"]  # in its sequence, as RoPE counts
-    sequence: Int[Array, "B L"]  # which of the row's, from 1
-    branch: Int[Array, "B L"] | None  # which of its completions, from 1; 0 in prompts; None where each has one
-    before: Int[Array, "B T"]  # the place of the token that foretells a completion's token
-    at: Int[Array, "B T"]  # that token's own place
+    sequence: Int[Array, "B L"]  # which of the row's sequences, from 1
+    branch: Int[Array, "B L"] | None  # which of the sequence's completions, from 1; 0: the prompt; None: all have one
+    before: Int[Array, "B T"]  # the place of the token that predicts a completion's token
+    at: Int[Array, "B T"]  # the place of the completion's token
     mask: Bool[Array, "B T"]
     completion: Int[Array, "B T"]  # which of the row's completions it belongs to
     last: Int[Array, "B N"]  # the place of a completion's last token
@@ -33,7 +33,7 @@ class Packed(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """Where a row's completion tokens come from, beside a `Packed`'s `mask`: which item and which token of it."""
+    """The source of each completion token that `Packed.mask` marks: which item, and which token of its completion."""
 
     item: Int[np.ndarray, "B T"]
     token: Int[np.ndarray, "B T"]
@@ -56,15 +56,16 @@ class PackConfig:
     def of(
         cls, batch_size: int, microbatches: int, prompt: int, completion: int, each: int = 1, shards: int = 1
     ) -> "PackConfig":
-        """For batches of so many sequences of at most `prompt` tokens with `each` completions of `completion` tokens.
+        """For batches of sequences of at most `prompt` tokens with `each` completions of at most `completion` tokens.
 
         A microbatch has room for `batch_size / microbatches` of the longest, rounded up to a multiple of the `shards`
-        into which rows are split; a row for two of them, or for one if a shard has no two: short rows fill less well.
+        into which rows are split. A row has room for two of the longest, or for one if a shard gets only one: short
+        rows fill less well.
         """
         longest, per_shard = prompt + each * completion, -(-batch_size // (microbatches * shards))
         in_row = min(2, per_shard)
         length = in_row * longest
-        targets = min(length, (1 + in_row) * each * completion * 3 // 4)  # of short sequences more than of the longest
+        targets = min(length, (1 + in_row) * each * completion * 3 // 4)  # short sequences need more than the longest
         completions = each * max(1, length // (each * TOKENS_PER_COMPLETION))
         rows = -(-per_shard // in_row) * shards
         return cls(rows, length, targets, completions, each)
@@ -81,7 +82,7 @@ def pack(items: Sequence[Item], config: PackConfig) -> tuple[list[Packed], list[
         ValueError: a prompt or completion is empty, or an item is longer than a row.
     """
     sizes = [_size(number, item, config) for number, item in enumerate(items)]
-    room = np.tile((config.length, config.targets, config.completions), (len(items), 1))  # of a row for each, at most
+    room = np.tile((config.length, config.targets, config.completions), (len(items), 1))  # of at most one row per item
     rows: list[list[int]] = []
     for number in sorted(range(len(items)), key=lambda i: -sizes[i][0]):
         row = int(np.argmax((room >= sizes[number]).all(axis=1)))

@@ -20,7 +20,7 @@ SCORE = "base_model.model.score.weight"
 HALVES = {"lora_a": "lora_A", "lora_b": "lora_B"}
 
 READ = {"peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "modules_to_save", "init_lora_weights"}
-# What a field says of where an adapter comes from, of training, or of what the tensors show.
+# Fields about an adapter's origin or its training, or that repeat what the tensors show.
 IGNORED = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -44,10 +44,10 @@ def save_adapter(
     head: Float[Array, " D"] | None = None,
     base_model_name_or_path: str | None = None,
 ) -> None:
-    """Writes an adapter, of a reranker with its head, into the new or empty folder `path`.
+    """Writes an adapter, for a reranker with its head, into the new or empty folder `path`.
 
     Raises:
-        FileExistsError: `path` holds something.
+        FileExistsError: `path` is not empty.
     """
     path.mkdir(parents=True, exist_ok=True)
     if any(path.iterdir()):
@@ -88,9 +88,9 @@ def load_adapter(path: Path, config: ModelConfig) -> tuple[LoraConfig, Params, F
     fields = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     _check_fields(path / CONFIG, fields)
     tensors = load_file(path / TENSORS)
-    # A list names modules; of a pattern the tensors show what it matched.
+    # A list names modules; for a pattern, the tensors show which modules it matched.
     listed = fields["target_modules"] if isinstance(fields["target_modules"], list) else []
-    found = [target for target in TARGETS if any(f".{target}.lora_" in name for name in tensors)]
+    tensor_targets = [target for target in TARGETS if any(f".{target}.lora_" in name for name in tensors)]
     for target in listed:
         if target not in TARGETS:
             raise ValueError(f"{path / CONFIG}: target_modules has {target!r}: only {', '.join(TARGETS)} are supported")
@@ -98,7 +98,7 @@ def load_adapter(path: Path, config: ModelConfig) -> tuple[LoraConfig, Params, F
     # rsLoRA scales by alpha / sqrt(rank) (arXiv 2312.03732).
     alpha = fields["lora_alpha"] * (math.sqrt(rank) if fields.get("use_rslora") else 1.0)
     try:
-        lora = LoraConfig(rank, float(alpha), tuple(t for t in TARGETS if t in {*listed, *found}))
+        lora = LoraConfig(rank, float(alpha), tuple(t for t in TARGETS if t in {*listed, *tensor_targets}))
     except ValueError as error:
         raise ValueError(f"{path / CONFIG}: {error}") from error
 
@@ -111,10 +111,10 @@ def load_adapter(path: Path, config: ModelConfig) -> tuple[LoraConfig, Params, F
     }
     if SCORE in tensors or fields.get("task_type") == "SEQ_CLS":
         expected[SCORE] = (1, config.hidden_size)
-    for said, names in (("lacks", expected.keys() - tensors.keys()), ("unexpected", tensors.keys() - expected.keys())):
+    for fault, names in (("lacks", expected.keys() - tensors.keys()), ("unexpected", tensors.keys() - expected.keys())):
         if names:
             raise ValueError(
-                f"{path / TENSORS} {said} {sorted(names)[0]} (one of {len(names)}): give the adapter of this model"
+                f"{path / TENSORS} {fault} {sorted(names)[0]} (one of {len(names)}): give the adapter of this model"
             )
     for name, shape in expected.items():
         if tensors[name].shape != shape:
@@ -138,7 +138,7 @@ def _names(config: ModelConfig, target: str, half: str) -> list[str]:
 
 
 def _check_fields(file: Path, fields: dict[str, Any]) -> None:
-    """Refuses what an adapter may ask for that is not computed here: whatever is not known to change nothing."""
+    """Refuses fields that ask for unsupported computation: every field that is not known to change nothing."""
 
     def refuse(name: str, remedy: str) -> None:
         raise ValueError(f"{file}: {name} = {fields[name]!r} is not supported: {remedy}")

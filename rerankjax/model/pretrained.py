@@ -1,4 +1,4 @@
-"""Hugging Face's model folders: where one lies, and its config.json as a `ModelConfig`."""
+"""Hugging Face's model folders: finding one, and its config.json as a `ModelConfig`."""
 
 import json
 from collections.abc import Mapping
@@ -27,9 +27,9 @@ ROPE_FIELDS = {
 
 
 def find_folder(path_or_id: Path | str, revision: str | None = None) -> Path:
-    """A checkpoint's folder or GGUF file: `path_or_id` itself if it is one, else a download of that hub id's folder.
+    """A checkpoint's folder or GGUF file: `path_or_id` itself if it is a path, otherwise a download of that hub id.
 
-    Nothing is asked of the network for a folder, a file, a `Path`, or text that starts or ends as a path does.
+    The network is not used for a folder, a file, a `Path`, or text that starts or ends as a path does.
 
     Raises:
         FileNotFoundError: no such folder or file.
@@ -98,7 +98,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, PretrainedConfig]:
 
 def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling:
     kind = rope["rope_type"]
-    scaling = RopeScaling(kind)  # refuses a type that is not supported before its fields
+    scaling = RopeScaling(kind)  # refuses an unsupported type before its fields are read
     for name in sorted(rope.keys() - {"rope_type", "type", "rope_theta", *ROPE_FIELDS[kind]}):
         raise ValueError(f'rope_parameters.{name} = {rope[name]!r} is not supported with rope_type = "{kind}"')
     for name in ROPE_FIELDS[kind]:
@@ -109,7 +109,7 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling:
 
 
 def write_config(folder: Path, config: ModelConfig, head: str, **fields: Any) -> None:
-    """Writes config.json of class `head` ("ForCausalLM", say), with `fields` as they are."""
+    """Writes config.json of class `head` (for example "ForCausalLM"), with `fields` unchanged."""
     scaling = config.rope_scaling
     rope = {name: getattr(scaling, name) for name in ("rope_type", *ROPE_FIELDS[scaling.rope_type])}
     own = {name: getattr(config, name) for name in SAVED}

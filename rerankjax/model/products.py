@@ -12,9 +12,9 @@ def product(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[
 
     spec: "axes,axes->axes" without an ellipsis; each axis of an operand is one of the other operand's or the result's.
 
-    On a CPU, products of bfloat16 and those of their gradients end in float32, and are rounded then: XLA's compiler
-    uses the processor's bfloat16 units (AMX, AVX512-BF16) for such alone, and computes others in float32, from copies.
-    On a TPU or GPU they are einsum's own, so that what devices exchange stays in bfloat16.
+    On a CPU, products of bfloat16 and those of their gradients end in float32 and are then rounded: XLA's compiler uses
+    the processor's bfloat16 units (AMX, AVX512-BF16) only for these, and computes others in float32, from copies. On a
+    TPU or GPU products are einsum's own, so that devices exchange bfloat16.
     """
     return _product(spec, x, y) if x.dtype == y.dtype == jnp.bfloat16 else jnp.einsum(spec, x, y)
 
@@ -29,7 +29,7 @@ def _on_cpu(spec: str, x: Array, y: Array) -> Array:
     of_x, of_y, of_result = _axes(spec)
     moved = "".join(sorted(of_x, key=lambda axis: axis not in of_result))  # the summed axes last
     if moved != of_x:
-        # The compiler takes the first operand only with the summed axes last, and undoes a transpose that it sees.
+        # The compiler needs the first operand with its summed axes last, and undoes a transpose that it sees.
         x = jnp.einsum(f"{of_x}->{moved}", x)
         flat = jax.lax.optimization_barrier(x).reshape(-1)
         x = jax.lax.optimization_barrier(flat).reshape(x.shape)
@@ -37,7 +37,7 @@ def _on_cpu(spec: str, x: Array, y: Array) -> Array:
 
 
 def _axes(spec: str) -> list[str]:
-    """Those of the operands and of the result."""
+    """The axes of both operands and of the result."""
     return spec.replace("->", ",").split(",")
 
 

@@ -1,7 +1,7 @@
-"""The mesh and the one table that says what is split over it.
+"""The mesh, and the table of which axes of arrays are split over it.
 
 Batches are split over `data` and `fsdp`, parameters and optimiser state over `fsdp` and `tensor`, and the positions of
-long rows over `sequence`. Programs are written for whole arrays: how they are split changes no result but by rounding.
+long rows over `sequence`. Programs are written for whole arrays: the split changes results only by rounding.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis. `data` 0 takes what the other axes leave.
+    """Devices along each axis. `data` 0 takes the remaining devices.
 
-    `tensor` is last, so that the devices that exchange most are neighbours.
+    `tensor` is last, so that the devices that exchange most data are neighbours.
     """
 
     data: int = 0
@@ -37,7 +37,7 @@ class MeshConfig:
                 raise ValueError(f"{axis} = {getattr(self, axis)}: an axis has 1 device or more (data: 0 for the rest)")
 
     def shape(self, devices: int) -> dict[str, int]:
-        """Devices along each axis, of `devices` in all. Raises ValueError where those do not fill the mesh."""
+        """Devices along each axis, of `devices` in all. Raises ValueError unless their product is `devices`."""
         others = self.fsdp * self.sequence * self.tensor
         data = self.data or devices // others
         if data * others != devices:
@@ -85,7 +85,7 @@ class Rules:
                     raise ValueError(f"{what}, {axes}: mesh axis {mesh_axis!r} would split it twice; change a rule")
 
 
-# The logical axes of each array, except the leading one over layers, which is never split. Others are replicated.
+# The logical axes of each array, except the leading one over layers, which is never split. Other arrays are replicated.
 _PROJECTIONS = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj"), ("embed", "heads")),
     "o_proj": ("heads", "embed"),
@@ -102,7 +102,7 @@ PARAMETERS: Mapping[str, tuple[str | None, ...]] = {
 }
 
 RULES = Rules()
-# While tokens are drawn every device holds its whole share of each layer: split, it would be gathered at every token.
+# Parameters for drawing tokens are not split over fsdp, because they would be gathered at every token.
 DRAWING = dataclasses.replace(RULES, embed=(), vocab=("tensor",))
 
 
@@ -128,9 +128,9 @@ def row_shards(mesh: Mesh) -> int:
 
 
 def sharding_of(path: Sequence[str], shape: Sequence[int], mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
-    """How the parameter at `path`, as ("layers", "q_proj", "kernel"), or the optimiser's moments of one, is split.
+    """How the parameter at `path`, for example ("layers", "q_proj", "kernel"), or its optimiser moments are split.
 
-    An axis that its mesh axes do not divide is not split.
+    An array axis whose size the mesh axes do not divide is not split.
     """
     axes = PARAMETERS.get("/".join(path[-2:]))
     if axes is None:
@@ -143,12 +143,12 @@ def sharding_of(path: Sequence[str], shape: Sequence[int], mesh: Mesh, rules: Ru
 
 
 def placed(tree: T, shardings: Any) -> T:
-    """The shapes and types of a tree of arrays or shapes, with their shardings: what is compiled or restored for."""
+    """The shapes and types of a tree of arrays or shapes, with shardings: what compilation and restoring ask for."""
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
 
 
 def to_global(batch: Any, sharding: NamedSharding) -> Any:
-    """Arrays that every process holds, on the mesh: each process moves its devices' rows alone."""
+    """Arrays that every process holds, on the mesh: each process moves only its devices' rows."""
 
     def place(array: np.ndarray) -> jax.Array:
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
@@ -185,7 +185,7 @@ def constrain_rows(x: jax.Array) -> jax.Array:
 
 
 def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, traced with `mesh` as the context's: what `constrain_rows` and attention kernels look for."""
+    """`function`, traced with `mesh` as the context's mesh, which `constrain_rows` and attention kernels look for."""
 
     @functools.wraps(function)
     def traced(*arguments: Any) -> Any:
@@ -196,7 +196,7 @@ def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def replicated_parameters(tree: Any, mesh: Mesh) -> list[str]:
-    """The names of the arrays of which every device holds the whole."""
+    """The names of the arrays that every device holds as a whole."""
     leaves = jax.tree_util.tree_leaves_with_path(shardings_of(tree, mesh))
     return [
         jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,4 +1,4 @@
-"""The safetensors files of a Hugging Face folder: what they hold, parts of it, and new ones."""
+"""The safetensors files of a Hugging Face folder: finding their tensors, reading parts of them, writing new files."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ ROWS = 64  # read at a time: the transpose of so few stays in the processor's ca
 
 
 class StoredTensor(Protocol):
-    """A tensor of a checkpoint in any format, by the name that its file gives it. `dtype`: of what is read."""
+    """A tensor of a checkpoint in any format, by the name that its file gives it. `dtype`: of the arrays read."""
 
     @property
     def name(self) -> str: ...
@@ -38,7 +38,7 @@ class Tensor(NamedTuple):
 
     def read_rows(self, index: Sequence[slice]) -> Iterator[tuple[slice, np.ndarray]]:
         begin, end, _ = index[0].indices(self.shape[0])
-        # Opened for one tensor alone: what is read of a mapped file counts as this process's memory until it is closed.
+        # Opened for one tensor only: pages read from a mapped file count as this process's memory until it is closed.
         with safe_open(self.file, framework="np") as opened:
             part = opened.get_slice(self.name)
             for row in range(begin, end, ROWS):
@@ -47,7 +47,7 @@ class Tensor(NamedTuple):
 
 
 def find_tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor by its name, from the headers of the one file or of those that the index names.
+    """Every tensor by its name, from the headers of the single file or of the files that the index names.
 
     Raises:
         FileNotFoundError: there are no such files, or one is missing.

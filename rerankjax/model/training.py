@@ -31,8 +31,8 @@ class OptimizerConfig:
 
     `schedule` is "cosine" or "linear"; `eps` is 1e-5 in PPO for language models (openai/lm-human-preferences), where it
     damps the first steps on tiny gradients; `max_grad_norm` clips the global norm. A batch's gradient is summed over
-    parts of it, one at a time: memory is that of one, the result that of the whole. There are `microbatches` of them
-    where every sequence is of the greatest length, else fewer (see `model.packing`).
+    its parts, one at a time: it takes the memory of one part, and the result is that of the whole batch. There are
+    `microbatches` parts if every sequence has the maximum length, otherwise fewer (see `model.packing`).
     """
 
     learning_rate: float
@@ -70,7 +70,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 
 def start_state(params: Params, config: OptimizerConfig, mesh: Mesh) -> TrainState:
-    """A state on the mesh with parameters of its own: updates donate them, and others may still want these."""
+    """A state on the mesh with a copy of `params`: updates donate the copy, and callers may still need the original."""
 
     def start(params: Params) -> TrainState:
         return init_state(jax.tree.map(jnp.copy, params), make_optimizer(config))
@@ -79,21 +79,21 @@ def start_state(params: Params, config: OptimizerConfig, mesh: Mesh) -> TrainSta
 
 
 class Counts(NamedTuple):
-    """Of a whole batch, so that the losses of its parts add up to its mean."""
+    """The counts of a whole batch, with which the losses of its parts add up to the batch's mean."""
 
     sequences: Int[Array, ""]
     tokens: Int[Array, ""]  # of each sequence's first completion
 
     @classmethod
     def of(cls, parts: Sequence[Packed], each: int) -> "Counts":
-        """Those of a batch of sequences with `each` completions."""
+        """The counts of a batch of sequences with `each` completions."""
         sequences = sum(int(np.sum(part.real)) for part in parts) // each
         tokens = sum(int(np.sum(part.mask & (part.completion % each == 0))) for part in parts)
         return cls(np.int32(sequences), np.int32(tokens))  # type: ignore[arg-type]  # a host's scalars
 
 
 def batch_of(items: Sequence[Item], sizes: PackConfig) -> tuple[list[Packed], Counts]:
-    """What `Update` takes of a batch of sequences, on the host."""
+    """A batch of sequences as `Update` takes it, on the host."""
     parts, _ = pack(items, sizes)
     return parts, Counts.of(parts, sizes.each)
 
@@ -107,11 +107,11 @@ def feed_batch(items: Sequence[Item], sizes: PackConfig, mesh: Mesh) -> tuple[li
 class Update:
     """An update of a training state: (state, frozen base, parts of the batch, their `Counts`) -> (state, metrics).
 
-    The state is donated; without adapters the base is None. Both are split as they come, the state as `start_state`
-    does. Gradients are summed over the parts, which are as many as the batch's lengths ask for, by one program.
+    The state is donated; without adapters the base is None. Both keep the sharding that they have; the state's is that
+    of `start_state`. One program sums gradients over the parts, whose number follows from the batch's lengths.
 
-    loss_of: (parameters, base, part, counts) -> (loss, metrics), the part's shares of the batch's; of the metrics in
-    `largest` the batch has its parts' largest.
+    loss_of: (parameters, base, part, counts) -> (loss, metrics), the part's shares of the batch's. largest: the metrics
+    for which the batch has the maximum over its parts instead of the sum.
     """
 
     def __init__(self, loss_of: LossOf, config: OptimizerConfig, mesh: Mesh, largest: Collection[str] = ()) -> None:

@@ -2,8 +2,8 @@
 
 A GGUF file is loaded too, under Hugging Face's names.
 
-A layer's parameter lies here on a leading axis over layers and as [in, out]; there each layer has a tensor [out, in] of
-its own. What a device is to hold is put together in host memory from slices of those, one parameter at a time.
+Here a layer's parameter has a leading axis over layers, then [in, out]; in the files each layer has its own tensor
+[out, in]. A device's part is assembled in host memory from slices of these tensors, one parameter at a time.
 """
 
 import functools
@@ -31,8 +31,8 @@ Tensors = Mapping[str, StoredTensor]  # by Hugging Face's names
 FLOATS = ("F32", "F16", "BF16")
 MLP = ("gate_proj", "up_proj", "down_proj")
 LM_HEAD = "lm_head.weight"
-# A reward head's name by how it pools. transformers' classes score the last token and know its head alone: the
-# other they report as missing and unexpected, where by the same name they would score otherwise and say nothing.
+# A reward head's name by pooling. transformers' classes score the last token and know only that head: they report the
+# other one as missing and unexpected. Under the same name, they would silently give other scores.
 HEADS = {"last": "score", "mean": "mean_score"}
 SCORES = tuple(f"{head}.weight" for head in HEADS.values())
 MAX_FILE_BYTES = 5 * 10**9
@@ -43,9 +43,9 @@ def load(
 ) -> tuple[ModelConfig, Params]:
     """A `*ForCausalLM` checkpoint from a folder, a hub id or a GGUF file.
 
-    sharding: of every parameter, or a function of a parameter's path and shape that gives it; without it, all lie on
+    sharding: of every parameter, or a function of a parameter's path and shape that gives it; without it, all are on
     the first device. dtype: of the parameters; without it, as saved, and float32 from a GGUF file.
-    Host memory peaks at one parameter of all layers, or at what one device holds of it.
+    Host memory peaks at one parameter of all layers, or at one device's part of it.
 
     Raises:
         FileNotFoundError: no such folder or file, or a file of the folder is missing.
@@ -69,13 +69,13 @@ def load_reranker(
     """A `*ForSequenceClassification` checkpoint with one label: {"decoder": the trunk, "score": the head}; its pooling.
 
     With `score.weight`, as transformers' models have it, the pooling is "last"; with `mean_score.weight`, our own,
-    "mean". The format has no language-model head, so one that is not tied to the embeddings is there only if the
-    checkpoint holds it anyway. Arguments as `load`'s, the head's path being ("score", "kernel") or ("mean_score",
+    "mean". The format has no language-model head, so one that is not tied to the embeddings is loaded only if the
+    checkpoint holds it anyway. Arguments as for `load`; the head's path is ("score", "kernel") or ("mean_score",
     "kernel"), and its shape [D, 1].
 
     Raises:
-        FileNotFoundError, ValueError: as `load`; ValueError also for no head, for both, or more labels than one, and
-            for a GGUF file, which has no head.
+        FileNotFoundError, ValueError: as `load`; ValueError also for no head, both heads, more than one label, or a
+            GGUF file, which has no head.
     """
     folder = find_reranker(path_or_id, revision)
     config, hf = read_config(folder)
@@ -119,7 +119,7 @@ def save(
     parameter must be addressable from this process.
 
     Raises:
-        FileExistsError: `path` holds something.
+        FileExistsError: `path` is not empty.
     """
     _save(path, config, params, "ForCausalLM", tokenizer, max_file_bytes)
 
@@ -137,11 +137,12 @@ def save_reranker(
     """Writes a reranker as `*ForSequenceClassification` with one label, without its language-model head; see `save`.
 
     With the pooling "last", `transformers` loads it and gives the same scores: it scores the last token that is not
-    `pad_token_id`, so that no text may hold this token. It does not load the head of a "mean", and says so.
+    `pad_token_id`, so that no text may hold this token. It does not load a "mean" head, and reports that.
 
     Raises:
-        FileExistsError: `path` holds something.
-        ValueError: an unknown pooling or token, or padding that ends texts, with which `transformers` scores otherwise.
+        FileExistsError: `path` is not empty.
+        ValueError: an unknown pooling or token, or a padding token that also ends texts, with which `transformers`
+            gives other scores.
     """
     if pooling not in HEADS:
         raise ValueError(f'pooling = "{pooling}" is unknown: use one of {", ".join(HEADS)}')
@@ -195,18 +196,18 @@ def _load(
     leaves = _leaves(shapes)
     _check_tensors(source, config, leaves, tensors)
     arrays = {}
-    # The largest first: what it takes to put one together is less than what is still to come.
+    # The largest first: assembling one then takes less memory than the parameters still to come.
     for path, leaf in sorted(leaves, key=lambda item: -item[1].size):
-        found = [tensors[name] for name in tensor_names(path, config.num_hidden_layers)]
+        parameter_tensors = [tensors[name] for name in tensor_names(path, config.num_hidden_layers)]
         place = sharding(path, leaf.shape) if callable(sharding) else sharding
-        arrays[path] = _put(path, leaf.shape, found, place or SingleDeviceSharding(jax.devices()[0]), dtype)
+        arrays[path] = _put(path, leaf.shape, parameter_tensors, place or SingleDeviceSharding(jax.devices()[0]), dtype)
     return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[path] for path, _ in leaves])
 
 
 def _put(
-    path: ParamPath, shape: tuple[int, ...], found: Sequence[StoredTensor], sharding: Sharding, dtype: Any
+    path: ParamPath, shape: tuple[int, ...], tensors: Sequence[StoredTensor], sharding: Sharding, dtype: Any
 ) -> jax.Array:
-    """A parameter on its devices, from its tensors. Devices that hold the same part share one reading."""
+    """A parameter on its devices, from its tensors. Devices that hold the same part share one read."""
     devices_of: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         part = tuple(s.indices(n)[:2] for s, n in zip(index or (), shape, strict=True))
@@ -214,15 +215,15 @@ def _put(
     arrays = []
     for part, devices in devices_of.items():
         index = tuple(slice(*bounds) for bounds in part)
-        block = np.empty([stop - start for start, stop in part], dtype or _dtype(found[0]))
-        layers = zip(block, found[index[0]], strict=True) if _stacked(path) else [(block, found[0])]
+        block = np.empty([stop - start for start, stop in part], dtype or _dtype(tensors[0]))
+        layers = zip(block, tensors[index[0]], strict=True) if _stacked(path) else [(block, tensors[0])]
         inner = index[1:] if _stacked(path) else index
         for layer, tensor in layers:
             target = layer.T if _transposed(path) else layer
             for rows, values in tensor.read_rows(inner[::-1] if _transposed(path) else inner):
                 target[rows] = values
         arrays += [jax.device_put(block, device) for device in devices]
-        jax.block_until_ready(arrays)  # or the next block would be read beside one still on its way
+        jax.block_until_ready(arrays)  # otherwise the next block is read while this one is still in host memory
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
@@ -293,10 +294,10 @@ def _save(
     if any(path.iterdir()):
         raise FileExistsError(f"{path} is not empty: give a new folder")
     tensors: dict[str, tuple[int, Callable[[], np.ndarray]]] = {}
-    for at, leaf in _leaves(params):
-        names = tensor_names(at, config.num_hidden_layers)
+    for param_path, leaf in _leaves(params):
+        names = tensor_names(param_path, config.num_hidden_layers)
         for i, name in enumerate(names):
-            fetch = functools.partial(_fetch, at, leaf, i)
+            fetch = functools.partial(_fetch, param_path, leaf, i)
             tensors[name] = leaf.nbytes // len(names), fetch
     write_tensors(path, tensors, max_file_bytes)
     tokens: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))

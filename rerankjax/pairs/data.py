@@ -1,4 +1,4 @@
-"""Labelled data from anywhere, split by problem, and the pairs to learn from it."""
+"""Labelled data from files or the hub, split by problem, and the pairs to learn from."""
 
 import dataclasses
 import hashlib
@@ -31,7 +31,7 @@ class DataSource:
 
 
 class TextPair(NamedTuple):
-    """Two answers to one prompt, of which the first is the better."""
+    """Two answers to one prompt, of which `chosen` is the better one."""
 
     prompt: Prompt
     chosen: str
@@ -43,7 +43,7 @@ def read_data(sources: Sequence[DataSource]) -> list[Labelled]:
 
     Raises:
         ValueError: one line that names file, row and field.
-        OSError: a file is not there; ConnectionError where it is the hub.
+        OSError: a file is missing. ConnectionError: the hub cannot be reached.
     """
     rows = [read_labelled(where, record) for source in sources for where, record in _records(source)]
     if not rows:
@@ -76,7 +76,7 @@ def _records(source: DataSource) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 class Splits(NamedTuple):
-    """Rows to train on, to stop early by, and to report figures of. No prompt is in two of them."""
+    """Rows for training, for early stopping, and for the reported figures. No prompt is in two splits."""
 
     train: list[Labelled]
     dev: list[Labelled]
@@ -86,7 +86,7 @@ class Splits(NamedTuple):
 def split_by_problem(rows: Sequence[Labelled], dev_fraction: float, test_fraction: float, seed: int) -> Splits:
     """Sets aside the given fractions of the problems, where a problem is a prompt: all its rows go together.
 
-    Which ones follows from `seed` and the prompts alone, not from the rows' order. A fraction above 0 is at least one
+    The choice depends on `seed` and the prompts alone, not on the rows' order. A fraction above 0 is at least one
     problem.
 
     Raises:
@@ -118,10 +118,10 @@ def check_disjoint(splits: Splits) -> None:
 
 
 def make_pairs(rows: Sequence[Labelled], per_problem: int, seed: int) -> list[TextPair]:
-    """Pairs of the rows: each right candidate beside each wrong one of its row, equal texts once.
+    """Pairs of each right candidate with each wrong one of its row; equal texts count once.
 
-    Executed samples of one prompt count as one row. Of more than `per_problem` pairs of a row so many are drawn; which
-    follows from `seed` and the prompt.
+    Executed samples of one prompt count as one row. If a row has more than `per_problem` pairs, that many are drawn, by
+    `seed` and the prompt.
 
     Raises:
         ValueError: no row has both right and wrong candidates.
@@ -133,7 +133,7 @@ def make_pairs(rows: Sequence[Labelled], per_problem: int, seed: int) -> list[Te
             (right if passed else wrong)[text] = None
     pairs = []
     for (prompt, _), (right, wrong) in merged.items():
-        # A text with both labels, as of a flaky test, says nothing.
+        # A text with both labels, for example from a flaky test, is no evidence.
         both = right.keys() & wrong.keys()
         of_prompt = [TextPair(prompt, a, b) for a in right if a not in both for b in wrong if b not in both]
         if len(of_prompt) > per_problem:
@@ -150,7 +150,7 @@ def make_pairs(rows: Sequence[Labelled], per_problem: int, seed: int) -> list[Te
 
 
 def data_digest(rows: Sequence[Labelled]) -> str:
-    """Sixteen hexadecimal digits that stand for the rows' content, wherever they come from."""
+    """Sixteen hexadecimal digits that identify the rows' content, whatever their source."""
     digest = hashlib.sha256()
     for row in rows:
         content = [row.prompt, row.candidates, row.passed, row.executed, row.subset, row.greedy]

@@ -1,6 +1,6 @@
-"""What rerankers learn from and are measured on: prompts with candidates, of which some are right.
+"""Labelled rows to train and measure rerankers on: prompts with candidates, some of them right.
 
-The fields of a row say what it is:
+A row's fields determine its kind:
 
     prompt, chosen, rejected                 a preference: texts, or conversations as TRL has them
     instruction, input, chosen, rejected     the same, as AceCodePair-300K and LLaMA-Factory name it
@@ -31,9 +31,9 @@ Prompt = str | tuple[Message, ...]
 class Labelled:
     """The candidates of one row. A conversation's candidates are the assistant's last messages.
 
-    executed: the labels are verdicts on samples of one model, so that choosing among them means something; False: a
+    executed: the labels are verdicts on samples of one model, so that best-of-n selection is meaningful; False: a
     preference, whose candidates were chosen to be compared. subset: RewardBench's. greedy: whether the model's greedy
-    answer passes, None where the row does not say.
+    answer passes, None if the row does not say.
     """
 
     where: str
@@ -47,7 +47,7 @@ class Labelled:
 
 
 def read_labelled(where: str, record: dict[str, Any]) -> Labelled:
-    """A row, by its fields; those that are null count as missing, and others are passed over.
+    """The row that a record's fields give; null fields count as missing, and unknown fields are ignored.
 
     Raises:
         ValueError: one line that names `where`, the field and the remedy.
@@ -59,16 +59,16 @@ def read_labelled(where: str, record: dict[str, Any]) -> Labelled:
         mixed = sorted([*preference, *samples, *({"results"} & record.keys())])
         raise ValueError(f"{where}: fields {mixed} are of several kinds; a row has {KINDS}.")
     if preference:
-        found = _preference(where, record)
+        labelled = _preference(where, record)
     elif samples:
-        found = _samples(where, record)
+        labelled = _samples(where, record)
     elif "results" in record:
-        found = _results(where, record)
+        labelled = _results(where, record)
     else:
         raise ValueError(f"{where}: fields {sorted(record)} are of no kind that is known; a row has {KINDS}.")
-    if not found.prompt:
+    if not labelled.prompt:
         raise ValueError(f"{where}: field 'prompt' is empty; give what the candidates answer.")
-    return found
+    return labelled
 
 
 def _preference(where: str, record: dict[str, Any]) -> Labelled:
@@ -106,7 +106,7 @@ def _conversations(where: str, record: dict[str, Any]) -> tuple[Prompt, tuple[st
     if not shared:
         prompt = _prompt(where, record)
         shared = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-    elif _is_conversation(record.get("prompt")):  # the prompt, then what both answers have of the conversation
+    elif _is_conversation(record.get("prompt")):  # the prompt, then the turns that both conversations share
         asked = _messages(where, "prompt", record["prompt"])
         shared = shared if shared[: len(asked)] == asked else asked + shared
     return shared, (chosen[-1].content,), (rejected[-1].content,)

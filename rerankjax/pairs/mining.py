@@ -26,14 +26,14 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class LabelledSolutions:
-    """Solutions to make pairs of: (problem, completion), each once, in a fixed order."""
+    """Solutions from which pairs are made: (problem, completion), each once, in a fixed order."""
 
     passing: tuple[tuple[str, str], ...]
     failing: tuple[tuple[str, str], ...]
 
 
 def partition_by_verdict(candidates: Iterable[Candidate]) -> LabelledSolutions:
-    """Passing and failing solutions, each once. What the sandbox could not judge is neither."""
+    """Passing and failing solutions, each once. Solutions that the sandbox could not judge are in neither."""
     judged = [c for c in candidates if c.verdict not in ("", Verdict.SANDBOX_ERROR)]
     passing = dict.fromkeys((c.problem, c.completion) for c in judged if c.passed)
     failing = dict.fromkeys((c.problem, c.completion) for c in judged if not c.passed)
@@ -41,14 +41,14 @@ def partition_by_verdict(candidates: Iterable[Candidate]) -> LabelledSolutions:
 
 
 def hardest(candidates: Sequence[Candidate], scores: np.ndarray, count: int) -> tuple[tuple[str, str], ...]:
-    """The `count` failing solutions that the reranker scores highest: what PPO found and the reranker wrongly likes."""
+    """The `count` failing solutions that the reranker scores highest: PPO found them, the reranker overrates them."""
     score = {(c.problem, c.completion): float(s) for c, s in zip(candidates, scores, strict=True)}
     failing = partition_by_verdict(candidates).failing
     return tuple(sorted(failing, key=lambda solution: -score[solution])[:count])
 
 
 def sample_pairs(solutions: LabelledSolutions, count: int, seed: Sequence[int]) -> list[Pair]:
-    """`count` pairs: each failing solution in turn, in shuffled rounds, beside a random passing one of its problem.
+    """`count` pairs: each failing solution in turn, in shuffled rounds, with a random passing one of its problem.
 
     Raises:
         ValueError: no problem has both a passing and a failing solution.
@@ -78,25 +78,25 @@ def later_pairs(
     hard_fraction: float,
     seed: Sequence[int],
 ) -> list[Pair]:
-    """A later iteration's `count` pairs, with what `source`, one of `PAIR_SOURCES`, adds to the old solutions.
+    """A later iteration's `count` pairs, of old solutions and those that `source`, one of `PAIR_SOURCES`, adds.
 
-    The pairs of "same_data" are all of old solutions. With the other sources `new_fraction` of the pairs have a new
-    negative: "random" draws those from a random `hard_fraction` of the policy's failures, "hard" from the
-    `hard_fraction` of them that the reranker scores highest. "self_training" is "hard" with the policy's passing
-    solutions among the positives.
+    "same_data" pairs old solutions only. With the other sources, `new_fraction` of the pairs have a new negative:
+    "random" draws it from a random `hard_fraction` of the policy's failures, "hard" from the `hard_fraction` of
+    failures that the reranker scores highest. "self_training" is "hard" with the policy's passing solutions among the
+    positives.
     """
     if source == "same_data":
         return sample_pairs(old, count, seed)
-    found = partition_by_verdict(new)
-    kept = round(hard_fraction * len(found.failing))
+    new_solutions = partition_by_verdict(new)
+    kept = round(hard_fraction * len(new_solutions.failing))
     if source == "random":
-        order = np.random.default_rng([*seed, 1]).permutation(len(found.failing))[:kept]
-        negatives = tuple(found.failing[i] for i in sorted(order))
+        order = np.random.default_rng([*seed, 1]).permutation(len(new_solutions.failing))[:kept]
+        negatives = tuple(new_solutions.failing[i] for i in sorted(order))
     else:
         negatives = hardest(new, new_scores, kept)
     passing = old.passing
     if source == "self_training":
-        passing = tuple(dict.fromkeys(old.passing + found.passing))
+        passing = tuple(dict.fromkeys(old.passing + new_solutions.passing))
     fresh = round(new_fraction * count)
     with_new = sample_pairs(LabelledSolutions(passing, negatives), fresh, seed)
     return with_new + sample_pairs(LabelledSolutions(passing, old.failing), count - fresh, seed)

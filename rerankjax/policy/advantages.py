@@ -51,6 +51,6 @@ def adapt_kl_coef(
 ) -> Float[Array, ""]:
     """The adaptive controller of arXiv 1909.08593, section 2.2: a proportional error clipped to +-0.2.
 
-    `kl` and `target` are nats a sequence, `rows` the sequences since the last call, `horizon` in sequences.
+    `kl` and `target` are nats per sequence, `rows` the sequences since the last call, `horizon` in sequences.
     """
     return kl_coef * (1 + jnp.clip(kl / target - 1, -0.2, 0.2) * rows / horizon)

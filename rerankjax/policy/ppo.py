@@ -1,8 +1,8 @@
 """PPO against the reranker with a KL penalty to the SFT model (stage C of the paper; arXiv 1707.06347, 2403.17031).
 
 The policy and its value function share a trunk: parameters {"decoder": ..., "value": [D]}. One iteration samples a
-rollout, then takes `epochs` passes over it in `minibatches` updates each. What an update is measured against (the old
-log-probabilities, values, advantages) is computed once, by the policy that sampled.
+rollout, then takes `epochs` passes over it in `minibatches` updates each. The rollout's figures (old log-probabilities,
+values, advantages) are computed once, by the policy that sampled.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ from rerankjax.policy.advantages import adapt_kl_coef, gae, token_rewards, white
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-    """Coefficients as the field names them. A `kl_target` of 0 keeps `kl_coef` fixed; else nats a sequence."""
+    """Coefficients as the field names them. `kl_target` is in nats per sequence; 0 keeps `kl_coef` fixed."""
 
     iterations: int
-    batch_size: int  # rollouts an iteration
+    batch_size: int  # rollouts per iteration
     learning_rate: float  # decays linearly to 0
     epochs: int
     minibatches: int
@@ -39,7 +39,7 @@ class PPOConfig:
     value_coef: float = 0.1
     score_clip: float = 5.0  # standard deviations of the reference's scores
     missing_eos_penalty: float = -1.0  # the score of a completion that the length limit cut
-    rollouts_in_flight: int = 0  # on each host, drawn side by side; 0: all that an iteration takes
+    rollouts_in_flight: int = 0  # drawn at a time on each host; 0: all of an iteration
     whiten_rewards: bool = False
     microbatches: int = 1  # parts of a minibatch that are computed one at a time
 
@@ -65,7 +65,7 @@ class PPOConfig:
 
 
 class Rollout(NamedTuple):
-    """What an iteration learns from, of B completions of at most C tokens: all by the policy that sampled them."""
+    """An iteration's figures for B completions of at most C tokens, all computed by the policy that sampled them."""
 
     mask: Bool[Array, "B C"]
     old_log_probs: Float[Array, "B C"]
@@ -75,9 +75,9 @@ class Rollout(NamedTuple):
 
 
 class PPOBatch(NamedTuple):
-    """A part of a minibatch: sequences that stand end to end, and the rollout's figures for each of their T tokens.
+    """A part of a minibatch: packed sequences, and the rollout's figures for each of their T completion tokens.
 
-    The mask, the sequences and `real` of `packed` are what `model.training.Counts` counts.
+    `model.training.Counts` counts the mask, the completions and `real` of `packed`.
     """
 
     packed: Packed
@@ -88,7 +88,7 @@ class PPOBatch(NamedTuple):
 
 
 class Reward(NamedTuple):
-    """The reranker as PPO sees it: its scores less `mean`, over `std`, both taken over the reference's samples."""
+    """The reranker as PPO uses it: (score - mean) / std, with mean and std taken over the reference's samples."""
 
     params: Params
     mean: Float[Array, ""]
@@ -125,7 +125,7 @@ def policy_loss(log_ratio: Float[Array, "B C"], advantages: Float[Array, "B C"],
 def value_loss(
     values: Float[Array, "B C"], old_values: Float[Array, "B C"], returns: Float[Array, "B C"], clip: float
 ) -> Float[Array, "B C"]:
-    """Half the larger squared error of the value and of the value held within `clip` of the old one."""
+    """Half the larger of two squared errors: of the value, and of the value clipped to within `clip` of the old one."""
     clipped = old_values + jnp.clip(values - old_values, -clip, clip)
     return 0.5 * jnp.maximum((values - returns) ** 2, (clipped - returns) ** 2)
 
@@ -138,7 +138,7 @@ def ppo_loss(
     temperature: float,
     count: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Means over the completions' tokens; `count` as in `masked_mean`."""
+    """The loss and its metrics, means over the completions' tokens; `count` as in `masked_mean`."""
     mask = batch.packed.mask
     # Rematerialised as a whole, so that this forward pass is the very program that gave the old log-probabilities: the
     # first ratio is then exactly 1, not 1 to within rounding.
@@ -173,7 +173,7 @@ def make_rollout(
 ) -> tuple[Rollout, Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The rollout with its whitened advantages, the next KL coefficient, and the iteration's metrics.
 
-    scores: the reranker's own; finished: false where the length limit cut a completion.
+    scores: the reranker's raw scores; finished: false where the length limit cut a completion.
     """
     log_ratios = log_probs - reference_log_probs
     scores = normalised_scores(ppo, scores, reward, finished)

@@ -1,7 +1,7 @@
-"""PPO's iteration on a mesh, from drawn completions to the next state: what they are measured against, and the updates.
+"""PPO's iteration on a mesh, from drawn completions to the next state: first the rollout's figures, then the updates.
 
-The large programs are jitted and take sequences that stand end to end (`model.packing`). Between them the figures of an
-iteration, a few for each token, are rectangles [B, C] on the host.
+The large programs are jitted and take packed sequences (`model.packing`). Between programs, the figures of an
+iteration, a few for each token, are arrays [B, C] on the host.
 """
 
 import functools
@@ -25,7 +25,7 @@ from rerankjax.reranker.bradley_terry import packed_scores
 
 
 class Programs(NamedTuple):
-    """The large programs of an iteration, and the sizes of what they take."""
+    """The large programs of an iteration, and the sizes of their microbatches."""
 
     score: Callable[..., tuple[Array, Array]]  # reference, reward's parameters, packed -> log-probabilities, scores
     outputs: Callable[..., tuple[Array, Array]]  # parameters, base, packed -> log-probabilities, values
@@ -47,8 +47,8 @@ def make_ppo_programs(
 ) -> Programs:
     """The programs of `make_ppo_step`.
 
-    temperature: that completions are drawn at. Lengths are the longest, in tokens. reward_config: the reranker's shape,
-    where that is not the policy's; the tokenizer is the same for both.
+    temperature: the one at which completions are drawn. Lengths are maxima, in tokens. reward_config: the reranker's
+    shape, if it is not the policy's; both have the same tokenizer.
     """
     rows, everywhere = by_row(mesh), replicated(mesh)
     minibatch, lengths = ppo.batch_size // ppo.minibatches, (prompt_length, completion_length)
@@ -87,11 +87,11 @@ def make_ppo_step(
     """One iteration: (state, base, reference, reward, prompts, drawn, key, KL coefficient) -> (state, next KL
     coefficient, metrics). The state is donated. prompts: token ids; drawn: a `Drawn` for each.
 
-    The state is of {"decoder": an adapter, "value"} over the frozen base, or of the whole policy where that is None.
-    Policy, reference and reward may share a base: an array that is passed more than once is there once.
+    The state is of {"decoder": an adapter, "value"} over the frozen base, or of the whole policy if the base is None.
+    Policy, reference and reward may share a base: an array that is passed more than once is stored once.
 
-    The old log-probabilities are taken of the first epoch's minibatches, in the parts of its updates: elsewhere in its
-    row, or beside others, a token's might be summed in another order.
+    The old log-probabilities are computed on the first epoch's minibatches, in the same parts as in its updates:
+    elsewhere in its row, or beside other sequences, a token's terms might be summed in another order.
     """
     score, outputs, update, sizes = programs
     rows, everywhere = by_row(mesh), replicated(mesh)
@@ -125,11 +125,11 @@ def make_ppo_step(
                     score(reference, reward.params, placed),
                     outputs(state.params, base, placed),
                 )
-                at = source.item[part.mask], source.token[part.mask]
+                indices = source.item[part.mask], source.token[part.mask]
                 for figure, packed in zip(figures, (of_reference, *of_policy), strict=True):
-                    figure[at] = np.asarray(packed)[part.mask]
+                    figure[indices] = np.asarray(packed)[part.mask]
                 own = np.take_along_axis(np.asarray(of_completions), np.asarray(part.completion), axis=1)
-                scores[at[0]] = own[part.mask]
+                scores[indices[0]] = own[part.mask]
         finished = np.array([d.finished for d in drawn])
         reference_log_probs, log_probs, values = figures
         given = to_global((mask, scores, finished, log_probs, reference_log_probs, values), everywhere)

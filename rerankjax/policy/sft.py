@@ -16,7 +16,7 @@ from rerankjax.model.training import Counts, OptimizerConfig, Update
 def sft_loss(
     config: ModelConfig, params: Params, packed: Packed, count: Int[Array, ""] | None = None
 ) -> Float[Array, ""]:
-    """Mean negative log-likelihood of the completions' tokens (nats a token); `count` as in `masked_mean`."""
+    """Mean negative log-likelihood of the completions' tokens (nats per token); `count` as in `masked_mean`."""
     log_probs, _ = packed_log_probs(config, params, packed)
     return -masked_mean(log_probs, packed.mask, count=count)
 

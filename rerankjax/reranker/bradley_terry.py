@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, hidden_states, packed_hidden_states
-from rerankjax.model.likelihood import Rows, masked_mean, take_places, token_log_probs
+from rerankjax.model.likelihood import SequenceBatch, masked_mean, take_places, token_log_probs
 from rerankjax.model.lora import FULL, LoraConfig, attach_trunk
 from rerankjax.model.packing import Packed
 from rerankjax.model.training import Counts, OptimizerConfig, Update
@@ -26,7 +26,7 @@ POOLINGS = ("last", "mean")
 class RerankerConfig:
     """`pooling` "last" scores the last real token, as the paper; "mean" the mean over the completion's tokens.
 
-    `lm_coef` weighs the negative log-likelihood of the better completion, added to the Bradley-Terry loss.
+    `lm_coef` weighs the negative log-likelihood of the chosen completion, which is added to the Bradley-Terry loss.
     """
 
     pooling: str
@@ -55,7 +55,9 @@ def pool_scores(
     return jnp.take_along_axis(per_token, last[:, None], axis=1)[:, 0]
 
 
-def score_rows(config: ModelConfig, pooling: str, params: Params, rows: Rows, prompt_length: int) -> Float[Array, " B"]:
+def score_rows(
+    config: ModelConfig, pooling: str, params: Params, rows: SequenceBatch, prompt_length: int
+) -> Float[Array, " B"]:
     """r(x, y) of each row."""
     hidden = hidden_states(config, params["decoder"], rows.tokens, rows.mask)
     return pool_scores(pooling, params["score"], hidden, rows.mask, prompt_length)
@@ -67,14 +69,14 @@ def bradley_terry(chosen: Float[Array, " B"], rejected: Float[Array, " B"]) -> F
 
 
 def packed_scores(config: ModelConfig, pooling: str, params: Params, packed: Packed) -> Float[Array, "B N"]:
-    """r(x, y) of each completion; of what is no completion some number."""
+    """r(x, y) of each completion; arbitrary numbers where there is no completion."""
     return pool_packed(pooling, params["score"], packed_hidden_states(config, params["decoder"], packed), packed)
 
 
 def pool_packed(
     pooling: str, head: Float[Array, " D"], hidden: Float[Array, "B L D"], packed: Packed
 ) -> Float[Array, "B N"]:
-    """`packed_scores` of rows whose hidden states these are."""
+    """`packed_scores` from the rows' hidden states."""
     per_token = hidden.astype(jnp.float32) @ head
     if pooling == "last":
         return jnp.take_along_axis(per_token, packed.last, axis=1)
@@ -93,8 +95,8 @@ def reranker_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Bradley-Terry loss, mean over pairs, plus the auxiliary language-model loss on the chosen completions.
 
-    Each prompt of `pairs` has two completions, the chosen one first. With the counts of a whole batch these are a
-    part's shares of the batch's loss and metrics.
+    Each prompt of `pairs` has two completions, the chosen one first. With the `counts` of a whole batch, the results
+    are this part's shares of the batch's loss and metrics.
     """
     hidden = packed_hidden_states(config, params["decoder"], pairs)
     scores = pool_packed(reranker.pooling, params["score"], hidden, pairs)

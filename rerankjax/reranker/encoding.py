@@ -1,4 +1,4 @@
-"""The token ids that a reranker reads: of a text, as everyone tokenizes it, or of a conversation."""
+"""The token ids that a reranker reads: of a text, tokenized as other tools do, or of a conversation."""
 
 import functools
 import itertools
@@ -13,7 +13,7 @@ from rerankjax.prompts.tokenizer import encode_completions
 
 
 class PairIds(NamedTuple):
-    """Token ids of a pair: what both answers share of the prompt, at least one, and what follows in each."""
+    """Token ids of a pair: the prompt's tokens that both texts share, at least one, and the rest of each text."""
 
     prompt: list[int]
     chosen: list[int]
@@ -21,7 +21,7 @@ class PairIds(NamedTuple):
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, chat: bool) -> None:
-    """Raises ValueError where the tokenizer cannot say where an answer ends."""
+    """Raises ValueError if the tokenizer cannot mark the end of an answer."""
     if chat and not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template: score without chat, or give it the model's chat_template")
     if not chat and tokenizer.eos_token_id is None:
@@ -38,11 +38,12 @@ def encode(
 
     chat: a conversation by the tokenizer's chat template; a prompt that is a text is the user's message.
     whole: prompt, candidate and end of text are tokenized as one text, with the special tokens that the tokenizer adds
-        by itself: what transformers, vLLM and TRL score. Otherwise apart and without: what a policy reads and writes.
+        by itself: what transformers, vLLM and TRL score. Otherwise prompt and candidate are tokenized separately,
+        without these special tokens: what a policy reads and writes.
 
     Raises:
-        ValueError: the prompt is a conversation and `chat` is False, or the chat template writes a prompt otherwise
-            once an answer stands behind it.
+        ValueError: the prompt is a conversation and `chat` is False, or the chat template renders a prompt differently
+            when an answer follows it.
     """
     if chat:
         return _encode_chat(tokenizer, prompt, candidates)
@@ -66,20 +67,21 @@ def _encode_chat(
     texts = [render([*asked, {"role": "assistant", "content": candidate}]) for candidate in candidates]
     for text in texts:
         if not text.startswith(opening):
-            at = next((i for i, (a, b) in enumerate(zip(text, opening, strict=False)) if a != b), len(text))
+            place = next((i for i, (a, b) in enumerate(zip(text, opening, strict=False)) if a != b), len(text))
             raise ValueError(
                 "the chat template asks for an answer otherwise than it writes one: the prompt goes on with "
-                f"{opening[at : at + 40]!r}, and with an answer behind it with {text[at : at + 40]!r}; correct the "
-                "tokenizer's chat_template"
+                f"{opening[place : place + 40]!r}, and with an answer behind it with {text[place : place + 40]!r}; "
+                "correct the tokenizer's chat_template"
             )
     opening_ids, *rows = tokenizer([opening, *texts], add_special_tokens=False)["input_ids"]
     return opening_ids, dict(zip(candidates, rows, strict=True))
 
 
 def shared_length(prompt: Sequence[int], *rows: Sequence[int]) -> int:
-    """How many tokens of the rows are read once for all: those of their prompt, at least one.
+    """How many leading tokens the prompt and all rows share, at least one; these are read once for all rows.
 
-    The tokenizer may merge the prompt's end with an answer's beginning, and something must stand behind them.
+    They may be fewer than the prompt's: the tokenizer may merge the prompt's end with an answer's beginning, and each
+    row must have a token behind them.
     """
     most = min(len(prompt), *(len(row) - 1 for row in rows))
     return max(1, next((i for i in range(most) if any(row[i] != prompt[i] for row in rows)), most))
@@ -88,8 +90,8 @@ def shared_length(prompt: Sequence[int], *rows: Sequence[int]) -> int:
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: Iterable[TextPair], *, chat: bool, max_length: int
 ) -> list[PairIds]:
-    """The pairs neither of whose texts is longer than `max_length` tokens, whole as `encode` has it."""
-    found = []
+    """Token ids of the pairs whose texts both have at most `max_length` tokens, encoded with `whole`."""
+    pair_ids = []
     for prompt, group in itertools.groupby(pairs, key=lambda pair: pair.prompt):
         of_prompt = list(group)
         texts = list(dict.fromkeys(text for pair in of_prompt for text in (pair.chosen, pair.rejected)))
@@ -98,5 +100,5 @@ def encode_pairs(
             chosen, rejected = encoded[pair.chosen], encoded[pair.rejected]
             if max(len(chosen), len(rejected)) <= max_length and min(len(chosen), len(rejected)) > 1:
                 shared = shared_length(prompt_ids, chosen, rejected)
-                found.append(PairIds(chosen[:shared], chosen[shared:], rejected[shared:]))
-    return found
+                pair_ids.append(PairIds(chosen[:shared], chosen[shared:], rejected[shared:]))
+    return pair_ids

@@ -13,8 +13,8 @@ PADDING_NAMES = ("pad", "endoftext", "unk", "reserved", "unused")  # of tokens t
 
 
 def give_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Gives the tokenizer a padding token that is not its end of text, where it has none: a special token that nothing
-    needs, else `PADDING`."""
+    """Gives the tokenizer a padding token, unless it has one that is not its end of text: a special token that nothing
+    needs, otherwise `PADDING`."""
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return
     template = str(tokenizer.chat_template or "")
@@ -30,8 +30,8 @@ def give_padding(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def with_padding_row(shape: ModelConfig, decoder: Params, pad_token_id: int) -> tuple[ModelConfig, Params]:
-    """The model with rows of zeros in its embedding up to the padding token's, which a table must have and no text
-    reads. The language-model head is left out."""
+    """The model with its embedding extended by rows of zeros up to the padding token's, a row that must exist but that
+    no text reads. The language-model head is left out."""
     decoder = {name: value for name, value in decoder.items() if name != "lm_head"}
     missing = pad_token_id + 1 - shape.vocab_size
     if missing <= 0:

@@ -1,4 +1,4 @@
-"""A trained reranker as its users have it: a folder in, scores of candidates out."""
+"""A trained reranker for its users: loaded from a folder, it scores candidates."""
 
 import dataclasses
 import functools
@@ -26,8 +26,8 @@ from rerankjax.reranker.encoding import check_tokenizer, encode, shared_length
 
 TOKENS = 16_384  # in one batch, padding included
 LOG_PROBABILITY = "log_probability"  # instead of a pooling: the decoder is a language model, not a reranker
-# Few shapes, for each is compiled: candidates are taken so many at a time behind one prompt, padded to a multiple of so
-# many tokens; prompts to a power of two, at least this.
+# Few shapes, because each is compiled: so many candidates at a time behind one prompt, padded to a multiple of
+# COMPLETION_BUCKET tokens; prompts padded to a power of two, at least PROMPT_BUCKET.
 CANDIDATES_PER_PROMPT = (16, 4, 1)
 COMPLETION_BUCKET = 32
 PROMPT_BUCKET = 32
@@ -56,7 +56,7 @@ def score_behind(
 
 
 class PromptLengthError(ValueError):
-    """A prompt that nothing can be scored behind, for `reason`; `problem` is its number, from 0."""
+    """A prompt of a length that cannot be scored; `reason` says why, and `problem` is its number, from 0."""
 
     def __init__(self, problem: int, length: int, context: int) -> None:
         self.problem = problem
@@ -68,14 +68,14 @@ class PromptLengthError(ValueError):
 
 
 class Used(NamedTuple):
-    """The tokens of a batch: real ones, and those computed, padding among them."""
+    """The number of real tokens of a batch, and of computed tokens, including padding."""
 
     real: int
     computed: int
 
 
 class Row(NamedTuple):
-    """A candidate of a problem, and the token ids that stand behind its prompt."""
+    """A candidate of a problem, and the token ids that follow the problem's prompt."""
 
     problem: int
     candidate: str
@@ -86,9 +86,9 @@ class Row(NamedTuple):
 class Reranker:
     """Scores completions of a prompt; higher is better. `pooling` as in `score_behind`.
 
-    What is scored is the prompt's text, the candidate's and the tokenizer's end-of-text token; with `chat` instead a
-    conversation by the tokenizer's chat template, the prompt being the user's message, or a conversation up to the
-    answer, and the candidate the answer. `whole` as in `encoding.encode`.
+    It scores the prompt's text, the candidate's text and the tokenizer's end-of-text token. With `chat`, it scores a
+    conversation by the tokenizer's chat template: the prompt is the user's message, or the conversation up to the
+    answer, and the candidate is the answer. `whole` as in `encoding.encode`.
 
     Raises:
         ValueError: the tokenizer has no end-of-text token, or with `chat` no chat template.
@@ -118,7 +118,7 @@ class Reranker:
         """A `*ForSequenceClassification` with one label, from a folder or a hub id: ours or anyone's reward model.
 
         dtype: of the parameters; without it, as saved. The pooling is the checkpoint's.
-        mesh: of the devices that share the work; without it, all, each with the whole model.
+        mesh: the devices that share the work; without it, all devices, each with the whole model.
         Texts are tokenized `whole`, as other tools do.
         Raises as `rerankjax.model.weights.load_reranker`, `load_tokenizer` and the class.
         """
@@ -135,7 +135,7 @@ class Reranker:
         return self.score_all([(prompt, candidates)])[0]
 
     def rank(self, prompt: Prompt, candidates: Sequence[str]) -> list[int]:
-        """The candidates' positions, the best first; of equals the earlier first."""
+        """The candidates' positions, the best first; ties keep their order."""
         return best_first(self.score(prompt, candidates))
 
     def score_all(
@@ -144,11 +144,10 @@ class Reranker:
         advance: Callable[[int], object] = lambda candidates: None,
         used: Callable[[Used], object] = lambda tokens: None,
     ) -> list[np.ndarray]:
-        """`score` of many (prompt, candidates) at once, in batches of `TOKENS`; `advance` hears how many are scored,
-        `used` what each batch computed.
+        """`score` of many (prompt, candidates) at once, in batches of `TOKENS`. After each batch, `advance` gets the
+        number of candidates scored, and `used` the batch's tokens.
 
-        Equal candidates of a prompt are scored once. A candidate that the context has no room for is scored by what
-        fits of it.
+        Equal candidates of a prompt are scored once. A candidate that does not fit the context is cut to fit.
 
         Raises:
             PromptLengthError: a prompt has no token, or leaves no room at all.
@@ -162,7 +161,7 @@ class Reranker:
             prompt_ids, encoded = encode(self.tokenizer, prompt, texts, chat=self.chat, whole=self.whole)
             if not 0 < len(prompt_ids) < context:
                 raise PromptLengthError(number, len(prompt_ids), context)
-            rows_behind: dict[tuple[int, ...], list[Row]] = {}  # by what they share of the prompt: nearly always all
+            rows_behind: dict[tuple[int, ...], list[Row]] = {}  # by the shared part of the prompt: nearly always all
             for candidate, ids in encoded.items():
                 shared = shared_length(prompt_ids, ids)
                 rows_behind.setdefault(tuple(ids[:shared]), []).append(Row(number, candidate, ids[shared:context]))
@@ -196,9 +195,9 @@ class Reranker:
         length: int,
         scores: dict[tuple[int, str], float],
     ) -> None:
-        # What fills the batch up is the first prompt and each prompt's last candidate once more.
+        # The batch is filled up with copies of the first prompt, and of each prompt's last candidate.
         filled = [batch[i] if i < len(batch) else batch[0] for i in range(count)]
-        # Masks say what is padding; its id is one that every model has, as a tokenizer's own may lie beyond its table.
+        # Masks mark padding. Its id is 0, which every model has; a tokenizer's own may lie beyond the embedding.
         prompts = pad_prompts([prompt for prompt, _ in filled], prompt_length, 0)
         completions = [part[min(i, len(part) - 1)].ids for _, part in filled for i in range(together)]
         split = by_row(self.mesh) if count % row_shards(self.mesh) == 0 else replicated(self.mesh)
@@ -210,7 +209,7 @@ class Reranker:
 
 
 def best_first(scores: np.ndarray) -> list[int]:
-    """Positions by falling score; of equals the earlier first."""
+    """Positions by descending score; ties keep their order."""
     return np.argsort(-scores, kind="stable").tolist()
 
 
@@ -222,18 +221,18 @@ def make_scorer(config: ModelConfig, pooling: str, mesh: Mesh) -> Callable[..., 
 
 
 def together_of(candidates: int) -> int:
-    """How many of so many candidates are scored behind their prompt at once."""
+    """How many of a prompt's `candidates` candidates are scored behind it at once."""
     return next(size for size in CANDIDATES_PER_PROMPT if size < 2 * candidates)
 
 
 def padded_shape(prompt: int, together: int, completion: int) -> tuple[int, int, int]:
-    """(tokens of a prompt, completions behind it, tokens of each) to which such lengths are padded."""
+    """The shape to which such lengths are padded: (tokens of a prompt, completions behind it, tokens of each)."""
     length = -(-completion // COMPLETION_BUCKET) * COMPLETION_BUCKET
     return max(PROMPT_BUCKET, 1 << (prompt - 1).bit_length()), together, length
 
 
 def prompts_of(shape: tuple[int, int, int], most: int) -> int:
-    """How many prompts of that padded shape, of `most` that there are, one batch takes."""
+    """How many prompts of that padded shape one batch takes, at most `most`."""
     prompt, together, length = shape
     count = max(1, TOKENS // (prompt + together * length))
     return 1 << (min(count, most).bit_length() - 1)

@@ -1,4 +1,4 @@
-"""The samples that are to be ranked: one's own JSONL files, and MultiPL-E's completions files."""
+"""The samples to rank: from JSONL files, and from MultiPL-E's completions files."""
 
 import dataclasses
 from pathlib import Path
@@ -23,21 +23,21 @@ class Samples:
 def read_samples(path: Path) -> list[Samples]:
     """The samples of a file, or of the files of a directory in the order of their names.
 
-    A .jsonl or .jsonl.gz file has an object {"prompt", "candidates" or "completions": [...], "name"?} a row; a .json or
-    .json.gz file is one. Other fields are passed over, and MultiPL-E's results files too.
+    A .jsonl or .jsonl.gz file has an object {"prompt", "candidates" or "completions": [...], "name"?} per row; a .json
+    or .json.gz file is one object. Other fields are ignored, and so are a directory's MultiPL-E results files.
 
     Raises:
-        ValueError: names file, row and field of what is not as it should be; or nothing is there.
+        ValueError: names file, row and field of an invalid value; or there are no rows.
     """
-    found = []
+    samples = []
     for file in find_files(path, recursive=True) if path.is_dir() else [path]:
         if not file.name.endswith(INPUTS):
             raise ValueError(f"{file}: its name must end in one of {', '.join(INPUTS)}; rename it.")
         by_row = file.name.endswith((".jsonl", ".jsonl.gz"))
-        found += [_samples(file, where, record) for where, record in read_objects(file, by_row=by_row)]
-    if not found:
+        samples += [_samples(file, where, record) for where, record in read_objects(file, by_row=by_row)]
+    if not samples:
         raise ValueError(f"{path}: has no row; give one a problem.")
-    return found
+    return samples
 
 
 def _samples(file: Path, where: str, record: dict[str, Any]) -> Samples:

@@ -1,8 +1,8 @@
-"""Probabilities from a reranker's scores, and how far they are to be believed.
+"""Probabilities from a reranker's scores, and how well they are calibrated.
 
-A score has no unit; Platt's sigmoid of it, fitted on problems of the dev split, is a probability that the sample
-passes. On the test split samples that are given 0.7 should pass seven times in ten: reliability and the expected
-calibration error say how near that is.
+A score has no unit. Platt's sigmoid, fitted on problems of the dev split, turns it into the probability that the sample
+passes. On the test split, samples with probability 0.7 should pass seven times in ten: reliability and the expected
+calibration error measure how closely they do.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 from rerankjax.results.statistics import Estimate, bootstrap, ratio_estimate
 
-BINS = 10  # of equal width; more would be empty in a small run
+BINS = 10  # of equal width; with more, some would be empty in a small run
 _STEPS = 100
 
 
@@ -24,7 +24,7 @@ class Platt:
     intercept: float
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Of the scores' shape, in (0, 1)."""
+        """Probabilities of the scores' shape, in (0, 1)."""
         return _sigmoid(self.slope * scores + self.intercept)
 
 
@@ -32,7 +32,7 @@ class Platt:
 class Bin(Estimate):
     """The pass rate (value, low, high) of the samples whose probability lies in [start, start + 1 / BINS).
 
-    `predicted` is their mean probability, `share` how many of all samples they are.
+    `predicted` is their mean probability, `share` their fraction of all samples.
     """
 
     start: float
@@ -43,8 +43,8 @@ class Bin(Estimate):
 def fit_platt(passed: np.ndarray, scores: np.ndarray) -> Platt:
     """Platt's sigmoid (1999), found by Newton's method with backtracking (Lin, Lin and Weng 2007).
 
-    Its targets are (c + 1) / (c + 2) for c correct and 1 / (i + 2) for i incorrect samples, not 1 and 0: scores that
-    separate the two, or samples of one kind alone, still have a finite fit.
+    Its targets are (c + 1) / (c + 2) for c correct and 1 / (i + 2) for i incorrect samples, not 1 and 0: the fit is
+    then finite even if scores separate the two kinds, or if all samples are of one kind.
 
     Args:
       passed: bool, of the dev split.
@@ -64,7 +64,7 @@ def fit_platt(passed: np.ndarray, scores: np.ndarray) -> Platt:
     for _ in range(_STEPS):
         p = _sigmoid(weights @ x)
         gradient = x @ (p - target)
-        # Equal scores leave the slope's second derivative at 0; the little on the diagonal keeps it there.
+        # With equal scores the slope's derivatives are 0; the small diagonal term then keeps the slope at 0.
         step = np.linalg.solve((x * (p * (1 - p))) @ x.T + 1e-9 * np.eye(2), gradient)
         if gradient @ step < 1e-12:
             break
@@ -77,14 +77,14 @@ def fit_platt(passed: np.ndarray, scores: np.ndarray) -> Platt:
 
 
 def reliability(passed: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) -> tuple[Bin, ...]:
-    """The bins that hold samples, from low to high, all seeds' samples together and each seed with one weight.
+    """The non-empty bins, from low to high, over the samples of all seeds, with equal weights for the seeds.
 
     Args:
       passed: bool [P, n] for every seed.
       probabilities: [P, n] for every seed, NaN where a problem has fewer samples.
     """
     of_seeds = [_by_bin(p, q) for p, q in zip(passed, probabilities, strict=True)]
-    found = []
+    bins = []
     for b in range(BINS):
         count, predicted, correct = ([part[:, b] for part in parts] for parts in zip(*of_seeds, strict=True))
         if not any(part.any() for part in count):
@@ -92,15 +92,15 @@ def reliability(passed: Sequence[np.ndarray], probabilities: Sequence[np.ndarray
         rate = ratio_estimate(correct, count)
         mean = ratio_estimate(predicted, count).value
         share = float(np.mean([c.sum() / np.isfinite(q).sum() for c, q in zip(count, probabilities, strict=True)]))
-        found.append(Bin(start=b / BINS, predicted=mean, share=round(share, 6), **vars(rate)))
-    return tuple(found)
+        bins.append(Bin(start=b / BINS, predicted=mean, share=round(share, 6), **vars(rate)))
+    return tuple(bins)
 
 
 def expected_calibration_error(passed: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) -> Estimate:
     """|mean probability - pass rate| of a bin, averaged over samples (Guo et al. 2017). Arguments as `reliability`.
 
-    Chance alone keeps it above 0, the more the fewer the samples. Resampling adds chance, which is taken from the
-    interval again.
+    Noise alone keeps the error above 0, more so with fewer samples. Resampling adds noise, and the interval is
+    corrected for that.
     """
     gaps = [(predicted - correct, count) for count, predicted, correct in map(_by_bin, passed, probabilities)]
     estimate = bootstrap([_gap_statistic(*g) for g in gaps], [len(p) for p in passed], centred=True)
@@ -117,8 +117,8 @@ def _gap_statistic(gap: np.ndarray, count: np.ndarray) -> Callable[[np.ndarray],
 
 
 def _by_bin(passed: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Samples, the sum of their probabilities, and correct samples: [P, BINS] each."""
-    of_bin = np.minimum(np.floor(probabilities * BINS), BINS - 1)[:, :, None] == np.arange(BINS)  # NaN is in none
+    """The number of samples, the sum of their probabilities, and the number of correct samples: [P, BINS] each."""
+    of_bin = np.minimum(np.floor(probabilities * BINS), BINS - 1)[:, :, None] == np.arange(BINS)  # NaN is in no bin
     predicted = np.nan_to_num(probabilities)[:, :, None]
     return of_bin.sum(1), (of_bin * predicted).sum(1), (of_bin & passed[:, :, None]).sum(1)
 

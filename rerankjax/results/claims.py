@@ -1,4 +1,4 @@
-"""The paper's claims, and what they leave open, as paired differences, and what a run says about each."""
+"""The paper's claims and its open questions as paired differences, and what a run says about each."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -210,9 +210,9 @@ CLAIMS: tuple[Claim, ...] = _ONE_ITERATION + _WHAT_TO_RETRAIN_ON + _TWO_ITERATIO
 
 @dataclass(frozen=True)
 class Finding:
-    """What a run says of a claim: the 95% interval of the paired difference lies above 0, below it, or holds it.
+    """What a run says about a claim: the 95% interval of the paired difference lies above 0, below 0, or contains 0.
 
-    `by_seed` has each seed's own difference, because intervals over problems say nothing of other training runs.
+    `by_seed` has each seed's own difference, because intervals over problems say nothing about other training runs.
     """
 
     claim: Claim
@@ -230,7 +230,7 @@ class Finding:
         return "" if p is None else "<.001" if p < 0.001 else decimal(p)
 
     def alone(self) -> str:
-        """`31 : 12`: problems that the claim's first alone solves, and its second alone."""
+        """`31 : 12`: problems that only the claim's first answer solves, and those that only its second solves."""
         return f"{self.difference.alone} : {self.difference.baseline_alone}" if self.difference else ""
 
     def seeds_above(self) -> str:
@@ -244,7 +244,7 @@ def findings_of(results: Results) -> tuple[Finding, ...]:
 
 
 def best_finding(results: Results) -> Finding | None:
-    """The rule and system that the dev split chose, against the paper's answer; None where nothing was chosen."""
+    """The best (system, rule) on the dev split against the paper's answer; None if either is missing."""
     if results.best_answer is None or results.paper_answer is None:
         return None
     labels = {s.system: s.label for s in results.systems}

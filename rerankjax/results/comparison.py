@@ -1,4 +1,4 @@
-"""Several runs beside each other: what their configs differ in, what each solves, and what each says of the claims."""
+"""Several runs side by side: where their configs differ, what each solves, and what each says about the claims."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ from rerankjax.results.statistics import Estimate
 
 
 def comparison(runs: Mapping[str, tuple[Mapping[str, object], Sequence[Results]]]) -> str:
-    """Tables in Markdown, a column for each run: the configs' differences, then each evaluation set's figures.
+    """Tables in Markdown, one column per run: the configs' differences, then each evaluation set's figures.
 
     Args:
-      runs: by the run's name, its config by dotted field, and its results.
+      runs: each run's config by dotted field, and its results, by the run's name.
     """
     configs = [{field: _shown(value) for field, value in config.items()} for config, _ in runs.values()]
     fields = {field: [config.get(field, "") for config in configs] for field in sorted({f for c in configs for f in c})}
@@ -37,7 +37,7 @@ def _shown(value: object) -> str:
 
 
 def _beside(of_runs: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
-    """By row, each run's text; "" where a run lacks the row."""
+    """Each run's text for every row; "" where a run lacks the row."""
     rows = dict.fromkeys(row for of_run in of_runs for row in of_run)
     return {row: [of_run.get(row, "") for of_run in of_runs] for row in rows}
 

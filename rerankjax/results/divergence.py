@@ -11,19 +11,19 @@ from rerankjax.results.selection import choice_probabilities
 def best_of_n_divergence(n: int) -> float:
     """The KL, in nats, of the best of n samples to one sample: log n - (n - 1) / n.
 
-    Exact where no two samples tie, else an upper bound (Beirami et al. 2024, arXiv 2401.01879).
+    Exact if no two samples tie, otherwise an upper bound (Beirami et al. 2024, arXiv 2401.01879).
     """
     return math.log(n) - (n - 1) / n
 
 
 def divergence(evaluation: Evaluation, rule: str) -> np.ndarray:
-    """An estimate of the KL to the SFT model, [P], nats per completion, of what `rule` answers: its mean is the KL.
+    """Estimates, [P], whose mean is the KL of `rule`'s answers to the SFT model, in nats per completion.
 
     rule: "random", one sample of the policy: the mean log-ratio. Or "reranker", the best-scored of n:
-    KL(best of n | SFT) = KL(best of n | policy) + the mean log-ratio of what is chosen.
+    KL(best of n | SFT) = KL(best of n | policy) + the mean log-ratio of the chosen sample.
 
     Raises:
-      ValueError: the SFT model was not asked, or the rule is another.
+      ValueError: the SFT model's log-probabilities are missing, or the rule is another one.
     """
     if evaluation.likelihood is None or rule not in ("random", "reranker"):
         raise ValueError(f"system {evaluation.system!r}, rule {rule!r}: has no KL; give its likelihood, or random")

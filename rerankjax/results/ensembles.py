@@ -10,14 +10,14 @@ ENSEMBLES = {"mean": "mean", "minimum": "minimum", "lower_bound": "mean - k sd"}
 
 
 def standardised(scores: np.ndarray, dev_scores: np.ndarray) -> np.ndarray:
-    """Scores [R, P, n] on one scale: each reranker's with the mean and the spread that it has on the dev split."""
+    """Scores [R, P, n] on one scale: each reranker's, standardised by their mean and deviation on the dev split."""
     mean = dev_scores.mean((1, 2), keepdims=True)
     spread = dev_scores.std((1, 2), keepdims=True)
     return np.asarray((scores - mean) / np.where(spread > 0, spread, 1.0))
 
 
 def combined(ensemble: str, scores: np.ndarray, k: float) -> np.ndarray:
-    """One score for each sample, [P, n], of R rerankers' standardised scores, [R, P, n]. k: of "lower_bound" alone."""
+    """One score per sample, [P, n], from R rerankers' standardised scores, [R, P, n]. k: for "lower_bound" only."""
     match ensemble:
         case "mean":
             return np.asarray(scores.mean(0))
@@ -29,5 +29,5 @@ def combined(ensemble: str, scores: np.ndarray, k: float) -> np.ndarray:
 
 
 def choose_k(passed: np.ndarray, scores: np.ndarray, grid: Sequence[float]) -> float:
-    """The k of `grid` whose mean - k sd solves most of the dev split; of equals the least."""
+    """The k of `grid` whose mean - k sd solves most of the dev split; the smallest wins ties."""
     return max(sorted(grid), key=lambda k: round(best_of(passed, combined("lower_bound", scores, k)).mean(), 9))

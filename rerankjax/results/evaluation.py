@@ -14,10 +14,10 @@ _PER_PROBLEM = ("passed", "greedy", "scores", "log_probabilities", "lengths", "g
 
 @dataclass(frozen=True, eq=False)
 class Likelihood:
-    """What the SFT model, from which PPO starts, says of a policy's samples: float [P, n] each.
+    """Log-probabilities of a policy's samples under the SFT model, from which PPO starts: float [P, n] each.
 
     sft: log-probability under the SFT model, mean per token in nats. log_ratio: log-probability of the whole completion
-    under the policy less that under the SFT model, in nats; its mean estimates the policy's KL to the SFT model.
+    under the policy minus that under the SFT model, in nats; its mean estimates the policy's KL to the SFT model.
     """
 
     sft: np.ndarray
@@ -34,11 +34,11 @@ class Evaluation:
       seed: the run's seed.
       evaluation_set: the name of the set that the problems are from.
       system: its name: "base", "sft", "ppo", an iteration's name, or that name with "+ppo".
-      label: the system in the words that people read.
-      policy: whose samples. Evaluations of one seed, set and policy hold the same samples.
-      policy_label: the policy in the words that people read.
-      reranker: which reranker scored; "" where none did.
-      problems: P problem names, different within a language.
+      label: the system's name in tables and figures.
+      policy: the policy that sampled. Evaluations of one seed, set and policy hold the same samples.
+      policy_label: the policy's name in tables and figures.
+      reranker: the reranker that scored; "" without one.
+      problems: P problem names, unique within a language.
       programs: P x n completions.
       passed: bool [P, n], whether all tests passed.
       greedy: bool [P], whether the policy's greedy answer passed all tests.
@@ -46,18 +46,18 @@ class Evaluation:
       log_probabilities: float [P, n], mean per token in nats, under the policy that wrote the completion.
       lengths: int [P, n], tokens.
       log_prob_weight: lambda of reranker + lambda * log-probability, chosen on the dev split.
-      platt: makes probabilities of the scores; fitted on the dev split. None without a reranker.
-      languages: of each problem, by MultiPL-E's short names.
-      sampling_seconds: what drawing and executing all samples took, 0 where that is unmeasured.
-      scoring_seconds: what scoring them took, likewise.
+      platt: turns scores into probabilities; fitted on the dev split. None without a reranker.
+      languages: the language of each problem, by MultiPL-E's short name.
+      sampling_seconds: time to draw and execute all samples, 0 if unmeasured.
+      scoring_seconds: time to score all samples, 0 if unmeasured.
       sandbox_errors: programs that the sandbox could not judge; they count as failing.
       caught: programs that passed their tests and were caught by a control; they count as failing.
-      greedy_lengths: int [P], tokens of the greedy answers, None where they are unknown.
-      greedy_seconds: what drawing and executing the greedy answers took, 0 where that is unmeasured.
-      executed: what the programs gave on the prompts' inputs; None where they were not run on any.
-      likelihood: what the SFT model says of the samples; None where it was not asked.
+      greedy_lengths: int [P], tokens of the greedy answers, None if unknown.
+      greedy_seconds: time to draw and execute the greedy answers, 0 if unmeasured.
+      executed: the programs' outputs on the prompts' inputs; None if they were not run on inputs.
+      likelihood: the samples' log-probabilities under the SFT model; None if they were not computed.
       sft_log_prob_weight: lambda of reranker + lambda * log-probability under the SFT model, chosen on the dev split.
-      dev: by rule, the fraction of the dev split's problems that it solves: what rules are chosen by.
+      dev: the fraction of the dev split's problems that each rule solves, by which rules are chosen.
 
     Raises:
       ValueError: an array has another shape or type than stated, a number is not finite, or a reranker has no scores.
@@ -167,7 +167,7 @@ class Evaluation:
         return self.scores
 
     def of_language(self, language: str) -> "Evaluation":
-        """The part of it whose problems are in `language`; its seconds and counts of programs are unknown."""
+        """The part whose problems are in `language`; the part's seconds and counts of programs are unknown: 0."""
         rows = [i for i, name in enumerate(self.languages) if name == language]
         arrays = {name: getattr(self, name) for name in _PER_PROBLEM}
         return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""HTML: pages, sections, tables, escaped text. Only `text` and `block` let strangers' words onto the page."""
+"""HTML: pages, sections, tables, escaped text. Only `text` and `block` put untrusted text on the page."""
 
 import html
 import re
@@ -11,17 +11,17 @@ _MAX_BLOCK = 3_000
 
 
 def visible(words: str) -> str:
-    """The words with U+FFFD for each invisible character."""
+    """The words, with U+FFFD in place of each invisible character."""
     return _INVISIBLE.sub("\ufffd", words)
 
 
 def text(words: str) -> str:
-    """Escaped, and `visible`."""
+    """The words, escaped for HTML and `visible`."""
     return html.escape(visible(words))
 
 
 def block(code: str, keep_end: bool = False) -> str:
-    """As `text`, at most 3,000 characters of it: the first, or with `keep_end` the last."""
+    """`text` of at most 3,000 characters: the first ones, or with `keep_end` the last ones."""
     left_out = len(code) - _MAX_BLOCK
     if left_out <= 0:
         return text(code)
@@ -30,7 +30,7 @@ def block(code: str, keep_end: bool = False) -> str:
 
 
 def page(title: str, body: str) -> str:
-    """A whole page that fetches nothing: its style is in it, and its policy forbids scripts and fetches."""
+    """A whole page that fetches nothing: its style is inline, and its content policy forbids scripts and fetches."""
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     return f"""<!doctype html>
 <html lang="en">

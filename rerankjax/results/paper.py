@@ -2,7 +2,7 @@
 
 Sorokin, Sedykh, Malykh: Iterative Self-Training for Code Generation via Reinforced Re-Ranking (ECIR 2025, arXiv
 2504.09643, DOI 10.1007/978-3-031-88714-7_21), Table 1. DeepSeek-Coder's rows are greedy there; the paper does not say
-how many samples a problem the reranker chose from.
+how many samples per problem the reranker chose from.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ LANGUAGE_TITLES = {
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of ours that stands beside a row: `rule`'s choice for a `system` of the `run` with that generator."""
+    """Our answer beside a row of the paper: `rule`'s choice for a `system` of the `run` with that row's generator."""
 
     run: str
     system: str
@@ -42,7 +42,7 @@ class Row:
 
 
 def _generator(run: str) -> tuple[Answer, ...]:
-    # The paper's generators are greedy; sampled, they say what the reranker begins with.
+    # The paper's generators are greedy; sampled, they show what the reranker chooses from.
     return Answer(run, "base", "greedy", "greedy"), Answer(run, "base", "random", "sampled")
 
 

@@ -1,6 +1,6 @@
-"""The paper's table with ours in it: each figure and its 95% interval beside the paper's, in three formats.
+"""The paper's table with our figures and their 95% intervals beside the paper's, in three formats.
 
-Its rows are systems of up to three runs (`paper.ROWS`). A row that was not run says so; below the table stand the costs
+Its rows are systems of up to three runs (`paper.ROWS`); a row that was not run is marked. Below the table are the costs
 and the answers to MBPP, which the paper's table lacks.
 """
 
@@ -17,7 +17,7 @@ from rerankjax.results.render import number_text, pipes
 from rerankjax.results.results import MEAN, Results
 from rerankjax.results.statistics import Estimate
 
-Runs = Mapping[str, Sequence[Results]]  # by a key of `paper.RUNS`; what is missing was not run
+Runs = Mapping[str, Sequence[Results]]  # by a key of `paper.RUNS`; a missing key was not run
 
 NOT_RUN = "not run"
 TITLE = "The paper's Table 1, and ours"
@@ -73,7 +73,7 @@ def _figure(runs: Runs, answer: Answer | None, evaluation_set: str, language: st
     results = _find_set(runs, answer.run, evaluation_set) if answer else None
     if answer is None or results is None or (language == MEAN and set(results.languages) != set(LANGUAGE_TITLES)):
         return None
-    # A set of one language has no figures by language beside those of all its problems.
+    # A set of one language has no figures by language, only those of all its problems.
     alone = results.languages == (language,)
     return results.find(answer.system, answer.rule, language=None if alone else language)
 

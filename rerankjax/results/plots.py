@@ -1,6 +1,6 @@
-"""The report's figures as inline SVG, whose colours are the page's: CSS variables, so that they follow light and dark.
+"""The report's figures as inline SVG. Their colours are the page's CSS variables, and so follow light and dark mode.
 
-Each series has one colour, and one dash or marker beside it, in every figure; colours are of Okabe and Ito's set.
+Each series has the same colour, and the same dash or marker, in every figure; colours are from Okabe and Ito's set.
 """
 
 import io
@@ -25,7 +25,7 @@ from rerankjax.results.results import Results
 from rerankjax.results.selection import RULE_HEADS, sample_counts
 from rerankjax.results.statistics import Estimate, decimal
 
-# Matplotlib wants colours, the page has variables: each variable is drawn as a colour that nothing else uses.
+# Matplotlib needs colours, the page needs variables: each variable is drawn in a colour that nothing else uses.
 _VARIABLES = ("ink", "muted", "grid", "grey", "gold", "pink", "blue", "orange", "green")
 _COLOURS = {name: f"#00000{i + 1}" for i, name in enumerate(_VARIABLES)}
 
@@ -133,8 +133,8 @@ def solved_by_divergence(results: Results) -> str:
             x = [best_of_n_divergence(n) ** 0.5 for n in counts]
             axes.fill_between(x, [r.low for r in rows], [r.high for r in rows], color=_COLOURS["ink"], alpha=0.08, lw=0)
             axes.plot(x, [r.value for r in rows], color=_COLOURS["ink"], marker=".", label=visible(start.label))
-            for n, at, row in zip(counts, x, rows, strict=True):
-                axes.annotate(str(n), (at, row.value), textcoords="offset points", xytext=(0, 5), fontsize=7)
+            for n, position, row in zip(counts, x, rows, strict=True):
+                axes.annotate(str(n), (position, row.value), textcoords="offset points", xytext=(0, 5), fontsize=7)
         for i, system in enumerate(trained):
             colour = _COLOURS[_LINE_COLOURS[i % len(_LINE_COLOURS)]]
             x = [_kl(results, system.system, rule) ** 0.5 for rule in ("random", "reranker")]
@@ -150,15 +150,15 @@ def solved_by_divergence(results: Results) -> str:
 
 
 def _kl(results: Results, system: str, rule: str) -> float:
-    """An estimate of a KL can fall below 0, which no KL does."""
-    found = results.divergence(system, rule)
-    return max(0.0, found.value) if found else 0.0
+    """The estimated KL, or 0 if it is unknown or below 0: a KL cannot be negative, but its estimate can."""
+    divergence = results.divergence(system, rule)
+    return max(0.0, divergence.value) if divergence else 0.0
 
 
 def score_distributions(evaluations: Sequence[Evaluation], results: Results) -> str:
     """Histograms of correct and of incorrect samples' scores, standardised within each seed; one panel per reranker.
 
-    evaluations: among others, those that `results` summarise.
+    evaluations: those that `results` summarises, and possibly others.
     """
     systems = reranked(results)
     with matplotlib.rc_context(_STYLE):
@@ -193,24 +193,24 @@ def score_distributions(evaluations: Sequence[Evaluation], results: Results) -> 
 
 
 def reliability(results: Results) -> str:
-    """Pass rate against the probability that a score stands for; a point's area is its bin's fraction of samples."""
-    found = {
+    """Pass rate against predicted probability; a point's area is its bin's fraction of samples."""
+    reliabilities = {
         s.label: (
             [b for b in results.reliabilities if b.system == s.system],
             results.discrimination(s.system, "expected_calibration_error"),
         )
         for s in reranked(results)
     }
-    return reliability_of(found, "Reliability: pass rate against predicted probability, for each system")
+    return reliability_of(reliabilities, "Reliability: pass rate against predicted probability, for each system")
 
 
 def reliability_of(found: Mapping[str, tuple[Sequence[Bin], Estimate | None]], title: str) -> str:
-    """`reliability` of bins and calibration errors by label."""
+    """`reliability` for each label's bins and calibration error."""
     with matplotlib.rc_context(_STYLE):
         figure, panels = _panels(len(found), height=2.4, sharey=True)
         for (label, (bins, error)), axes in zip(found.items(), panels, strict=True):
             predicted, rate = [b.predicted for b in bins], [b.value for b in bins]
-            # A bootstrap interval may leave its own estimate out by a rounding error.
+            # A bootstrap interval may exclude its own estimate by a rounding error.
             below = [max(0.0, b.value - b.low) for b in bins]
             above = [max(0.0, b.high - b.value) for b in bins]
             axes.plot([0, 1], [0, 1], color=_COLOURS["grey"], linestyle=":", linewidth=1.3)
@@ -235,10 +235,15 @@ def best_of_n(curves: Mapping[str, Mapping[int, Estimate]], title: str) -> str:
     with matplotlib.rc_context(_STYLE):
         figure, (axes, *_) = _panels(1, height=2.8, columns=1)
         for i, (label, points) in enumerate(curves.items()):
-            colour, counts, of = _COLOURS[_LINE_COLOURS[i % len(_LINE_COLOURS)]], list(points), list(points.values())
-            axes.fill_between(counts, [e.low for e in of], [e.high for e in of], color=colour, alpha=0.12, lw=0)
+            colour = _COLOURS[_LINE_COLOURS[i % len(_LINE_COLOURS)]]
+            counts, estimates = list(points), list(points.values())
+            axes.fill_between(
+                counts, [e.low for e in estimates], [e.high for e in estimates], color=colour, alpha=0.12, lw=0
+            )
             dash = "-" if i < len(_LINE_COLOURS) else "--"
-            axes.plot(counts, [e.value for e in of], dash, color=colour, marker="o", markersize=3, label=visible(label))
+            axes.plot(
+                counts, [e.value for e in estimates], dash, color=colour, marker="o", markersize=3, label=visible(label)
+            )
         axes.set_xscale("log", base=2)
         counts = sorted({n for points in curves.values() for n in points})
         axes.set_xticks(counts, [str(n) for n in counts])

@@ -33,9 +33,9 @@ _PLAIN_WIDTH = 120
 
 
 def table_rows(results: Results, rules: Iterable[str] = RULES) -> list[tuple[str, list[Cell], Cell]]:
-    """One row for each system: its label, a cell for every one of the rules, its reranker's AUC.
+    """One row for each system: its label, a cell for each rule, its reranker's AUC.
 
-    `SAME` stands where an earlier system has the same samples, `ABSENT` for what needs a reranker that is not there.
+    `SAME`: an earlier system has the same samples. `ABSENT`: the rule needs a reranker, and the system has none.
     """
     rows, seen = [], set()
     for system in results.systems:
@@ -49,14 +49,14 @@ def table_rows(results: Results, rules: Iterable[str] = RULES) -> list[tuple[str
 
 
 def further_rows(results: Results) -> list[list[Cell]]:
-    """One row for each system: its label, a cell for each of `FURTHER_RULES`; none where none has a figure."""
+    """One row for each system: its label, a cell for each of `FURTHER_RULES`. No rows if no such rule has a figure."""
     if not any(figure.rule in FURTHER_RULES for figure in results.figures):
         return []
     return [[label, *cells] for label, cells, _ in table_rows(results, list(FURTHER_RULES))]
 
 
 def execution_price(results: Results) -> str:
-    """What the execution-aware rules cost, and how many problems have inputs, in one sentence; "" where none ran."""
+    """What the execution-aware rules cost, and how many problems have inputs, as text; "" if no such rule ran."""
     first = next((system for system in results.systems if system.with_inputs), None)
     if first is None:
         return ""
@@ -100,7 +100,7 @@ def caption(results: Results) -> str:
 
 
 def print_results(results: Sequence[Results], console: Console | None = None) -> None:
-    """Prints each evaluation set's table and claims; without colours or a fixed width where not a terminal."""
+    """Prints each evaluation set's table and claims; without colours or a fixed width if the output is no terminal."""
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, _PLAIN_WIDTH)
@@ -118,7 +118,7 @@ def _print_set(results: Results, console: Console) -> None:
         table.add_column(name, justify="right", min_width=width, max_width=width)
     table.add_column("AUC", justify="right", min_width=4, no_wrap=True)
     for label, cells, auc in table_rows(results):
-        # The interval stands below its value, and the AUC has none, so that a row fits into 80 columns.
+        # The interval is printed below its value, and the AUC has none, so that a row fits into 80 columns.
         value = decimal(auc.value) if isinstance(auc, Estimate) else auc if auc == ABSENT else ""
         table.add_row(Text(label), *map(_stacked, cells), value)
     console.print(table)
@@ -170,7 +170,7 @@ def _short(value: float) -> str:
 
 
 def policies(results: Results) -> list[System]:
-    """The first system of each policy, in order: it stands for the policy's samples."""
+    """The first system of each policy, in order; it represents the policy's samples."""
     first: dict[str, System] = {}
     for system in results.systems:
         first.setdefault(system.policy, system)
@@ -213,14 +213,14 @@ DIVERGENCE = (
 
 
 def divergence_rows(results: Results) -> list[list[Cell]]:
-    """One row for each system whose KL is known, under `DIVERGENCE_HEADER`: each KL before what it goes with."""
+    """One row for each system whose KL is known, under `DIVERGENCE_HEADER`: each KL, then the fraction solved at it."""
     return [
         [
             s.label,
             *(
-                found or ABSENT
+                estimate or ABSENT
                 for rule in ("random", "reranker")
-                for found in (results.divergence(s.system, rule), results.find(s.system, rule))
+                for estimate in (results.divergence(s.system, rule), results.find(s.system, rule))
             ),
         ]
         for s in results.systems
@@ -234,7 +234,7 @@ def cost_rows(results: Results) -> list[tuple[str, Cell, Cost]]:
 
 
 def unjudged_rows(results: Results) -> list[list[str]]:
-    """One row for each policy with such programs: its label, programs not judged, programs caught, of all seeds."""
+    """One row for each policy with programs not judged or caught: its label and both counts, over all seeds."""
     return [
         [s.policy_label, str(sum(s.sandbox_errors)), str(sum(s.caught))]
         for s in policies(results)

@@ -17,7 +17,7 @@ from rerankjax.results.statistics import Estimate, decimal
 
 @dataclass(frozen=True)
 class HardNegative:
-    """A completion that the reranker of `seed` scored high and a test refused; `failure` is the end of its output."""
+    """A completion that the reranker of `seed` scored high and that failed a test; `failure`: the end of its output."""
 
     seed: int
     problem: str
@@ -28,8 +28,8 @@ class HardNegative:
 
 
 class StageCost(NamedTuple):
-    """What a stage took: seconds, its memory at the peak (bytes, 0: unknown), and which fraction of the tokens that it
-    computed were real, no padding (None: it computes none)."""
+    """What a stage took: seconds, peak memory (bytes, 0: unknown), and the fraction of its computed tokens that were
+    real, not padding (None: the stage computes no tokens)."""
 
     seconds: float
     peak_bytes: int
@@ -40,8 +40,8 @@ class StageCost(NamedTuple):
 class RunFacts:
     """Where the figures come from.
 
-    `stages` are what each took, `versions` by package, `host` is its processor; `assumptions` say by config
-    field why its value is what it is, where a source does not.
+    `stages` has each stage's cost, `versions` each package's version, and `host` is the processor. `assumptions` gives,
+    by config field, the reason for a value that no source states.
     """
 
     command: str
@@ -63,16 +63,16 @@ def report(
     """The whole page: a group of sections for each evaluation set, then the training and the run.
 
     Args:
-      results: what `summarise` made of the evaluations; the headline is of the first.
+      results: what `summarise` returned for the evaluations; the headline shows the first.
       evaluations: the samples, for the score distributions.
       run: command, config, stages, versions, host, assumptions.
       ppo: one curve for every policy and seed, rows with the keys step, score, kl, pass_rate, reranked, length.
       losses: one curve for every model and seed, rows with the keys step and loss.
-      negatives: the hardest first.
+      negatives: failing completions, the hardest first.
 
     Returns:
-      HTML without references to other files. What a model, a sandbox or a config wrote is escaped and its invisible
-      characters are shown; a policy in the page forbids scripts and fetches besides.
+      HTML without references to other files. Text from a model, a sandbox or a config is escaped, and its invisible
+      characters are shown; the page's content policy also forbids scripts and fetches.
     """
     groups, links = "", []
     for i, of_set in enumerate(results):
@@ -159,8 +159,8 @@ def _headline(results: Results) -> str:
             f'<div class="tile"><b>{100 * f.value:.1f}%</b><small>{100 * f.low:.1f} to {100 * f.high:.1f}%</small>'
             f"<span>{text(who)}: {how}</span></div>"
         )
-    found = best_finding(results)
-    best = f" {text(best_text(found))}" if found else ""
+    finding = best_finding(results)
+    best = f" {text(best_text(finding))}" if finding else ""
     return f"""<header><h1>Iterative self-training with a reinforced reranker</h1>
 <p class="lead">A model writes {n} programs for every problem; a reranker, which never sees the tests, chooses one. PPO
 then trains the model to please the reranker, and so finds what the reranker wrongly likes; those mistakes retrain it.
@@ -175,14 +175,14 @@ def _claims(findings: tuple[Finding, ...]) -> str:
     rows, absent = [], ""
     for f in findings:
         paper = f" <small>The paper: {f.claim.paper}.</small>" if f.claim.paper else ""
-        said = f"<b>{f.claim.title}.</b> {f.claim.sentence}{paper}"
+        description = f"<b>{f.claim.title}.</b> {f.claim.sentence}{paper}"
         if f.difference is None:
-            absent += f"<li>{said}</li>"
+            absent += f"<li>{description}</li>"
             continue
         kind = f.verdict.replace(" ", "-")
         chip = f'<span class="chip {kind}">{f.verdict}</span>'
         whisker = _whisker(f.difference, kind, low, high)
-        rows.append([chip, said, whisker, f.interval(), f.seeds_above(), f.alone(), text(f.p_value())])
+        rows.append([chip, description, whisker, f.interval(), f.seeds_above(), f.alone(), text(f.p_value())])
     header = ["here", "claim", "difference", "with its interval", "seeds &gt; 0", "alone", "p"]
     body = f'<p>{_CLAIMS}</p>{table("claims", header, rows)}<p class="note">{ALONE}</p>' if rows else ""
     return body + (folded("Claims that this config did not run", f"<ul>{absent}</ul>") if absent else "")
@@ -199,7 +199,7 @@ def _whisker(d: Estimate, kind: str, low: float, high: float) -> str:
 
 def _table(results: Results) -> str:
     systems = table_rows(results)
-    # The oracle, the last rule, is not one to compete with.
+    # The oracle, the last rule, does not compete.
     best = max(cell.value for _, cells, _ in systems for cell in cells[:-1] if isinstance(cell, Estimate))
     rows = []
     for label, (*cells, oracle), auc in systems:

@@ -1,4 +1,4 @@
-"""The one results file: every figure, paired difference, reranker measure and cost of a run, one a line of JSON."""
+"""A run's results file: every figure, paired difference, reranker measure and cost, one per line of JSON."""
 
 import json
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ MEASURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """Who sampled and who scored; `reranker` is "" without one. The tuples have one value for every seed.
+    """The policy that sampled and the reranker that scored ("" without one). The tuples have one value per seed.
 
-    `log_prob_weight` is lambda, `slope` and `intercept` make probabilities of scores; all three are empty without a
-    reranker. `sandbox_errors` and `caught` count programs, as `Evaluation` does. `with_inputs` counts problems
-    whose prompt has inputs that programs were run on; empty where none was run.
+    `log_prob_weight` is lambda; `slope` and `intercept` turn scores into probabilities; all three are empty without a
+    reranker. `sandbox_errors` and `caught` count programs, as in `Evaluation`. `with_inputs` counts problems whose
+    prompt has inputs on which programs were run; it is empty if none was run.
     """
 
     system: str
@@ -52,7 +52,7 @@ class DevFigure:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure(Estimate):
-    """The fraction of problems solved when `rule` chooses among n samples; for the rule "oracle" pass@n, unbiased.
+    """The fraction of problems solved when `rule` chooses among n samples; for the rule "oracle", unbiased pass@n.
 
     Seed None is the mean over seeds, language None all problems, language `MEAN` the mean of the languages' fractions.
     """
@@ -66,10 +66,10 @@ class Figure(Estimate):
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(Estimate):
-    """The figure of (system, rule) minus that of (baseline_system, baseline_rule), same problems, all samples.
+    """The figure of (system, rule) minus that of (baseline_system, baseline_rule), on the same problems, all samples.
 
-    `alone` problems are solved by the first one's answer but not by the second's, `baseline_alone` the other way round;
-    `p_value` is McNemar's of these two. It is None where seeds share problems: those are no separate trials.
+    `alone` counts the problems that only the first one's answer solves, `baseline_alone` those that only the second's
+    solves. `p_value` is McNemar's for these counts; None where seeds share problems, which are then not independent.
     """
 
     seed: int | None
@@ -94,7 +94,7 @@ class Discrimination(Estimate):
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability(Bin):
-    """One bin of a system's reliability plot, of all seeds."""
+    """One bin of a system's reliability plot, over all seeds."""
 
     system: str
 
@@ -103,9 +103,9 @@ class Reliability(Bin):
 class Cost:
     """What a system's answers cost per problem: all samples are drawn, executed and scored, one is chosen.
 
-    `tokens` are of a sample on average, `chosen_tokens` of the one that the reranker chooses, `greedy_tokens` of the
-    greedy answer. Seconds are those of the run and include compilation and execution. `output_runs` are the programs
-    that execution-aware rules had to run on the prompts' inputs; what an earlier system had run is not counted again.
+    `tokens` is the mean length of a sample, `chosen_tokens` that of the sample the reranker chooses, `greedy_tokens`
+    that of the greedy answer. Seconds are those of the run and include compilation and execution. `output_runs` counts
+    the programs that execution-aware rules ran on the prompts' inputs, except those that an earlier system had run.
     None: unmeasured, or no reranker.
     """
 
@@ -123,8 +123,8 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence(Estimate):
-    """KL to the SFT model, nats per completion, of a system's answers: of one sample (rule "random"), or of the choice
-    that its reranker makes of n (rule "reranker"). Estimated on the set's samples."""
+    """KL to the SFT model, nats per completion, of one of a system's samples (rule "random"), or of the sample that its
+    reranker chooses among n (rule "reranker"). Estimated on the set's samples."""
 
     seed: int | None
     system: str
@@ -133,11 +133,10 @@ class Divergence(Estimate):
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """One evaluation set of a run: all that its table and its part of the report read.
+    """One evaluation set of a run: everything that its table and its part of the report show.
 
-    `problems` has one count for every seed; `samples` is n per problem. Systems stand in the order of their
-    evaluations. Figures and AUCs by language are of the mean over seeds, with all samples; they exist where the set has
-    several languages.
+    `problems` has one count per seed; `samples` is n per problem. Systems are in the order of their evaluations.
+    Figures and AUCs by language are means over seeds, with all samples; they exist if the set has several languages.
     """
 
     config_digest: str
@@ -157,22 +156,22 @@ class Results:
 
     @property
     def best_answer(self) -> tuple[str, str] | None:
-        """The system and rule that solve most of the dev split, of equals the paper's; None where none was tried."""
-        found = {(row.system, row.rule): row.value for row in self.dev}
-        return max(found, key=lambda answer: (found[answer], answer == self.paper_answer), default=None)
+        """The (system, rule) that solves most of the dev split; the paper's wins ties. None if no rule was tried."""
+        fractions = {(row.system, row.rule): row.value for row in self.dev}
+        return max(fractions, key=lambda answer: (fractions[answer], answer == self.paper_answer), default=None)
 
     @property
     def paper_answer(self) -> tuple[str, str] | None:
-        """The paper's answer: what the reranker alone chooses of the last policy that was trained against it."""
+        """The paper's answer: what the reranker alone chooses among samples of the last policy trained against it."""
         last = [s.system for s in self.systems if s.system == "ppo" or s.system.endswith("+ppo")]
         return (last[-1], "reranker") if last else None
 
     def find(
         self, system: str, rule: str, n: int | None = None, seed: int | None = None, language: str | None = None
     ) -> Figure | None:
-        """The one figure asked for, or None: n None is all samples, seed None the mean over seeds, language None all.
+        """The requested figure; n None: all samples, seed None: the mean over seeds, language None: all languages.
 
-        None where the set lacks the system, or the system has no reranker and the rule needs one.
+        Returns None if the set lacks the system, or if the rule needs a reranker and the system has none.
         """
         asked = (system, rule, self.samples if n is None else n, seed, language)
         for row in self.figures:
@@ -196,13 +195,13 @@ class Results:
     def discrimination(
         self, system: str, measure: str, seed: int | None = None, language: str | None = None
     ) -> Discrimination | None:
-        """The one measure asked for, or None where it is undefined: no reranker, or all samples correct, or none."""
+        """The requested measure, or None where it is undefined: no reranker, or samples that all pass or all fail."""
         asked = (system, measure, seed, language)
         rows = [r for r in self.discriminations if (r.system, r.measure, r.seed, r.language) == asked]
         return rows[0] if rows else None
 
     def divergence(self, system: str, rule: str, seed: int | None = None) -> Divergence | None:
-        """A system's KL by that rule, or None where the SFT model was not asked or the system has no reranker."""
+        """A system's KL by that rule; None without the SFT model's log-probabilities or the reranker that it needs."""
         asked = (system, rule, seed)
         return next((row for row in self.divergences if (row.system, row.rule, row.seed) == asked), None)
 
@@ -221,11 +220,11 @@ _ROWS = {
     "dev": DevFigure,
     "divergences": Divergence,
 }
-_OF_RUN = ("config_digest", "seeds")  # are the same in all of a run's evaluation sets
+_OF_RUN = ("config_digest", "seeds")  # identical in all of a run's evaluation sets
 
 
 def save(results: Sequence[Results], path: Path) -> None:
-    """Writes a run's evaluation sets, one row a line, and replaces an older file as a whole."""
+    """Writes a run's evaluation sets, one row per line, and replaces an older file as a whole."""
     head = {"version": VERSION, **{name: getattr(results[0], name) for name in _OF_RUN}}
     lines = [f'  "{name}": {json.dumps(value)}' for name, value in head.items()]
     sets = ",\n".join(_set_text(of_set) for of_set in results)

@@ -109,7 +109,7 @@ def costs(results: Results) -> str:
 
 
 def cell(value: Cell, bold: bool = False) -> str:
-    """A value over its interval; ″ where the figure is that of the row above."""
+    """A value over its interval; ″ if the figure is the same as in the row above."""
     if isinstance(value, str):
         return "″" if value == SAME else value
     number = f"<b>{decimal(value.value)}</b>" if bold else decimal(value.value)

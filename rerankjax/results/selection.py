@@ -1,10 +1,10 @@
 """Selection rules: which of a problem's samples is the answer, and how often that answer passes.
 
-The greedy answer is not one of the samples, so it does not depend on their number. A rule that takes the best of a
-fixed score has a closed form for what it does with a random m of the n samples; rules by which samples vote have not.
+The greedy answer is not one of the samples, so it does not depend on their number. For a rule that takes the best
+score, the result for a random m of the n samples has a closed form; for a rule by which samples vote, it has none.
 Ties share equally; copies of a program count as often as they were sampled.
 
-The rules of `EXECUTION_RULES` look at what programs give on the prompt's inputs and on inputs made from these, never at
+The rules of `EXECUTION_RULES` look at programs' outputs on the prompt's inputs and on inputs made from these, never at
 the tests that decide (see `verdicts.outputs`).
 """
 
@@ -25,10 +25,10 @@ RULES = {
     "reranker+log_probability": "reranker + lambda log-p",
     "oracle": "oracle",
 }
-# examples: one of those that reproduce the prompt's examples, if any does (AlphaCode's filter, arXiv 2203.07814).
-# clusters: one of the largest number with equal outputs (MBR-exec, arXiv 2204.11454). mass: the best-scored of the
-# cluster whose probabilities of passing, by the reranker, have the largest sum (LEVER, arXiv 2302.08468). Two names:
-# the filter first.
+# examples: a sample that reproduces the prompt's examples, if any does (AlphaCode's filter, arXiv 2203.07814).
+# clusters: a sample of the largest group with equal outputs (MBR-exec, arXiv 2204.11454). mass: the best-scored sample
+# of the group with the largest sum of the reranker's probabilities (LEVER, arXiv 2302.08468). Two names: the filter
+# comes first.
 EXECUTION_RULES = {
     "examples": "examples",
     "clusters": "clusters",
@@ -40,7 +40,7 @@ EXECUTION_RULES = {
 SFT_RULE = "reranker+sft_log_probability"
 FURTHER_RULES = {SFT_RULE: "reranker + lambda SFT log-p"} | EXECUTION_RULES
 ALL_RULES = RULES | FURTHER_RULES
-# Where Greek letters can be shown:
+# For output that can show Greek letters:
 RULE_HEADS, FURTHER_HEADS = (
     {rule: name.replace("lambda", "λ") for rule, name in rules.items()} for rules in (RULES, FURTHER_RULES)
 )
@@ -62,11 +62,11 @@ _VOTE_DRAWS = 200
 def choice_probabilities(scores: np.ndarray, m: int | None = None) -> np.ndarray:
     """The probability that each sample is the best-scored of m drawn without replacement.
 
-    The best of the m has a score <= s with probability C(#{<= s}, m) / C(n, m); those that tie share the difference.
+    The best of the m has a score <= s with probability C(#{<= s}, m) / C(n, m); tied samples share the difference.
 
     Args:
       scores: [P, n], finite.
-      m: 1 to n; n if None, so the plain argmax.
+      m: 1 to n; None means n, which is the plain argmax.
 
     Returns:
       float [P, n], rows sum to 1.
@@ -100,11 +100,11 @@ def pass_at_k(passed: np.ndarray, k: int | None = None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Ballot:
-    """How samples vote: the group whose weights have the largest sum wins, then its best-scored one.
+    """How samples vote: the group with the largest sum of weights wins, and in that group the best-scored sample.
 
-    groups: int [P, n], equal within a group; a negative number is in no group, and has no weight. weights: float
-    [P, n], 0 or more. scores: float [P, n]. kept: bool [P, n], the samples that vote and are chosen; where none of
-    those that are drawn is kept, all of them.
+    groups: int [P, n], equal within a group; a sample with a negative number is in no group and has no weight. weights:
+    float [P, n], 0 or more. scores: float [P, n]. kept: bool [P, n], the samples that may vote and win; if no drawn
+    sample is kept, all drawn samples may.
     """
 
     groups: np.ndarray
@@ -115,7 +115,7 @@ class Ballot:
     def winners(self, subset: np.ndarray) -> np.ndarray:
         """Which of the samples at `subset`, int [P, m], win: bool [P, m]; several where they tie."""
         groups, weights, scores, kept = (
-            np.take_along_axis(of, subset, 1) for of in (self.groups, self.weights, self.scores, self.kept)
+            np.take_along_axis(array, subset, 1) for array in (self.groups, self.weights, self.scores, self.kept)
         )
         kept = kept | ~kept.any(1, keepdims=True)
         together = (groups[:, :, None] == groups[:, None, :]) & (groups >= 0)[:, :, None]
@@ -127,7 +127,7 @@ class Ballot:
 def vote(passed: np.ndarray, ballot: Ballot, m: int | None = None) -> np.ndarray:
     """The probability, [P], that the winner of m random samples passes.
 
-    Exact for m = n; below it the mean over 200 subsets of a fixed seed, except m = 1, where it is any sample's.
+    Exact for m = n and m = 1; otherwise the mean over 200 subsets from a fixed seed.
     """
     problems, n = passed.shape
     m = n if m is None else m
@@ -146,7 +146,7 @@ def vote(passed: np.ndarray, ballot: Ballot, m: int | None = None) -> np.ndarray
 
 
 def rules_of(evaluation: Evaluation) -> tuple[str, ...]:
-    """The rules, of `ALL_RULES`, that the evaluation has what they need for."""
+    """The rules of `ALL_RULES` for which the evaluation has the data."""
     lacking = set() if evaluation.executed else set(EXECUTION_RULES)
     lacking |= set() if evaluation.likelihood else {SFT_RULE}
     lacking |= set() if evaluation.reranker else ALL_RULES.keys() - set(POLICY_RULES)
@@ -154,7 +154,7 @@ def rules_of(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def solved(evaluation: Evaluation, rule: str, m: int | None = None) -> np.ndarray:
-    """The probability, float [P], that the answer `rule` (of `ALL_RULES`) chooses among m random samples passes."""
+    """The probability, float [P], that `rule` (of `ALL_RULES`) chooses a passing answer among m random samples."""
     passed = evaluation.passed
     match rule:
         case "greedy":
@@ -170,7 +170,7 @@ def solved(evaluation: Evaluation, rule: str, m: int | None = None) -> np.ndarra
 def answers(evaluation: Evaluation, rule: str) -> np.ndarray:
     """Whether the one answer that `rule` gives passes, bool [P]: an actual choice, where `solved` has probabilities.
 
-    The first of a problem's samples stands for a random one, and of samples that tie the earlier is chosen.
+    The first of a problem's samples stands for a random one, and the earliest of tied samples is chosen.
     """
     passed = evaluation.passed
     match rule:
@@ -229,9 +229,9 @@ def _ranks(scores: np.ndarray) -> np.ndarray:
 def choose_lambda(
     passed: np.ndarray, scores: np.ndarray, log_probabilities: np.ndarray, grid: Sequence[float]
 ) -> float:
-    """The lambda of `grid` whose scores + lambda * log_probabilities solve most; of equals the one nearest 0.
+    """The lambda of `grid` whose scores + lambda * log_probabilities solve most; the one nearest 0 wins ties.
 
-    Give it the dev split's arrays, [P, n] each: chosen on the test split, the rule's figure would be too good.
+    Pass the dev split's arrays, [P, n] each: a lambda chosen on the test split would inflate the rule's figure.
     """
     if len(grid) == 0:
         raise ValueError("grid is empty; give at least one lambda, 0.0 for the reranker alone")

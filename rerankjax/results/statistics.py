@@ -1,9 +1,9 @@
 """Bootstrap intervals over problems, for fractions, paired differences and a reranker's discrimination.
 
-Problems are resampled within each seed and the seeds are averaged, all with one weight. Seeds with equally many
-problems are resampled at the same indices: if the problems are shared, what makes one hard is not counted as if it had
-been drawn once a seed; if they are not, this changes nothing. The intervals speak of other problems of this family, not
-of other training runs; for those look at the seeds beside each other.
+Problems are resampled within each seed, and the seeds are averaged with equal weights. Seeds with equally many problems
+are resampled at the same indices: if seeds share their problems, a problem's difficulty then counts as drawn once, not
+once per seed; otherwise the shared indices change nothing. The intervals cover other problems of this family, not other
+training runs; for training runs, compare the seeds.
 """
 
 import math
@@ -39,7 +39,7 @@ def decimal(value: float, sign: str = "") -> str:
     return ".000" if text.strip("+-") == ".000" else text
 
 
-@lru_cache(maxsize=16)  # one for each size, and languages have sizes of their own
+@lru_cache(maxsize=16)  # one entry per number of problems, which differs by language
 def _resamples(problems: int) -> np.ndarray:
     draws = np.random.default_rng(0).integers(problems, size=(RESAMPLES, problems))
     flat = (draws + problems * np.arange(RESAMPLES)[:, None]).ravel()
@@ -48,9 +48,9 @@ def _resamples(problems: int) -> np.ndarray:
 
 
 def bootstrap(statistics: Sequence[Statistic], sizes: Sequence[int], centred: bool = False) -> Estimate | None:
-    """The mean over seeds of each one's statistic, of `sizes` problems; None where that is undefined.
+    """The mean over seeds of each seed's statistic over `sizes` problems; None if the mean is undefined.
 
-    centred: shift the interval by how far resamples lie from the value on average, for a statistic that noise raises.
+    centred: subtract the resamples' mean offset from the interval, for a statistic that noise biases upwards.
     """
     with np.errstate(invalid="ignore"):
         value = np.mean([f(np.full((1, p), 1 / p))[0] for f, p in zip(statistics, sizes, strict=True)])
@@ -62,7 +62,7 @@ def bootstrap(statistics: Sequence[Statistic], sizes: Sequence[int], centred: bo
 
 
 def mean_estimate(outcomes: Sequence[np.ndarray]) -> Estimate:
-    """The mean of one value per problem, [P] for every seed. For a paired difference give the difference by problem."""
+    """The mean of one value per problem, [P] for every seed; for a paired difference, each problem's difference."""
     if not outcomes or any(o.ndim != 1 or o.size == 0 or not np.isfinite(o).all() for o in outcomes):
         raise ValueError("outcomes must be one finite [problems] array for every seed, with at least one problem")
     estimate = bootstrap([_mean_statistic(o) for o in outcomes], [o.size for o in outcomes])
@@ -71,7 +71,7 @@ def mean_estimate(outcomes: Sequence[np.ndarray]) -> Estimate:
 
 
 def ratio_estimate(numerators: Sequence[np.ndarray], denominators: Sequence[np.ndarray]) -> Estimate:
-    """The sum of one quantity over that of another, [P] of each for every seed; the second's is not 0."""
+    """The sum of the numerators divided by that of the denominators, which is not 0; both [P] for every seed."""
 
     def ratio(weights: Sequence[np.ndarray]) -> np.ndarray:
         over = sum(w @ n.astype(w.dtype) for w, n in zip(weights, numerators, strict=True))
@@ -85,9 +85,9 @@ def ratio_estimate(numerators: Sequence[np.ndarray], denominators: Sequence[np.n
 
 
 def mcnemar(better_alone: int, baseline_alone: int) -> float:
-    """The p-value, two-sided, of McNemar's exact test (1947) on paired outcomes.
+    """The two-sided p-value of McNemar's exact test (1947) on paired outcomes.
 
-    Were the two equally good, each problem that one of them alone solves would be either's with probability 1/2.
+    If both are equally good, each problem that only one of them solves is solved by either with probability 1/2.
     """
     n = better_alone + baseline_alone
     tail = sum(math.comb(n, i) for i in range(min(better_alone, baseline_alone) + 1))
@@ -108,8 +108,8 @@ def auc(passed: Sequence[np.ndarray], scores: Sequence[np.ndarray]) -> Estimate 
 
     Args:
       passed: bool [P, n] for every seed.
-      scores: [P, n] for every seed. AUCs are averaged over seeds, scores are never compared between them. NaN where a
-        problem has fewer samples than n.
+      scores: [P, n] for every seed. AUCs are averaged over seeds; scores of different seeds are never compared. NaN
+        where a problem has fewer samples than n.
 
     Returns:
       The AUC, or None if a seed lacks correct or incorrect samples.
@@ -119,7 +119,7 @@ def auc(passed: Sequence[np.ndarray], scores: Sequence[np.ndarray]) -> Estimate 
 
 
 def _auc_statistic(passed: np.ndarray, scores: np.ndarray) -> Statistic:
-    # wins[p, q]: correct samples of problem p that outscore incorrect ones of q, over pairs.
+    # wins[p, q]: number of pairs in which a correct sample of problem p outscores an incorrect one of problem q.
     wins = np.empty((len(passed), len(passed)))
     failures = ~passed & ~np.isnan(scores)
     for q, (row, failed) in enumerate(zip(scores, failures, strict=True)):
@@ -138,8 +138,8 @@ def _auc_statistic(passed: np.ndarray, scores: np.ndarray) -> Statistic:
 def pairwise_accuracy(passed: Sequence[np.ndarray], scores: Sequence[np.ndarray]) -> Estimate | None:
     """How often a correct sample outscores an incorrect one *of the same problem*; ties count half.
 
-    This is what choosing needs, where `auc` also asks that scores compare between problems. Problems with both kinds of
-    sample weigh the same. Arguments as for `auc`; None if a seed has no such problem.
+    Choosing a sample needs only this; `auc` also compares scores between problems. Problems with both kinds of sample
+    have equal weights. Arguments as for `auc`; None if a seed has no such problem.
     """
     statistics = [_pairwise_statistic(p, s) for p, s in zip(passed, scores, strict=True)]
     return bootstrap(statistics, [len(p) for p in passed])

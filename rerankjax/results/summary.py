@@ -26,11 +26,11 @@ from rerankjax.results.selection import answers, choice_probabilities, rules_of,
 from rerankjax.results.translations import mean_over_languages
 
 T = TypeVar("T")
-_OF_SYSTEM = ("label", "policy", "policy_label", "reranker")  # are the same for every seed
+_OF_SYSTEM = ("label", "policy", "policy_label", "reranker")  # identical for every seed
 
 
 def summarise(evaluations: Sequence[Evaluation], config_digest: str) -> tuple[Results, ...]:
-    """The results of a run: one for each evaluation set; sets and systems stand in the order of their evaluations.
+    """The results of a run: one for each evaluation set; sets and systems are in the order of their evaluations.
 
     Args:
       evaluations: one for every seed, set and system. Every seed has the same sets and systems, every system of a seed
@@ -38,7 +38,7 @@ def summarise(evaluations: Sequence[Evaluation], config_digest: str) -> tuple[Re
       config_digest: identifies the config that made them; it is written into the results.
 
     Raises:
-      ValueError: evaluations are missing or doubled, or cannot be compared.
+      ValueError: evaluations are missing or duplicated, or cannot be compared.
     """
     if not evaluations:
         raise ValueError("evaluations are empty; give one for every seed, set and system")
@@ -68,7 +68,7 @@ def _summarise_set(
                 discriminations += _auc_by_language(system, languages, of_system)
             bins = calibration.reliability([e.passed for e in of_system], [e.probabilities for e in of_system])
             reliabilities += [Reliability(system=system, **vars(b)) for b in bins]
-    found = Results(
+    results = Results(
         config_digest=config_digest,
         seeds=seeds,
         evaluation_set=first[0].evaluation_set,
@@ -89,9 +89,9 @@ def _summarise_set(
         divergences=tuple(_divergences(by_system, seeds)),
     )
     pairs = [(claim.better, claim.baseline) for claim in CLAIMS]
-    if found.best_answer and found.paper_answer and found.best_answer != found.paper_answer:
-        pairs.append((found.best_answer, found.paper_answer))
-    return dataclasses.replace(found, differences=_differences(by_system, seeds, dict.fromkeys(pairs)))
+    if results.best_answer and results.paper_answer and results.best_answer != results.paper_answer:
+        pairs.append((results.best_answer, results.paper_answer))
+    return dataclasses.replace(results, differences=_differences(by_system, seeds, dict.fromkeys(pairs)))
 
 
 def _dev_figures(by_system: Mapping[str, Sequence[Evaluation]]) -> Iterator[DevFigure]:
@@ -134,7 +134,7 @@ def _figures(system: str, seeds: Sequence[int], of_system: Sequence[Evaluation])
         for m in sample_counts(n):
             values = [solved(e, rule, m) for e in of_system]
             for seed, group in _mean_and_each(seeds, values):
-                # A curve is drawn of the mean alone, so a seed's figures are kept at n only. m ends with n.
+                # Curves show only the mean over seeds, so a seed's figures are kept at n only. The last m is n.
                 if seed is None or m == n:
                     yield Figure(seed=seed, system=system, rule=rule, n=m, **vars(statistics.mean_estimate(group)))
 
@@ -181,7 +181,7 @@ def _differences(
     seeds: Sequence[int],
     wanted: Iterable[tuple[tuple[str, str], tuple[str, str]]],
 ) -> tuple[Difference, ...]:
-    """Those of the wanted pairs, each a (system, rule), that the evaluations have."""
+    """The differences of those wanted pairs of (system, rule) that the evaluations have."""
     differences = []
     for pair in wanted:
         (system, rule), (baseline_system, baseline_rule) = pair
@@ -242,7 +242,7 @@ def _mean_and_each(seeds: Sequence[int], values: Sequence[T]) -> list[tuple[int 
 
 
 def _by_system(evaluations: Sequence[Evaluation], seeds: Sequence[int]) -> dict[str, list[Evaluation]]:
-    """One set's evaluations by system, each in the order of seeds, if they can be compared with each other."""
+    """One set's evaluations by system, in the order of seeds. Raises ValueError unless they can be compared."""
     by_system: dict[str, dict[int, Evaluation]] = {}
     for e in evaluations:
         if e.seed in by_system.setdefault(e.system, {}):
@@ -267,7 +267,7 @@ def _by_system(evaluations: Sequence[Evaluation], seeds: Sequence[int]) -> dict[
 
 
 def _check_peers(e: Evaluation, of_set: Evaluation, of_seed: Evaluation, of_system: Evaluation) -> None:
-    """Raises ValueError unless `e` can be compared with others: one of its set, of its set and seed, of its system."""
+    """Raises ValueError unless `e` matches the others: one of its set, one of its set and seed, one of its system."""
     n = of_set.passed.shape[1]
     if e.passed.shape[1] != n:
         raise ValueError(f"{_place(e)}: {e.passed.shape[1]} samples per problem, others have {n}; draw equally many")

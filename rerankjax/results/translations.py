@@ -11,7 +11,7 @@ from rerankjax.results.statistics import Estimate, Statistic, bootstrap
 
 
 def common_name(problem: str, language: str) -> str:
-    """What all translations of a problem are called.
+    """The name that all translations of a problem share.
 
     A run may end their names in "-LANGUAGE" to tell them apart; the names of HumanEval and MultiPL-E differ.
     """

@@ -1,1 +1,1 @@
-"""A run's directory, hosts, checkpoints and metrics: what every stage is written with."""
+"""A run's directory, hosts, checkpoints and metrics, which every stage uses."""

@@ -1,16 +1,16 @@
-"""A run in a bucket (gs://, s3://, az://, file:///): worked on in a local mirror, kept as objects.
+"""A run in a bucket (gs://, s3://, az://, file:///): written in a local mirror, kept as objects.
 
-An object store writes and removes whole objects, and knows neither directories nor renames nor locks. So a stage fills
-a directory of the mirror, whose files are then uploaded, stage.json last. Where that object is, the stage is complete
-and has the files that it lists; where it is not, what lies there was left by a killed attempt, and is removed before
-the next. Orbax writes its checkpoints to `durable_path`: into the bucket itself, below the stage that they belong to,
-from all hosts, and before stage.json.
+An object store writes and removes whole objects; it has no directories, renames or locks. So a stage fills a directory
+of the mirror, whose files are then uploaded, stage.json last. If that object exists, the stage is complete and has the
+files that stage.json lists. Otherwise the stage's objects are from a killed attempt, and are removed before the next.
+Orbax writes its checkpoints to `durable_path`: into the bucket itself, below the stage that they belong to, from all
+hosts, and before stage.json.
 
-The lock is an object that only one process can create (exclusive creation is the store's own: Cloud Storage has it),
-and whose content its owner changes every `BEAT_SECONDS`. Whoever finds it unchanged for `STALE_SECONDS` takes its owner
-for dead and replaces it. No clocks are compared. An owner that was replaced nevertheless, because it was suspended or
-cut off for so long, finds that out before it completes another stage, and stops: two processes may work at once for a
-while then, but what both of them compute from one config is the same, and only one continues.
+The lock is an object that only one process can create (the store must offer exclusive creation: Cloud Storage does).
+Its owner changes its content every `BEAT_SECONDS`. A process that sees no change for `STALE_SECONDS` considers the
+owner dead and replaces the lock. No clocks are compared. An owner that lives, but was suspended or disconnected for so
+long, notices the new lock before it completes another stage, and stops. Until then two processes may work at once, but
+both compute the same from one config, and only one continues.
 """
 
 import json
@@ -34,16 +34,16 @@ from etils import epath
 SCHEMES = ("gs://", "s3://", "az://", "file:///")
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
-MARK = ".bucket.json"  # in a mirror's root: which bucket it mirrors
+MARK = ".bucket.json"  # in a mirror's root: names the bucket
 
 
 class RunDirectoryError(Exception):
-    """The run directory cannot be gone on with; the message says what to do."""
+    """The run directory cannot be used; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Where a run's objects are, and this process's name in the lock; only the primary process has it, and writes."""
+    """Where a run's objects are, and this process's name in the lock. Only the primary process locks and writes."""
 
     url: str  # without a slash at the end
     mirror: str
@@ -52,13 +52,13 @@ class Bucket:
 
     @property
     def files(self) -> fsspec.AbstractFileSystem:
-        # Other machines write here too: no listing is kept.
+        # Other machines write here too: listings are not cached.
         local = {"auto_mkdir": True} if self.url.startswith("file:") else {}
         files, _ = fsspec.core.url_to_fs(self.url, use_listings_cache=False, **local)
         return files
 
     def place(self, path: Path) -> str:
-        """The URL that `path`, in the mirror, stands for; a stage at work stands where it will be."""
+        """The URL of `path`, which is in the mirror; a partial stage has the URL of the complete one."""
         parts = (re.sub(r"^\.(.+)\.partial$", r"\1", part) for part in path.absolute().relative_to(self.mirror).parts)
         return "/".join((self.url, *parts))
 
@@ -68,7 +68,7 @@ def is_bucket(workdir: Path | str) -> bool:
 
 
 def bucket_of(path: Path) -> Bucket | None:
-    """The bucket that `path` is mirrored from, or None where it is a run's only place."""
+    """The bucket that `path` is mirrored from, or None if the run is in a local directory."""
     for parent in (path.absolute(), *path.absolute().parents):
         if (parent / MARK).is_file():
             return Bucket(**json.loads((parent / MARK).read_text(encoding="utf-8")))
@@ -76,10 +76,10 @@ def bucket_of(path: Path) -> Bucket | None:
 
 
 def durable_path(path: Path) -> Path:
-    """`path` of a run where it outlives this machine and other hosts see it: in the bucket, or else `path` itself.
+    """`path` as a place that outlives this machine and that all hosts see: in the bucket, otherwise `path` itself.
 
-    For Orbax and XLA's cache, which write to buckets by themselves. The result is no local file: only what etils' paths
-    can do can be done with it.
+    For Orbax and XLA's cache, which write to buckets by themselves. A path in a bucket is not a local file: it has only
+    the operations of etils' paths.
     """
     bucket = bucket_of(path)
     if bucket is None:
@@ -90,14 +90,14 @@ def durable_path(path: Path) -> Path:
 
 @contextmanager
 def open_mirror(url: str, primary: bool) -> Iterator[Path]:
-    """Yields a new local directory that mirrors the run at `url`, which the primary process holds meanwhile.
+    """Yields a new local directory that mirrors the run at `url`; the primary process holds the run meanwhile.
 
-    Files that lie right in the directory at the end, if no exception ends it, are uploaded by the primary process.
+    At the end, unless an exception is raised, the primary process uploads the files directly in the directory.
     Raises RunDirectoryError as `open_run` does, or if `url` cannot be used.
     """
     if not url.startswith(SCHEMES):
         raise RunDirectoryError(f"--workdir={url}: a bucket's address starts with {', '.join(SCHEMES)}.")
-    # Resolved: what is found below is compared with it.
+    # Resolved: paths below it are taken relative to it.
     mirror = Path(tempfile.mkdtemp(prefix="rerankjax-")).resolve()
     owner = f"{socket.gethostname()}, process {os.getpid()}, {uuid.uuid4().hex}"
     bucket = Bucket(url.rstrip("/"), str(mirror), owner, primary)
@@ -119,17 +119,17 @@ def open_mirror(url: str, primary: bool) -> Iterator[Path]:
 
 
 def put_file(path: Path) -> None:
-    """Uploads one file of a mirror now, in one step; nothing where `path` is in none."""
+    """Uploads one file of a mirror now, in one step; does nothing if `path` is not in a mirror."""
     bucket = bucket_of(path)
     if bucket is not None and bucket.primary:
         bucket.files.put_file(str(path), bucket.place(path))
 
 
 def manifests(bucket: Bucket) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The complete stages of the bucket by their paths from the run's root, with what their stage.json says."""
+    """The complete stages of the bucket by their paths from the run's root, with the content of their stage.json."""
     base = str(bucket.files._strip_protocol(bucket.url)).rstrip("/")
-    for found in sorted(bucket.files.glob(f"{base}/*/**/stage.json")):
-        stage = str(found).removeprefix(f"{base}/").removesuffix("/stage.json")
+    for path in sorted(bucket.files.glob(f"{base}/*/**/stage.json")):
+        stage = str(path).removeprefix(f"{base}/").removesuffix("/stage.json")
         manifest = read_manifest(bucket, Path(bucket.mirror, stage))
         if manifest is not None:
             yield stage, manifest
@@ -141,7 +141,7 @@ def has_stage(bucket: Bucket, path: Path) -> bool:
 
 
 def get_stage(bucket: Bucket, path: Path, directory: Path) -> None:
-    """Downloads the complete stage that belongs at `path` into `directory`, without what Orbax wrote.
+    """Downloads the complete stage that belongs at `path` into `directory`, without Orbax's checkpoints.
 
     Raises RunDirectoryError if one of its files is missing.
     """
@@ -157,15 +157,15 @@ def get_stage(bucket: Bucket, path: Path, directory: Path) -> None:
 
 
 def clear(bucket: Bucket, path: Path) -> None:
-    """Removes what stands for `path` in the bucket: what a killed attempt left of a stage, or its checkpoints."""
+    """Removes the objects of `path` from the bucket: those of a killed attempt at a stage, or its checkpoints."""
     if bucket.primary and bucket.files.exists(bucket.place(path)):
         _check_owner(bucket)
         bucket.files.rm(bucket.place(path), recursive=True)
 
 
 def put_stage(bucket: Bucket, path: Path, directory: Path) -> None:
-    """Uploads `directory`, which holds a stage.json, as the stage that belongs at `path`; with the last object it is
-    complete. Other processes than the primary do nothing.
+    """Uploads `directory`, which holds a stage.json, as the stage that belongs at `path`; the last object completes the
+    stage. Processes other than the primary do nothing.
 
     Raises RunDirectoryError if another process has taken the run over.
     """
@@ -181,10 +181,10 @@ def put_stage(bucket: Bucket, path: Path, directory: Path) -> None:
 
 
 def read_manifest(bucket: Bucket, path: Path) -> dict[str, Any] | None:
-    """What the stage.json of the stage that belongs at `path` says, None where the stage is not complete."""
+    """The content of the stage.json of the stage that belongs at `path`, None if the stage is not complete."""
     try:
         manifest = json.loads(bucket.files.cat_file(f"{bucket.place(path)}/stage.json"))
-    except (FileNotFoundError, json.JSONDecodeError):  # half a file: not of a store, but of file:/// cut off
+    except (FileNotFoundError, json.JSONDecodeError):  # half a file: file:/// may have one, stores do not
         return None
     return manifest if isinstance(manifest, dict) and "files" in manifest else None
 
@@ -197,7 +197,7 @@ def _check(bucket: Bucket) -> None:
         raise RunDirectoryError(
             f"--workdir={bucket.url}: {error}. For gs:// install rerankjax[tpu], or gcsfs; for the others as it says."
         ) from error
-    except Exception as error:  # each store has errors of its own
+    except Exception as error:  # each store has its own errors
         raise RunDirectoryError(
             f"--workdir={bucket.url} cannot be read: {type(error).__name__}: {error}. Is there such a bucket, and may "
             "this machine's account use it?"
@@ -220,8 +220,8 @@ def _lock_text(bucket: Bucket) -> bytes:
 
 
 def _is_owner(bucket: Bucket) -> bool:
-    found = _read_lock(bucket)
-    return found is not None and bucket.owner.encode() in found
+    lock = _read_lock(bucket)
+    return lock is not None and bucket.owner.encode() in lock
 
 
 def _check_owner(bucket: Bucket) -> None:
@@ -243,7 +243,7 @@ def _held(bucket: Bucket) -> Iterator[None]:
     finally:
         ended.set()
         beats.join()
-        with suppress(Exception):  # what ends the run is not to be hidden; a lock that stays goes stale
+        with suppress(Exception):  # the error that ends the run must not be hidden; a lock that stays goes stale
             if _is_owner(bucket):
                 bucket.files.rm_file(_lock(bucket))
 
@@ -258,9 +258,9 @@ def _acquire(bucket: Bucket) -> None:
             return
         except FileExistsError:
             if _is_owner(bucket):
-                return  # made by a request that was sent twice
+                return  # our lock: its request was sent twice
         first, start = _read_lock(bucket), time.monotonic()
-        while (found := _read_lock(bucket)) == first and first is not None:
+        while (current := _read_lock(bucket)) == first and first is not None:
             if time.monotonic() - start > STALE_SECONDS:
                 print(f"{bucket.url}: taken over from a process that died ({_owner(first)})", flush=True)
                 with suppress(FileNotFoundError):
@@ -268,9 +268,9 @@ def _acquire(bucket: Bucket) -> None:
                 break
             time.sleep(min(1.0, STALE_SECONDS / 10))
         else:
-            if found is not None:
+            if current is not None:
                 raise RunDirectoryError(
-                    f"{bucket.url}: another process is at work on this run ({_owner(found)}); wait for it or give "
+                    f"{bucket.url}: another process is at work on this run ({_owner(current)}); wait for it or give "
                     "another --workdir."
                 )
 
@@ -284,7 +284,7 @@ def _owner(lock: bytes) -> str:
 
 def _beat(bucket: Bucket, ended: threading.Event) -> None:
     while not ended.wait(BEAT_SECONDS):
-        with suppress(Exception):  # a connection that fails for a moment: the next beat tells as well
+        with suppress(Exception):  # the connection may fail for a moment: the next beat will do
             if not _is_owner(bucket):
-                return  # taken over: the next stage says so
+                return  # taken over: the next stage raises the error
             bucket.files.pipe_file(_lock(bucket), _lock_text(bucket))

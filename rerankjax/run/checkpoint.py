@@ -11,7 +11,7 @@ from rerankjax.run.rundir import durable_path
 
 
 def save(path: Path, tree: Any) -> None:
-    """Writes `tree` to the new directory `path`, and waits until it is there."""
+    """Writes `tree` to the new directory `path`, and waits until it is written."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(durable_path(path.absolute()), tree)
 
@@ -23,5 +23,5 @@ def restore(path: Path, like: Any) -> Any:
 
 
 def abstract(tree: Any, mesh: Mesh) -> Any:
-    """The shapes and types of `tree`, split over the mesh by its rules: what `restore` wants."""
+    """The shapes and types of `tree`, split over the mesh by the sharding rules: a `like` for `restore`."""
     return placed(tree, shardings_of(tree, mesh))

@@ -1,8 +1,8 @@
-"""Several hosts, one run: every process runs the same program, and what is here keeps them together.
+"""Several hosts, one run: every process runs the same program, and these functions keep the processes in step.
 
-Device code runs on the whole mesh. Host work is shared out: each process samples, executes and scores its own share of
-the problems on its own devices, and all learn what each found. Process 0 alone writes files, except checkpoints, of
-which each process writes its part. With one process all of this does nothing.
+Device code runs on the whole mesh. Host work is divided: each process samples, executes and scores its own share of
+the problems on its own devices, and the results are gathered on all. Only process 0 writes files, except checkpoints:
+each process writes its part of those. With one process, these functions communicate nothing.
 """
 
 import json
@@ -20,14 +20,14 @@ from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, in_compute_dtype
 from rerankjax.model.sharding import AXES, MeshConfig, make_mesh, shardings_of
 
-HEARTBEAT_SECONDS = 30  # without a sign of life from a process before all end
+HEARTBEAT_SECONDS = 30  # without a heartbeat from one process, until all end
 
 T = TypeVar("T")
 
 
 def make_cpu_devices(count: int) -> None:
-    """Makes so many devices of this host's cores, if JAX has no others: call it before JAX is used."""
-    # Threads of XLA's pool: more than devices, or the collectives of two programs may wait for each other.
+    """Makes `count` devices of this host's cores, for a host without accelerators. Call it before JAX is used."""
+    # Threads of XLA's pool: more than devices, otherwise the collectives of two programs may wait for each other.
     os.environ.setdefault("NPROC", str(max(16, 2 * count)))
     jax.config.update("jax_num_cpu_devices", count)
 
@@ -35,15 +35,15 @@ def make_cpu_devices(count: int) -> None:
 def connect(coordinator: str | None, processes: int | None, process: int | None) -> None:
     """Joins this process with the others. Without arguments JAX asks its cluster: Cloud TPU, Slurm, ...
 
-    A process that ends, or is not heard of, ends all: start them again, and the run resumes.
+    If one process ends or its heartbeat stops, all end: start them again, and the run resumes.
     """
-    if os.environ.get("JAX_PLATFORMS") == "cpu":  # between CPUs of several processes nothing else can reduce
+    if os.environ.get("JAX_PLATFORMS") == "cpu":  # only gloo reduces between CPUs of several processes
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
 def is_first() -> bool:
-    """Whether this process writes what is written once."""
+    """Whether this is process 0, which writes the files that are written once."""
     return jax.process_index() == 0
 
 
@@ -53,13 +53,13 @@ def host_share(items: Sequence[T]) -> Sequence[T]:
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process is here; `what` is the same for all."""
+    """Returns when every process has called it with the same `what`."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def broadcast_from_first(value: bool) -> bool:
-    """Process 0's value, so that all processes take one branch: a host may not yet see a file that another sees."""
+    """Process 0's value, so that all processes take the same branch: a host may not yet see another host's file."""
     return bool(multihost_utils.broadcast_one_to_all(value)) if jax.process_count() > 1 else value
 
 
@@ -76,18 +76,18 @@ def allgather_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def host_mesh_of(mesh: Mesh) -> Mesh:
-    """A mesh of this process's devices: the whole mesh where there is one process."""
+    """A mesh of this process's devices: the whole mesh if there is one process."""
     return mesh if jax.process_count() == 1 else mesh_of_host(mesh, jax.local_devices())
 
 
 def mesh_of_host(mesh: Mesh, devices: Sequence[Any]) -> Mesh:
-    """A mesh of one host's devices: split over `tensor` as the whole mesh is, if they can be."""
+    """A mesh of one host's devices, with the `tensor` size of the whole mesh if it divides their number."""
     tensor = mesh.shape["tensor"] if len(devices) % mesh.shape["tensor"] == 0 else 1
     return make_mesh(MeshConfig(tensor=tensor), devices)
 
 
 def copy_decoder_to_host(shape: ModelConfig, decoder: Params, mesh: Mesh) -> Params:
-    """`copy_to_host` of a decoder; with several processes in `compute_dtype`, which halves a float32 copy."""
+    """`copy_to_host` of a decoder; with several processes cast to `compute_dtype`, which halves a float32 copy."""
     return copy_to_host(decoder if jax.process_count() == 1 else in_compute_dtype(shape, decoder), mesh)
 
 

@@ -1,4 +1,4 @@
-"""Metrics of a stage: metrics.jsonl to compute with, TensorBoard events beside it to look at."""
+"""Metrics of a stage: metrics.jsonl for programs, TensorBoard events for people."""
 
 import contextlib
 import json
@@ -20,10 +20,10 @@ class WriteMetrics(Protocol):
 
 @contextmanager
 def metric_writer(directory: Path, before: Sequence[dict[str, float]] = ()) -> Iterator[WriteMetrics]:
-    """Yields write(step, loss=..., ...), which appends one row; anything float() takes will do, a JAX scalar too.
+    """Yields write(step, loss=..., ...), which appends one row; a value is anything that float() takes.
 
-    before: the rows that training resumes from. Of several processes the first alone writes.
-    Raises FloatingPointError that names metric and step on a value that is not finite, before it is written.
+    before: the rows that training resumes from. Of several processes only the first writes.
+    Raises FloatingPointError, which names metric and step, if a value is not finite, before the row is written.
     """
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open(directory / "metrics.jsonl", "w", encoding="utf-8"))] if is_first() else []
@@ -57,12 +57,12 @@ def read_metrics(directory: Path) -> list[dict[str, float]]:
 
 
 def write_real_tokens(directory: Path, real_tokens: float) -> None:
-    """metrics.jsonl of a stage that trains nothing: which fraction of the tokens it computed was real, no padding."""
+    """metrics.jsonl of a stage that trains nothing: the fraction of its computed tokens that are not padding."""
     if is_first():
         write_text(directory / "metrics.jsonl", json.dumps({"step": 1, "real_tokens": real_tokens}) + "\n")
 
 
 def write_waits(directory: Path, what: str, seconds: float) -> None:
-    """waits.json: how long, at most, this process's devices waited for `what` of the host since it last started."""
+    """waits.json: for how long at most this process's devices waited for the host's `what` since the last start."""
     if is_first():
         write_text(directory / "waits.json", json.dumps({f"{what}_seconds": round(seconds, 3)}) + "\n")

@@ -1,4 +1,4 @@
-"""The next batches are made and on their way to the device while it works on this one."""
+"""Prepares the next batches, and sends them to the device, while the device works on the current one."""
 
 import contextlib
 import queue
@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """The items, of which a thread makes up to `size` in advance. What making one raises, taking it raises.
+    """The items, of which a thread makes up to `size` in advance. An error in making an item is raised on taking it.
 
-    `waited_seconds` is how long the taker has waited, except the first time, when the device may have been idle.
+    waited_seconds: how long the consumer has waited, without the first wait, in which the device may be idle anyway.
     """
 
     def __init__(self, items: Iterable[T], size: int = 2) -> None:

@@ -7,50 +7,50 @@ from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
-# They decide how a run is computed, not what: no stage depends on them, and they may change from start to start.
+# These fields decide how a run is computed, not what: no stage depends on them, and they may change between starts.
 NON_SEMANTIC_FIELDS = ("mesh.", "checkpoints.", "sandbox.workers", "sandbox.engine", "assumptions")
 
 
 def flatten(value: Any, name: str = "") -> dict[str, Any]:
     """Every leaf of a config by its dotted name, as a JSON value: {"ppo.kl_coef": 0.1, "seeds": [0, 1], ...}.
 
-    Frozen dataclasses and mappings are sections; all else, tuples of dataclasses too, are leaves.
+    Frozen dataclasses and mappings are sections; all other values, tuples of dataclasses too, are leaves.
     """
     section = _section(value)
     if section is None:
         return {name: json.loads(json.dumps(value, default=dataclasses.asdict))}
     return {
-        leaf: found
+        leaf: leaf_value
         for key, inner in section.items()
-        for leaf, found in flatten(inner, f"{name}.{key}" if name else key).items()
+        for leaf, leaf_value in flatten(inner, f"{name}.{key}" if name else key).items()
     }
 
 
 def semantic(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The flat fields without those that change nothing in what is computed."""
+    """The flat fields that can change the results."""
     return {name: value for name, value in fields.items() if not name.startswith(NON_SEMANTIC_FIELDS)}
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """The names, sorted, that two flat configs give different values: both as JSON text, "(absent)" where missing."""
+    """The names, sorted, that differ between two flat configs, with both values: JSON text, or "(absent)"."""
     pairs = {
-        name: tuple(json.dumps(of[name]) if name in of else "(absent)" for of in (before, now))
+        name: tuple(json.dumps(fields[name]) if name in fields else "(absent)" for fields in (before, now))
         for name in sorted(before.keys() | now.keys())
     }
     return {name: cast(tuple[str, str], pair) for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def record(config: T) -> tuple[T, dict[str, Any]]:
-    """A view of `config` that is read like it, and the flat fields that were read through it, as they are read.
+    """A view of `config` with the same fields, and a dict that collects the flat fields as the view reads them.
 
-    A section of the view is a view again; `whole` gives the dataclass itself, which counts as reading all of it.
+    A section of the view is a view too; `whole` gives the dataclass itself, which counts as reading all its fields.
     """
     fields: dict[str, Any] = {}
     return cast(T, _View(config, "", fields)), fields
 
 
 def whole(section: T) -> T:
-    """The dataclass behind a section of a recording view, or `section` itself where it is none."""
+    """The dataclass behind a section of a recording view, or `section` itself if it is not a view."""
     if not isinstance(section, _View):
         return section
     section._record(section._value, section._name)

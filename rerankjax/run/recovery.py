@@ -1,7 +1,7 @@
-"""Training that is cut resumes: its whole state in one checkpoint now and then, and at SIGTERM.
+"""Interrupted training resumes from a checkpoint of its whole state, which is written at intervals and at SIGTERM.
 
 A trainer's state is arrays (parameters, optimiser, controllers, the best policy so far), its step, and the metrics
-written up to it. Batches and keys are functions of the seed and the step: nothing else is needed to resume bit for bit.
+up to that step. Batches and keys are functions of seed and step: nothing else is needed to resume bit for bit.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from jax.experimental import multihost_utils
 
 from rerankjax.run.rundir import durable_path
 
-EXIT_PREEMPTED = os.EX_TEMPFAIL  # 75: "start me again", to launchers
+EXIT_PREEMPTED = os.EX_TEMPFAIL  # 75: tells launchers to start the run again
 
 T = TypeVar("T")
 
 
 class Preempted(BaseException):
-    """SIGTERM came; what was at work is saved. Not an Exception: nothing on the way may take it for a failure."""
+    """SIGTERM came, and all work is saved. Not an Exception, so that no handler takes it for a failure."""
 
 
 _deferred = False
@@ -39,7 +39,7 @@ _polls = itertools.count()
 def preemptible() -> Iterator[None]:
     """Makes SIGTERM raise `Preempted`: in training at the next step, elsewhere at once.
 
-    With several processes JAX's preemption service takes the signal, so that all stop at one step of training.
+    With several processes JAX's preemption service takes the signal, so that all stop at the same training step.
     """
     global _asked
     if jax.process_count() > 1:
@@ -53,7 +53,7 @@ def preemptible() -> Iterator[None]:
             raise Preempted
 
     def on_ignored(error: Any) -> None:
-        # Python ignores what a callback of its garbage collector raises, and JAX has one: raise it again elsewhere.
+        # Python ignores an exception in a callback of its garbage collector; JAX has one: a timer raises it again.
         if error.exc_type is Preempted:
             signal.setitimer(signal.ITIMER_REAL, 0.01)
         else:
@@ -65,7 +65,7 @@ def preemptible() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # or its signal would meet the handler from before
+        signal.setitimer(signal.ITIMER_REAL, 0)  # otherwise its signal would reach the previous handler
         sys.unraisablehook = hook
         for number, handler in zip(signals, before, strict=True):
             signal.signal(number, handler)
@@ -73,7 +73,7 @@ def preemptible() -> Iterator[None]:
 
 
 class Recovery:
-    """The checkpoints of one trainer in `directory`, one every `every` steps, of which the last `keep` stay."""
+    """The checkpoints of one trainer in `directory`: one every `every` steps, and the last `keep` stay."""
 
     def __init__(self, directory: Path, every: int, keep: int = 2) -> None:
         self._directory = directory
@@ -89,10 +89,10 @@ class Recovery:
     def __exit__(self, *_: object) -> None:
         global _deferred
         _deferred = False
-        self._manager.close()  # waits for what is being written
+        self._manager.close()  # waits until all is written
 
     def restore(self, start: T) -> tuple[int, T, list[dict[str, float]]]:
-        """(step, state, metrics) to resume from: those of the last checkpoint, placed as `start` is, or step 0's."""
+        """(step, state, metrics) to resume from: the last checkpoint, with the placement of `start`, or step 0's."""
         step = self._manager.latest_step()
         if step is None:
             return 0, start, []
@@ -103,10 +103,10 @@ class Recovery:
         return step, jax.tree.unflatten(jax.tree.structure(start), leaves), restored["metrics"]
 
     def after(self, step: int, snapshot: Callable[[], tuple[Any, list[dict[str, float]]]]) -> None:
-        """Call it after each step: saves what `snapshot` gives, (state, metrics), if this step's turn has come.
+        """Call it after each step: saves `snapshot()`, which is (state, metrics), if a checkpoint is due.
 
-        Returns when the arrays may be donated; they are written meanwhile.
-        Raises Preempted where SIGTERM has come, once all is written.
+        Returns when the arrays may be donated; writing continues in the background.
+        Raises Preempted after SIGTERM, once all is written.
         """
         stop = _asked
         if jax.process_count() > 1:
@@ -114,7 +114,7 @@ class Recovery:
         if not stop and step % self._every:
             return
         state, metrics = snapshot()
-        # A copy of the list: it is written later, when rows of later steps may have joined it.
+        # A copy of the list: the list is written later, when it may have rows of later steps.
         kinds = ocp.args.Composite(state=ocp.args.StandardSave(_named(state)), metrics=ocp.args.JsonSave(list(metrics)))
         self._manager.save(step, args=kinds, force=True)
         if stop:
@@ -122,7 +122,7 @@ class Recovery:
             raise Preempted
 
     def keep_inputs(self, step: int, inputs: Any) -> Path:
-        """Saves the inputs of a step that diverged beside the checkpoints before it: of its rows, this process's.
+        """Saves the inputs of a step that diverged, this process's rows of them, beside the checkpoints before it.
 
         Returns the file's path.
         """

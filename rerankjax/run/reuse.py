@@ -10,14 +10,14 @@ from rerankjax.run.rundir import RunDirectoryError, adopt_stage, complete, diges
 
 
 def reuse(root: Path, others: Sequence[Path], config: Any, seeds: Sequence[int]) -> list[str]:
-    """Puts into the run at `root` what it lacks and one of `others` made from the same: the first that has it.
+    """Puts each stage that the run at `root` lacks into it, from the first of `others` that has the same stage.
 
-    A stage is the same where the fields that it read have this config's values, and the stages that it read are those
-    that `root` has. Only those of `seeds` are taken. Returns the stages taken, by their paths from `root`. Files are
-    hard links where the file system has them.
+    A stage is the same if the fields that it read have this config's values, and the stages that it read are those of
+    `root`. Only stages of `seeds` are taken. Returns the stages taken, by their paths from `root`. Files are hard links
+    if the file system has them.
 
     Raises:
-        RunDirectoryError: one of `others` holds no run, or nothing that could be taken.
+        RunDirectoryError: one of `others` holds no run, or no stage that could be taken.
     """
     now, taken = flatten(config), []
     for other in others:
@@ -31,7 +31,7 @@ def reuse(root: Path, others: Sequence[Path], config: Any, seeds: Sequence[int])
                 continue
             reads, digest = made[stage]["reads"], made[stage]["digest"]
             refused |= (changes := differing(reads, {name: value for name, value in now.items() if name in reads}))
-            if changes or not all(_has(root / name, of) for name, of in made[stage]["inputs"].items()):
+            if changes or not all(_has(root / name, expected) for name, expected in made[stage]["inputs"].items()):
                 continue
             if not complete(root / stage):
                 adopt_stage(root / stage, other / stage)
@@ -49,7 +49,7 @@ def reuse(root: Path, others: Sequence[Path], config: Any, seeds: Sequence[int])
 
 
 def _complete_stages(root: Path, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """What the complete stages of these seeds say, by their paths from `root`; none of older versions."""
+    """The stage.json of each complete stage of these seeds, by its path from `root`; none of older versions."""
     paths = (path.parent for seed in seeds for path in root.glob(f"seed{seed}/**/stage.json"))
     stages = {str(path.relative_to(root)): read_manifest(path) for path in paths}
     return {

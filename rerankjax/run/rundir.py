@@ -1,13 +1,13 @@
-"""The run directory: stages that are there as a whole or not at all, and that know what they were made from.
+"""The run directory: each stage is complete or absent, and records what it was made from.
 
 workdir/config.json        the config of the last start
-workdir/seed0/sft/         a complete stage; seed0/.sft.partial is one at work or killed
+workdir/seed0/sft/         a complete stage; seed0/.sft.partial is one in progress or killed
 workdir/seed0/sft/stage.json
 
-stage.json says which fields of the config the stage read, which stages it read, and a digest of both with theirs. From
-it follow whether a stage may be used by a run of another config, and by which (see `reuse`).
+stage.json lists the config fields and the stages that the stage read, and a digest of both with the digests of those
+stages. These decide whether a run of another config may use the stage (see `reuse`).
 
-A workdir in a bucket is mirrored: see `bucket`. Everything here takes and returns local paths in both cases.
+A workdir in a bucket is mirrored: see `bucket`. All functions here take and return local paths in both cases.
 """
 
 import fcntl
@@ -49,12 +49,12 @@ __all__ = [
 def open_run(workdir: Path | str, config: Any, primary: bool = True) -> Iterator[Path]:
     """Holds the run directory for this process and yields its path.
 
-    workdir: a directory, or a bucket's address (a str): then the path is of a local mirror.
+    workdir: a directory, or a bucket's address (a str): then the path is that of a local mirror.
     config: a frozen dataclass. Complete stages must have been made from the same values of the fields that they read.
-    primary: of several processes that make up one run, whether this one holds it; just one does.
-    Raises RunDirectoryError if another process holds it, if a stage was made from other values (the message shows the
-    difference), or by an older version. The kernel releases the lock when the process ends, by SIGKILL too; a bucket's
-    lock goes stale.
+    primary: whether this process holds the run; of several processes of one run exactly one does.
+    Raises RunDirectoryError if another process holds the run, or if a stage was made from other values (the message
+    shows the difference) or by an older version. The kernel releases the lock when the process ends, even by SIGKILL;
+    a bucket's lock goes stale.
     """
     if is_bucket(workdir):
         with bucket.open_mirror(str(workdir), primary) as root:
@@ -81,7 +81,7 @@ def _settle_config(root: Path, config: Any, name: str, primary: bool) -> None:
     changes: dict[str, tuple[str, str]] = {}
     for stage, manifest in _manifests(root):
         _check_layout(manifest, f"{name}/{stage}")
-        # `reads` has the fields of one stage: what the config has besides is no difference.
+        # `reads` has the fields of one stage: other fields of the config are no difference.
         changes |= {
             field: pair for field, pair in differing(manifest["reads"], now).items() if field in manifest["reads"]
         }
@@ -98,7 +98,7 @@ def _settle_config(root: Path, config: Any, name: str, primary: bool) -> None:
 
 
 def _manifests(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The complete stages of the run by their paths from its root, with what their stage.json says."""
+    """The complete stages of the run by their paths from its root, with the content of their stage.json."""
     store = bucket_of(root)
     if store is not None:
         yield from bucket.manifests(store)
@@ -110,7 +110,7 @@ def _manifests(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What the stage.json of the complete stage at `path` says. One that only the bucket has is not downloaded."""
+    """The stage.json of the complete stage at `path`. A stage that only the bucket has is not downloaded."""
     store = bucket_of(path)
     if store is not None and not (path / "stage.json").is_file():
         return bucket.read_manifest(store, path) or {}
@@ -141,12 +141,12 @@ def complete(path: Path) -> bool:
 
 
 def recovery_of(path: Path) -> Path:
-    """Where the checkpoints are from which the stage at `path` resumes if its training is cut."""
+    """The directory of the checkpoints from which the stage at `path` resumes interrupted training."""
     return path.with_name(f".{path.name}.recovery")
 
 
 def digest_of(path: Path) -> str:
-    """The digest of the complete stage at `path`, which is the same for stages that were made from the same."""
+    """The digest of the complete stage at `path`, which is the same for stages made from the same content."""
     return str(read_manifest(path)["digest"])
 
 
@@ -160,19 +160,19 @@ def write_stage(
     facts: Mapping[str, str] | None = None,
     everywhere: bool = False,
 ) -> Path:
-    """The complete stage `root / name`: as it is there, or made by fill(directory, config) and put there in one step.
+    """The complete stage `root / name`, existing or made by fill(directory, config) and put there in one step.
 
     `fill` reads the config through the view that it is given, which records the fields, and writes its artifacts into
-    the directory; it returns when all of them are written (asynchronous checkpoints: wait for them). Killed at any
-    moment, the stage is missing or complete; what a killed or failed attempt left is removed before the next. In a
-    bucket's mirror a stage that the bucket has is downloaded, and one that was made is uploaded.
+    the directory; it returns when all of them are written (asynchronous checkpoints: wait for them). After a kill at
+    any moment the stage is missing or complete; files of a killed or failed attempt are removed before the next. In a
+    bucket's mirror a stage that the bucket has is downloaded, and a stage that was made is uploaded.
 
-    inputs: the stages that it reads, by their names from `root`, complete.
-    facts: what else it depends on, such as the content of a file that the config names.
-    everywhere: all processes call `fill`; without it the first does. The stage is complete for all or none.
+    inputs: the complete stages that the stage reads, by their names from `root`.
+    facts: what else the stage depends on, such as the content of a file that the config names.
+    everywhere: all processes call `fill`, otherwise only the first. The stage is complete for all or none.
 
     Raises:
-        RunDirectoryError: the stage is there and was made from other fields, inputs or facts.
+        RunDirectoryError: the stage exists and was made from other fields, inputs or facts.
     """
     path, store = root / name, bucket_of(root)
     made_from = {stage: digest_of(root / stage) for stage in inputs}
@@ -184,7 +184,7 @@ def write_stage(
     if path.exists():
         raise FileExistsError(f"{path} is there but is no complete stage (no stage.json); remove it and start again.")
     partial = _partial(path)
-    if is_first() or store is not None:  # a mirror is a process's own
+    if is_first() or store is not None:  # each process has its own mirror
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         if store is not None:
@@ -237,7 +237,7 @@ def _check_stage(path: Path, config: Any, inputs: Mapping[str, str], facts: Mapp
 
 
 def adopt_stage(path: Path, made: Path) -> None:
-    """The complete stage `made`, another run's, as the stage at `path` too; no other process may work on that."""
+    """Puts the complete stage `made` of another run at `path` too; no other process may work on the stage at `path`."""
     partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(made, partial, copy_function=_link)
@@ -267,7 +267,7 @@ def _download(store: bucket.Bucket, path: Path) -> None:
 
 
 def _complete(partial: Path, path: Path) -> None:
-    # On disk before it has its name: a machine that stops must not leave a complete-looking stage with empty files.
+    # Synced before the rename: a machine that stops must not leave a complete-looking stage with empty files.
     for directory, _, names in os.walk(partial):
         for name in names:
             _sync(Path(directory, name))
@@ -282,7 +282,7 @@ def stage_seconds(path: Path) -> float:
 
 
 def stage_cost(path: Path) -> tuple[float, int]:
-    """`stage_seconds`, and the bytes of memory at its peak: an accelerator's where there is one, else the process's."""
+    """`stage_seconds`, and the peak memory in bytes: an accelerator's if there is one, otherwise the process's."""
     manifest = json.loads((path / "stage.json").read_text(encoding="utf-8"))
     peaks: dict[str, int] = manifest.get("peak_bytes", {})
     return float(manifest["seconds"]), peaks.get("device", peaks.get("host", 0))

@@ -1,1 +1,1 @@
-"""Rerankers without the loop: trained on anyone's labelled data, and measured beside others."""
+"""Rerankers without the loop: trained on any labelled data, and compared with other rerankers."""

@@ -25,8 +25,8 @@ from rerankjax.standalone.config import RerankerTrainingConfig
 
 @dataclasses.dataclass(frozen=True)
 class BaseModel:
-    """`folder` is the checkpoint's, or a .gguf file. The tokenizer has a padding token, which no text holds and which
-    may lie beyond the shape's vocabulary."""
+    """`folder` is the checkpoint's, or a .gguf file. The tokenizer has a padding token, which no text contains and
+    whose id may lie beyond the shape's vocabulary."""
 
     folder: Path
     shape: ModelConfig
@@ -41,7 +41,7 @@ def open_base(config: RerankerTrainingConfig) -> BaseModel:
         tokenizer = load_tokenizer(folder)
         is_reranker = folder.is_dir() and _is_reranker(folder)
         shape = config.computed(weights.read_shape(folder))
-    except (OSError, ValueError) as error:  # the hub's client's are among them
+    except (OSError, ValueError) as error:  # the hub client's errors are among these
         raise ConfigError(
             f"config.base = {config.base!r} cannot be loaded: {error}; give a folder with a checkpoint, a .gguf file, "
             "or a hub id where the hub can be reached"
@@ -66,8 +66,8 @@ def _is_reranker(folder: Path) -> bool:
 
 
 def start_reranker(config: RerankerTrainingConfig, model: BaseModel, mesh: Mesh) -> tuple[Params | None, Params]:
-    """What training leaves as it is, None where all is trained; and what it begins with: an adapter or the whole model
-    under "decoder", and the head.
+    """The frozen base (None if all parameters are trained), and the initial trainable parameters: an adapter or the
+    whole model under "decoder", and the head.
 
     Raises:
         ConfigError: the parameters cannot be read, or the reranker's pooling is not the config's.

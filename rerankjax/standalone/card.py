@@ -1,4 +1,4 @@
-"""A trained reranker's model card: what it is, how to use it, what it was made of, what it is worth."""
+"""A trained reranker's model card: what it is, how to use it, its data, its results and its settings."""
 
 import dataclasses
 import json
@@ -15,8 +15,8 @@ from rerankjax.standalone.tables import markdown
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What became of the data: pairs that were trained on, rows of each split, whether conversations are scored, and
-    the best accuracy on dev pairs, by which the parameters were chosen."""
+    """How the data were used: number of training pairs, rows of each split, whether conversations are scored, and the
+    best accuracy on dev pairs, by which the parameters were chosen."""
 
     pairs: int
     rows: Mapping[str, int]

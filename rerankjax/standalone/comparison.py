@@ -16,7 +16,7 @@ ALL = "all"  # subsets together
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Solved(Estimate):
-    """The fraction of problems solved when `rule` chooses among n samples, or all where a problem has fewer.
+    """The fraction of problems solved when `rule` chooses among n samples, or among all if a problem has fewer.
 
     reranker: "" for rules that need none. oracle: pass@n.
     """
@@ -38,7 +38,7 @@ class Measure(Estimate):
 class Preferred(Estimate):
     """How often a right candidate of a preference outscores all wrong ones; `subset` `ALL` is all rows.
 
-    candidates: of a row, on average. Ties with w wrong ones count 1 / (w + 1).
+    candidates: mean number per row. A tie with w wrong ones counts 1 / (w + 1).
     """
 
     reranker: str
@@ -71,7 +71,7 @@ class Reliability(Bin):
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The distinct candidates of each row that a reranker scored, and the seconds it took, with compilation."""
+    """The number of distinct candidates per row, summed over rows, and the seconds to score them, with compilation."""
 
     reranker: str
     candidates: int
@@ -80,7 +80,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """`problems` rows have from `samples_least` to `samples_most` executed samples; `preferences` are the others."""
+    """`problems` counts rows with `samples_least` to `samples_most` executed samples, `preferences` the other rows."""
 
     rerankers: tuple[str, ...]
     problems: int
@@ -96,17 +96,17 @@ class Comparison:
     version: int = VERSION
 
     def find(self, rule: str, reranker: str = "", n: int | None = None) -> Solved | None:
-        """The one figure asked for, n None being all samples; None where there is none."""
+        """The requested figure (n None: all samples), or None if there is none."""
         n = self.samples_most if n is None else n
         return next((s for s in self.solved if (s.rule, s.reranker, s.n) == (rule, reranker, n)), None)
 
     def measure(self, reranker: str, measure: str) -> Measure | None:
-        """The one measure asked for, or None where it is undefined: all samples are right, or none."""
+        """The requested measure, or None where it is undefined: samples all right or all wrong."""
         return next((m for m in self.measures if (m.reranker, m.measure) == (reranker, measure)), None)
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
-    """Writes results.json, a figure a line."""
+    """Writes results.json, one figure per line."""
     lines = []
     for name, value in dataclasses.asdict(comparison).items():
         of_rows = isinstance(value, tuple) and value and isinstance(value[0], dict)

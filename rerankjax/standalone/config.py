@@ -1,4 +1,4 @@
-"""The config of `train-reranker`: what is trained, on what, and how; checked before any work."""
+"""The config of `train-reranker`: base model, data and training, checked before any work."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ AUTO, CHAT, TEXT = FORMATS = ("auto", "chat", "text")
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
-    """Every `every` steps the accuracy on pairs of the dev problems is measured; the best parameters are kept, and
-    training ends when `patience` measurements in a row were no better, 0: never."""
+    """Every `every` steps, training measures the accuracy on pairs of the dev problems and keeps the best parameters.
+    It ends after `patience` measurements in a row without improvement (0: never)."""
 
     every: int = 25
     patience: int = 6
@@ -40,13 +40,13 @@ class RerankerTrainingConfig:
     base: a Hugging Face folder, a hub id at `revision` ("": the newest), or a .gguf file; a language model, or a
         reranker that is trained further. dtype: of its parameters; compute_dtype, remat, attention, unroll:
         `ModelConfig`'s.
-    data: sources of rows (see `pairs.labelled`). dev and test: their own sources, or else the given fractions of the
-        problems of `data`; dev decides when to stop, and the figures are of test.
-    format: "chat" scores conversations by the tokenizer's chat template, "text" the prompt and the answer behind it,
-        "auto" conversations if a row has one.
-    max_length: of prompt and answer, in tokens; longer pairs are left out.
-    pairs_per_problem: at most, of executed samples.
-    lora: of rank 0 trains all parameters.
+    data: sources of rows (see `pairs.labelled`). dev and test: their own sources; without them, the given fractions of
+        the problems of `data`. dev decides when to stop; the reported figures are on test.
+    format: "chat" scores conversations by the tokenizer's chat template, "text" the prompt followed by the answer;
+        "auto" is "chat" if a row has a conversation.
+    max_length: maximum length of prompt and answer together, in tokens; longer pairs are left out.
+    pairs_per_problem: maximum number of pairs of executed samples.
+    lora: rank 0 trains all parameters.
     """
 
     base: str
@@ -79,7 +79,7 @@ class RerankerTrainingConfig:
         return RerankerConfig(self.pooling, self.lm_coef)
 
     def computed(self, shape: ModelConfig) -> ModelConfig:
-        """`shape` with this config's way to compute it."""
+        """`shape` with this config's fields of `COMPUTATION`."""
         return dataclasses.replace(shape, **{name: getattr(self, name) for name in COMPUTATION})
 
 
@@ -87,7 +87,7 @@ def resolve(config: Mapping[str, Any], devices: int) -> RerankerTrainingConfig:
     """The checked config, for a mesh of `devices`.
 
     Raises:
-        ConfigError: a field is missing, unknown, mistyped or impossible; names it, its value and the remedy.
+        ConfigError: a field is missing, unknown, mistyped or impossible; names the field, its value and the remedy.
     """
     built: RerankerTrainingConfig = build(RerankerTrainingConfig, config, "config")
     for name in ("base", "data"):

@@ -35,7 +35,7 @@ PROGRAM = "rerankjax evaluate"
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code, see above; argparse itself leaves with SystemExit(2)."""
+    """Returns the exit code, see above; argparse itself exits with SystemExit(2)."""
     args = _parse(argv)
     try:
         _evaluate(args, shlex.join([*PROGRAM.split(), *argv]))

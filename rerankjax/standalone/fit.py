@@ -1,4 +1,4 @@
-"""The training loop of `train-reranker`: pairs in, the parameters that order dev pairs best out."""
+"""The training loop of `train-reranker`: from pairs to the parameters with the highest accuracy on dev pairs."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -27,8 +27,8 @@ from rerankjax.standalone.config import RerankerTrainingConfig
 
 
 class Progress(NamedTuple):
-    """All that a step leaves to the next: the best parameters so far with their accuracy on dev pairs, and how many
-    measurements since were no better."""
+    """What one step passes to the next: the state, the best parameters so far, their accuracy on dev pairs, and the
+    number of measurements since without improvement (`stale`)."""
 
     state: TrainState
     best: Params
@@ -39,7 +39,7 @@ class Progress(NamedTuple):
 def pair_step(
     config: RerankerTrainingConfig, shape: ModelConfig, base: Params | None, pairs: Sequence[PairIds], mesh: Mesh
 ) -> tuple[Update, PackConfig]:
-    """The update of a reranker, and the sizes of its batches' parts."""
+    """The update of a reranker, and the sizes of its microbatches."""
     update = make_reranker_step(shape, config.reranker, config.optimizer, mesh, FULL if base is None else config.lora)
     prompt = max(len(pair.prompt) for pair in pairs)
     completion = max(len(row) for pair in pairs for row in (pair.chosen, pair.rejected))
@@ -58,8 +58,8 @@ def fit(
     recovery_directory: Path,
     mesh: Mesh,
 ) -> Params:
-    """What `start` becomes by training on the pairs, from where training that was cut had come: of the measured
-    parameters those with the highest accuracy on dev pairs.
+    """Trains `start` on the pairs, or resumes interrupted training, and returns the measured parameters with the
+    highest accuracy on dev pairs.
 
     directory: gets metrics.jsonl and TensorBoard's events.
     """
@@ -96,7 +96,7 @@ def fit(
 
 
 def _measured(now: Progress, accuracy: float, mesh: Mesh) -> Progress:
-    better = np.float32(accuracy) > float(now.accuracy)  # which is kept as float32
+    better = np.float32(accuracy) > float(now.accuracy)  # the state stores float32
     best = jax.tree.map(jnp.copy, now.state.params) if better else now.best
     numbers = (accuracy, 0.0) if better else (float(now.accuracy), float(now.stale) + 1)
     return Progress(now.state, best, *(to_global(np.float32(x), replicated(mesh)) for x in numbers))

@@ -1,4 +1,4 @@
-"""What rerankers are worth on labelled candidates: who solves how many problems, and how sure that is."""
+"""Rerankers measured on labelled candidates: the fractions that they get right, with intervals."""
 
 import dataclasses
 import itertools
@@ -102,13 +102,15 @@ class _Samples:
         self.sizes = np.array([len(row.candidates) for row in rows])
         self.passed = _padded([np.array(row.passed) for row in rows]) == 1
 
-    def each(self, choose: Callable[[np.ndarray, np.ndarray, int], np.ndarray], of: np.ndarray, m: int) -> np.ndarray:
-        """choose(passed, of, m), float [P], with rows of one size together and m at most that size."""
-        found = np.empty(len(self.rows))
+    def each(
+        self, choose: Callable[[np.ndarray, np.ndarray, int], np.ndarray], scores: np.ndarray, m: int
+    ) -> np.ndarray:
+        """choose(passed, scores, m), float [P]: once for all rows of one size, with m at most that size."""
+        outcomes = np.empty(len(self.rows))
         for size in np.unique(self.sizes):
-            at = self.sizes == size
-            found[at] = choose(self.passed[at, :size], of[at, :size], min(m, int(size)))
-        return found
+            mask = self.sizes == size
+            outcomes[mask] = choose(self.passed[mask, :size], scores[mask, :size], min(m, int(size)))
+        return outcomes
 
 
 def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -129,17 +131,17 @@ def _solved(samples: _Samples, scores: Mapping[str, np.ndarray]) -> Iterator[Sol
         yield estimate(outcome, name, n)
     for m in sample_counts(n):
         yield estimate(samples.each(lambda passed, _, k: pass_at_k(passed, k), samples.passed, m), ORACLE, m)
-        for name, of in scores.items():
-            yield estimate(samples.each(best_of, of, m), RERANKER, m, name)
+        for name, reranker_scores in scores.items():
+            yield estimate(samples.each(best_of, reranker_scores, m), RERANKER, m, name)
 
 
 def _without_reranker(samples: _Samples) -> dict[str, np.ndarray]:
     """The probability, [P], that the answer passes, by the rules that need no reranker and choose among all samples."""
-    found = {RANDOM: samples.passed.sum(1) / samples.sizes}
-    found[MAJORITY] = np.array([_majority(row.candidates, row.passed) for row in samples.rows])
+    probabilities = {RANDOM: samples.passed.sum(1) / samples.sizes}
+    probabilities[MAJORITY] = np.array([_majority(row.candidates, row.passed) for row in samples.rows])
     if all(row.greedy is not None for row in samples.rows):
-        found[GREEDY] = np.array([float(bool(row.greedy)) for row in samples.rows])
-    return found
+        probabilities[GREEDY] = np.array([float(bool(row.greedy)) for row in samples.rows])
+    return probabilities
 
 
 def _majority(candidates: Sequence[str], passed: Sequence[bool]) -> float:
@@ -150,40 +152,44 @@ def _majority(candidates: Sequence[str], passed: Sequence[bool]) -> float:
 
 
 def _measures(samples: _Samples, scores: Mapping[str, np.ndarray]) -> Iterator[Measure]:
-    for name, of in scores.items():
-        probabilities = _probabilities(samples.passed, of)
+    for name, reranker_scores in scores.items():
+        probabilities = _probabilities(samples.passed, reranker_scores)
         error = None
         if probabilities is not None:
             error = calibration.expected_calibration_error([samples.passed], [probabilities])
-        values = statistics.auc([samples.passed], [of]), statistics.pairwise_accuracy([samples.passed], [of]), error
+        values = (
+            statistics.auc([samples.passed], [reranker_scores]),
+            statistics.pairwise_accuracy([samples.passed], [reranker_scores]),
+            error,
+        )
         for measure, value in zip(MEASURES, values, strict=True):
             if value is not None:
                 yield Measure(reranker=name, measure=measure, **vars(value))
 
 
 def _reliabilities(samples: _Samples, scores: Mapping[str, np.ndarray]) -> Iterator[Reliability]:
-    for name, of in scores.items():
-        probabilities = _probabilities(samples.passed, of)
+    for name, reranker_scores in scores.items():
+        probabilities = _probabilities(samples.passed, reranker_scores)
         if probabilities is not None:
-            for found in calibration.reliability([samples.passed], [probabilities]):
-                yield Reliability(reranker=name, **vars(found))
+            for calibration_bin in calibration.reliability([samples.passed], [probabilities]):
+                yield Reliability(reranker=name, **vars(calibration_bin))
 
 
 def _probabilities(passed: np.ndarray, scores: np.ndarray) -> np.ndarray | None:
     """The probability that each sample passes, by a sigmoid that is fitted on the other half of the problems."""
     if len(passed) < 2:
         return None
-    found = np.empty_like(scores)
+    probabilities = np.empty_like(scores)
     for part in range(2):
         own = np.arange(len(passed)) % 2 == part
         platt = calibration.fit_platt(passed[~own], scores[~own])
-        with np.errstate(invalid="ignore"):  # of what is not there
-            found[own] = platt.probabilities(scores[own])
-    return found
+        with np.errstate(invalid="ignore"):  # missing samples are NaN
+            probabilities[own] = platt.probabilities(scores[own])
+    return probabilities
 
 
 def _preferred(row: Labelled, scores: np.ndarray) -> float:
-    """The probability that the best-scored right candidate is taken, where ties share."""
+    """The probability that the best-scored right candidate is chosen, where tied candidates share the probability."""
     passed = np.array(row.passed)
     best, wrong = scores[passed].max(), scores[~passed]
     return 0.0 if (wrong > best).any() else 1 / (1 + int((wrong == best).sum()))
@@ -194,19 +200,21 @@ def _preferences(rows: Sequence[Labelled], correct: Mapping[str, np.ndarray]) ->
     for subset in dict.fromkeys(row.subset for row in rows if row.subset):
         subsets[subset] = np.array([row.subset == subset for row in rows])
     sizes = np.array([len(row.candidates) for row in rows])
-    for (name, outcome), (subset, at) in itertools.product(correct.items(), subsets.items()):
-        estimate = statistics.mean_estimate([outcome[at]])
-        mean = round(float(sizes[at].mean()), 2)
-        yield Preferred(reranker=name, subset=subset, rows=int(at.sum()), candidates=mean, **vars(estimate))
+    for (name, outcome), (subset, mask) in itertools.product(correct.items(), subsets.items()):
+        estimate = statistics.mean_estimate([outcome[mask]])
+        mean = round(float(sizes[mask].mean()), 2)
+        yield Preferred(reranker=name, subset=subset, rows=int(mask.sum()), candidates=mean, **vars(estimate))
 
 
 def _solved_differences(samples: _Samples, scores: Mapping[str, np.ndarray]) -> Iterator[Difference]:
     if not samples.rows:
         return
     n = int(samples.sizes.max())
-    expected = {name: samples.each(best_of, of, n) for name, of in scores.items()}
+    expected = {name: samples.each(best_of, reranker_scores, n) for name, reranker_scores in scores.items()}
     taken = np.arange(len(samples.rows))
-    answers = {name: samples.passed[taken, np.nanargmax(of, 1)] for name, of in scores.items()}
+    answers = {
+        name: samples.passed[taken, np.nanargmax(reranker_scores, 1)] for name, reranker_scores in scores.items()
+    }
     baselines = {rule: p for rule, p in _without_reranker(samples).items() if rule != MAJORITY}
     for rule, outcome in baselines.items():
         answer = samples.passed[:, 0] if rule == RANDOM else outcome == 1

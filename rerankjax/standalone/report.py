@@ -22,7 +22,7 @@ def report(comparison: Comparison, command: str) -> str:
     if comparison.problems:
         curve = plots.best_of_n(_curves(comparison), "Fraction of problems solved against the samples chosen from")
         body += section("Choosing among more samples", figure(curve, _CURVE))
-        found = {
+        reliabilities = {
             name: (
                 [b for b in comparison.reliabilities if b.reranker == name],
                 comparison.measure(name, "expected_calibration_error"),
@@ -31,17 +31,17 @@ def report(comparison: Comparison, command: str) -> str:
         }
         if comparison.reliabilities:
             title = "Reliability: pass rate against predicted probability, for each reranker"
-            body += section("Believing a score", figure(plots.reliability_of(found, title), _RELIABILITY))
-    for of in tables(comparison):
-        rows = [[text(cell) for cell in row] for row in of.rows]
-        shown = table("facts", [text(name) for name in of.header], rows)
-        body += section(of.title, f'{shown}<p class="note">{of.note}</p>')
+            body += section("Believing a score", figure(plots.reliability_of(reliabilities, title), _RELIABILITY))
+    for tabulated in tables(comparison):
+        rows = [[text(cell) for cell in row] for row in tabulated.rows]
+        shown = table("facts", [text(name) for name in tabulated.header], rows)
+        body += section(tabulated.title, f'{shown}<p class="note">{tabulated.note}</p>')
     return page("rerankjax: rerankers compared", body)
 
 
 def _curves(comparison: Comparison) -> dict[str, dict[int, Solved]]:
     curves: dict[str, dict[int, Solved]] = {}
-    for found in comparison.solved:
-        if found.rule in (RERANKER, ORACLE):
-            curves.setdefault(found.reranker or found.rule, {})[found.n] = found
+    for solved in comparison.solved:
+        if solved.rule in (RERANKER, ORACLE):
+            curves.setdefault(solved.reranker or solved.rule, {})[solved.n] = solved
     return {name: curves[name] for name in (*comparison.rerankers, ORACLE)}

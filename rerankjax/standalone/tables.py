@@ -1,4 +1,4 @@
-"""A comparison's tables: for the terminal, in Markdown and in HTML, the same cells."""
+"""A comparison's tables, with the same cells for the terminal, Markdown and HTML."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Tabulated(NamedTuple):
 
 
 def tables(comparison: Comparison) -> Iterator[Tabulated]:
-    """Of every kind of figure that the comparison has, its table. Intervals are bootstrapped over problems, 95%."""
+    """One table for each kind of figure that the comparison has. Intervals are 95%, bootstrapped over problems."""
     if comparison.problems:
         yield _solved(comparison)
         yield _measures(comparison)
@@ -38,8 +38,8 @@ def _solved(comparison: Comparison) -> Tabulated:
     counts = sample_counts(comparison.samples_most)
     rows = []
     for rule in (RANDOM, MAJORITY, GREEDY):
-        if found := comparison.find(rule):
-            rows.append([rule, *[""] * (len(counts) - 1), found.text()])
+        if solved := comparison.find(rule):
+            rows.append([rule, *[""] * (len(counts) - 1), solved.text()])
     for rule, name in [*((RERANKER, name) for name in comparison.rerankers), (ORACLE, "")]:
         figures = [comparison.find(rule, name, n) for n in counts]
         rows.append([name or rule, *(figure.text() for figure in figures if figure)])
@@ -55,8 +55,8 @@ def _solved(comparison: Comparison) -> Tabulated:
 def _measures(comparison: Comparison) -> Tabulated:
     rows = []
     for name in comparison.rerankers:
-        found = [comparison.measure(name, measure) for measure in MEASURES]
-        rows.append([name, *(measure.text() if measure else UNDEFINED for measure in found)])
+        measures = [comparison.measure(name, measure) for measure in MEASURES]
+        rows.append([name, *(measure.text() if measure else UNDEFINED for measure in measures)])
     note = (
         "AUC compares samples of all problems, pairwise accuracy those of one problem. Calibration: of a sigmoid of "
         "the score, fitted on the other half of the problems."
@@ -66,10 +66,10 @@ def _measures(comparison: Comparison) -> Tabulated:
 
 def _preferred(comparison: Comparison) -> Tabulated:
     subsets = list(dict.fromkeys(p.subset for p in comparison.preferred))
-    found = {(p.subset, p.reranker): p for p in comparison.preferred}
+    preferred = {(p.subset, p.reranker): p for p in comparison.preferred}
     rows = []
     for subset in subsets:
-        of_subset = [found[subset, name] for name in comparison.rerankers]
+        of_subset = [preferred[subset, name] for name in comparison.rerankers]
         first = of_subset[0]
         rows.append([subset, str(first.rows), f"{first.candidates:g}", *(p.text() for p in of_subset)])
     note = "How often a right answer has the highest score of its row."
@@ -101,16 +101,16 @@ def markdown(comparison: Comparison, level: int = 2) -> str:
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Prints the tables; without colours or a fixed width where not a terminal."""
+    """Prints the tables; without colours or a fixed width if the output is no terminal."""
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, _PLAIN_WIDTH)
-    for of in tables(comparison):
-        console.print(Text(f"\n{of.title}", style="bold"))
+    for tabulated in tables(comparison):
+        console.print(Text(f"\n{tabulated.title}", style="bold"))
         shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        for place, name in enumerate(of.header):
+        for place, name in enumerate(tabulated.header):
             shown.add_column(name, justify="right" if place else "left")
-        for row in of.rows:
+        for row in tabulated.rows:
             shown.add_row(*map(Text, row))
         console.print(shown)
-        console.print(Text(of.note, style="dim"))
+        console.print(Text(tabulated.note, style="dim"))

@@ -1,4 +1,4 @@
-"""`train-reranker`: from a base model and labelled data to a folder that other tools load, with a card of its figures.
+"""`train-reranker`: from a base model and labelled data to a folder that other tools load, with a model card.
 
 workdir/training   a stage: the best parameters' checkpoint, metrics.jsonl, TensorBoard's events
 workdir/export     a stage: the model's folder, README.md (its card), results.json
@@ -47,20 +47,20 @@ from rerankjax.standalone.measure import compare, dev_accuracy, score
 from rerankjax.standalone.tables import print_comparison
 
 RESULTS = "results.json"
-THIS = "this reranker"  # in its own results
+THIS = "this reranker"  # the reranker's name in its own results
 
 
 def train_reranker(config: Mapping[str, Any], workdir: str | Path) -> Path:
-    """Trains a reranker as the config says, or resumes where that was cut, and returns the folder that has it.
+    """Trains a reranker as the config says, or resumes interrupted training, and returns the reranker's folder.
 
-    config: the fields of `RerankerTrainingConfig`, of which `base` and `data` must be given and a section may be given
-        in part: {"base": "model", "data": ["samples.jsonl"], "optimizer": {"steps": 100}}.
-    workdir: a directory, or a bucket's address; made, or resumed.
+    config: the fields of `RerankerTrainingConfig`; `base` and `data` are required, and a section may be given in part:
+        {"base": "model", "data": ["samples.jsonl"], "optimizer": {"steps": 100}}.
+    workdir: a directory, or a bucket's address; created if missing, otherwise resumed.
 
     Raises:
-        ConfigError: a field, the data or the base model is not as it should be: one line, before any work.
-        RunDirectoryError: `workdir` is in use, or has another config's or other data's reranker.
-        Preempted: SIGTERM came. Work in progress is saved; call it again.
+        ConfigError: a field, the data or the base model is invalid: one line, before any work.
+        RunDirectoryError: `workdir` is in use, or holds a reranker from another config or other data.
+        Preempted: SIGTERM came. Work in progress is saved; another call resumes it.
     """
     resolved = resolve(_with_defaults(config), jax.device_count())
     splits = read_splits(resolved)
@@ -120,7 +120,7 @@ def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_splits(config: RerankerTrainingConfig) -> Splits:
-    """The rows of the config's data, and pairs in each split. Raises ConfigError that names file, row and field."""
+    """The splits of the config's data, each with pairs. Raises ConfigError that names file, row and field."""
     given = {name: getattr(config, name) for name in ("data", "dev", "test") if getattr(config, name)}
     rows = {name: _read(name, sources) for name, sources in given.items()}
     dev_fraction, test_fraction = (
@@ -148,7 +148,7 @@ def _read(name: str, sources: Sequence[DataSource]) -> list[Labelled]:
 
 
 def _is_chat(config: RerankerTrainingConfig, splits: Splits, model: BaseModel) -> bool:
-    """Whether conversations are scored. Raises ConfigError where the data or the tokenizer cannot be scored so."""
+    """Whether conversations are scored. Raises ConfigError if the data or the tokenizer does not fit the format."""
     first = next((row for rows in splits for row in rows if not isinstance(row.prompt, str)), None)
     if config.format == TEXT and first is not None:
         raise ConfigError(f"config.format = {TEXT!r}: {first.where}: field 'prompt' is a conversation; use {CHAT!r}")
@@ -163,7 +163,7 @@ def _is_chat(config: RerankerTrainingConfig, splits: Splits, model: BaseModel) -
 
 
 def _that_fit(config: RerankerTrainingConfig, splits: Splits, model: BaseModel, chat: bool) -> tuple[Splits, int]:
-    """The splits without rows of dev and test whose prompt leaves no room in `max_length`, and how many those are."""
+    """The splits without dev and test rows whose prompt leaves no room in `max_length`, and how many rows those are."""
 
     def fits(row: Labelled) -> bool:
         return len(encode(model.tokenizer, row.prompt, [], chat=chat, whole=True)[0]) < config.max_length
