@@ -14,18 +14,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # the warning advises to install torch
-
-from rerankjax.loop.config import ConfigError
-from rerankjax.loop.train import train
-from rerankjax.run import hosts
-from rerankjax.run.recovery import EXIT_PREEMPTED, Preempted
-from rerankjax.run.rundir import RunDirectoryError
-from rerankjax.sandbox import SandboxError
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment: a Python file with get_config, as in configs/.", lock_config=True
@@ -74,6 +66,17 @@ def _train(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it closes
     if len({COORDINATOR.value is None, NUM_PROCESSES.value is None, PROCESS_ID.value is None}) > 1:
         raise app.UsageError("--coordinator, --num_processes and --process_id go together: give all three")
+
+    # Importing JAX and transformers takes seconds: help and a wrong flag do not wait for them.
+    import jax
+
+    from rerankjax.loop.config import ConfigError
+    from rerankjax.loop.train import train
+    from rerankjax.run import hosts
+    from rerankjax.run.recovery import EXIT_PREEMPTED, Preempted
+    from rerankjax.run.rundir import RunDirectoryError
+    from rerankjax.sandbox import SandboxError
+
     if CPU_DEVICES.value:
         hosts.make_cpu_devices(CPU_DEVICES.value)
     several = DISTRIBUTED.value or COORDINATOR.value is not None

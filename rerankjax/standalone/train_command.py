@@ -15,10 +15,6 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 
 from rerankjax.loop.command import CONFIG, WORKDIR, parse
-from rerankjax.loop.config import ConfigError
-from rerankjax.run.recovery import EXIT_PREEMPTED, Preempted
-from rerankjax.run.rundir import RunDirectoryError
-from rerankjax.standalone.train import train_reranker
 
 PROGRAM = "rerankjax train-reranker"
 flags.declare_key_flag("config")
@@ -35,6 +31,13 @@ def _train(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"{argv[1]!r} is no flag: fields are set as --config.max_length=512")
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it closes
+
+    # Importing JAX and transformers takes seconds: help and a wrong flag do not wait for them.
+    from rerankjax.loop.config import ConfigError
+    from rerankjax.run.recovery import EXIT_PREEMPTED, Preempted
+    from rerankjax.run.rundir import RunDirectoryError
+    from rerankjax.standalone.train import train_reranker
+
     try:
         folder = train_reranker(CONFIG.value, str(WORKDIR.value))
     except Preempted:
