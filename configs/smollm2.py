@@ -40,6 +40,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
                     "dev": 48,
                     "test": 120,
                     "corpus": 2400,
+                    "steps": (1, 2),
                     "fault_probability": 0.6,
                     "slip_probability": 0.1,
                     "languages": ("py",),

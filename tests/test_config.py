@@ -133,6 +133,7 @@ TEST = {"sources": ["synthetic"], "samples": 4}
             r"config.problems.synthetic.languages = \('py', 'rs'\): give one",
         ),
         ("problems.synthetic.test", 0, "config.problems.synthetic.test = 0: use 1 or more"),
+        ("problems.synthetic.steps", (), r"config.problems.synthetic.steps = \(\): use numbers of 1 or more"),
         ("problems.synthetic", None, "config.problems.train = synthetic: give problems.synthetic its sizes"),
         ("problems.train", [], r"config.problems.train = \(\): give at least one source"),
         ("problems.train", ["held_out"], "config.problems.train = held_out: it is for an evaluation set"),

@@ -182,6 +182,8 @@ def _check_problems(config: ExperimentConfig) -> None:
         for name in ("train", "dev", "test", "corpus"):
             value = getattr(synthetic, name)
             require(value > 0, f"problems.synthetic.{name}", value, "use 1 or more")
+        steps = synthetic.steps
+        require(bool(steps) and min(steps) > 0, "problems.synthetic.steps", steps, "use numbers of 1 or more")
     ngram = problems.decontamination_ngram
     require(ngram == 0 or ngram >= 3, "problems.decontamination_ngram", ngram, "use 3 or more, or 0 to remove none")
     if not config.iterations and not config.sft.enabled:

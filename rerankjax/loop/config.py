@@ -103,6 +103,7 @@ class RerankerSource(ModelSource):
 class SyntheticConfig:
     """The synthetic family: problems per split, solutions in its SFT corpus, and how often those are wrong.
 
+    steps: how many steps a problem has before its final one, each number equally likely: fewer are easier.
     languages: MultiPL-E's short names; the problems cycle through them.
     """
 
@@ -110,6 +111,7 @@ class SyntheticConfig:
     dev: int
     test: int
     corpus: int
+    steps: tuple[int, ...] = (2, 3)
     fault_probability: float = 0.6
     slip_probability: float = 0.1
     languages: tuple[str, ...] = ("py",)

@@ -118,7 +118,7 @@ def _write(directory: Path, config: ExperimentConfig, seed: int) -> None:
 
 
 def _family(seed: int, sizes: SyntheticConfig) -> Family:
-    return make_family(seed, sizes.train, sizes.dev, sizes.test, languages=sizes.languages)
+    return make_family(seed, sizes.train, sizes.dev, sizes.test, lengths=sizes.steps, languages=sizes.languages)
 
 
 def _load(field: str, sources: Sequence[SourceConfig], synthetic: Sequence[Problem]) -> list[Problem]:
