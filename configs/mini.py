@@ -146,7 +146,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
         config.sampling.max_completion_length = 96
         shape.max_position_embeddings = 256
         config.sft.optimizer.microbatches = 8
-        config.sft.update({"batch_size": 32, "optimizer": {"learning_rate": 5e-3, "steps": 100, "warmup_steps": 5}})
+        config.sft.update({"batch_size": 32, "optimizer": {"learning_rate": 5e-3, "steps": 60, "warmup_steps": 5}})
         config.candidates.update({"train": 8, "dev": 4, "prompts_in_flight": 4})
         config.evaluation.test.samples = 4
         config.mining.update({"pairs": 32, "later_pairs": 32})

@@ -149,7 +149,7 @@ def summary() -> results.Results:
 def test_the_dev_split_chooses_and_the_test_split_is_told(summary: results.Results) -> None:
     assert summary.best_answer == ("ppo", "examples+reranker")
     assert summary.paper_answer == ("ppo", "reranker")
-    finding = claims.judge_best(summary)
+    finding = claims.best_finding(summary)
     difference = summary.figure("ppo", "examples+reranker").value - summary.figure("ppo", "reranker").value
     assert finding.difference.value == pytest.approx(difference, abs=2e-6)
     assert len(finding.by_seed) == 2
@@ -160,12 +160,12 @@ def test_the_dev_split_chooses_and_the_test_split_is_told(summary: results.Resul
 def test_the_paper_s_answer_can_be_the_best() -> None:
     found = one_set([with_outputs(0, "ppo", {"random": 0.6, "reranker": 0.6, "mass": 0.5})])  # of equals the paper's
     assert found.best_answer == found.paper_answer
-    assert "which is the paper's answer" in render.best_text(claims.judge_best(found))
+    assert "which is the paper's answer" in render.best_text(claims.best_finding(found))
 
 
 def test_nothing_is_chosen_without_a_dev_split_or_a_policy_trained_against_a_reranker() -> None:
-    assert claims.judge_best(one_set([evaluation(system="ppo")])) is None
-    assert claims.judge_best(one_set([evaluation()])) is None
+    assert claims.best_finding(one_set([evaluation(system="ppo")])) is None
+    assert claims.best_finding(one_set([evaluation()])) is None
 
 
 def test_results_hold_the_rules_and_their_price(summary: results.Results, tmp_path) -> None:

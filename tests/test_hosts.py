@@ -115,11 +115,11 @@ def test_sigterm_to_one_of_two_processes_stops_both_which_go_on(tmp_path):
         output, _ = process.communicate(timeout=300)
         assert process.returncode == EXIT_PREEMPTED, output[-4000:]
     saved = max(int(path.name) for path in recovery_of(stage).iterdir())
-    assert 20 < saved < 100
+    assert 20 < saved < 60
     again = start_two(tmp_path, *MINI)
     wait_for(stage / "stage.json", again)
     for process in again:
         process.kill()
         process.communicate()
     rows = metrics(tmp_path, "policies/sft")
-    assert [row["step"] for row in rows] == list(range(1, 101))
+    assert [row["step"] for row in rows] == list(range(1, 61))

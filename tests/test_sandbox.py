@@ -417,6 +417,7 @@ def test_honest_programs_may_use_processes_and_threads() -> None:
     assert tried(source).split("\n") == ["[1, 2]", "[3]", "hello"]
 
 
+@pytest.mark.alone
 def test_nothing_is_left_behind() -> None:
     def state() -> tuple[object, ...]:
         return (

@@ -423,6 +423,7 @@ def test_writes_stay_in_their_own_place() -> None:
     assert [result.verdict for result in results] == [Verdict.PASSED] * 2, results
 
 
+@pytest.mark.alone
 def test_nothing_is_left_behind() -> None:
     def state() -> tuple[object, ...]:
         return (
