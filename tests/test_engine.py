@@ -119,7 +119,7 @@ def test_problems_of_several_stop_sets_and_lengths_are_candidates_as_they_are_al
     problems = [Problem(f"p{i}", "py", "def f(x):\n" * (1 + i), "", of) for i, of in enumerate(stops)]
 
     def candidates(asked):
-        settings = {"key": jax.random.key(3), "samples": 4, "prompt_length": 40, "batch_size": 2, "mesh": MESH}
+        settings = {"key": jax.random.key(3), "samples": 4, "prompt_length": 40, "prompts_in_flight": 2, "mesh": MESH}
         settings["used"] = lambda waited, real: fractions.append(real)
         found = generate(config, SamplingConfig(1.0, 1.0, 16), params, asked, tokenizer, **settings)
         return {(c.problem, c.sample): dataclasses.replace(c, log_probability=0.0) for c in found}
@@ -155,6 +155,17 @@ def test_slots_are_refilled_and_nothing_compiles_anew(tiny, params, prompts):
         next(stream)
     assert used.compilations == compiled <= 1 + 2 * 2  # the chunk; one or two prompts of two lengths
     assert len(taken) <= 120 // 3 + 2 + 1  # prompts are taken as rows become free
+
+
+def test_prompts_are_read_so_many_at_once(tiny, params, prompts):
+    shape = EngineConfig(8, 2, 40, 3, reads=2)
+    few = Engine(tiny, SamplingConfig(1.0, 0.9, C), shape, eos=EOS, pad=PAD, mesh=MESH)
+    seen, read = [], few.read
+    few.read = lambda *arguments: (seen.append(arguments[2].shape), read(*arguments))[1]
+    got, expected = drawn(few, params, prompts), drawn(engine(tiny, rows=8), params, prompts)
+    assert {rows for rows, _ in seen} == {1, 2}
+    for one, sample in got.items():
+        np.testing.assert_array_equal(sample.tokens, expected[one].tokens)
 
 
 def test_greedy_takes_the_same_for_every_key(tiny, params, prompts):

@@ -48,6 +48,7 @@ class EngineConfig:
     slots: int  # samples of one prompt
     prompt_length: int  # tokens; a longer prompt is refused
     chunk: int = 8  # tokens between two checks by the host
+    reads: int = 1 << 30  # prompts that are read at once, at most
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -348,7 +349,9 @@ class Engine:
                 )
             bucket = max(SHORTEST_BUCKET, 1 << (len(tokens) - 1).bit_length())
             by_length.setdefault(min(bucket, self._engine.prompt_length), []).append((row, tokens))
-        for length, group in by_length.items():
+        most = self._engine.reads
+        groups = [(length, rows[i : i + most]) for length, rows in by_length.items() for i in range(0, len(rows), most)]
+        for length, group in groups:
             count = 1 << (len(group) - 1).bit_length()
             rows = np.full(count, self._engine.rows, np.int32)
             filled, mask = np.full((count, length), self._pad, np.int32), np.zeros((count, length), bool)

@@ -34,12 +34,13 @@ def generate(
     key: jax.Array,
     samples: int,
     prompt_length: int,
-    batch_size: int,
+    prompts_in_flight: int,
     mesh: Mesh,
+    reads: int = EngineConfig.reads,
     used: Callable[[float, float], object] = lambda waited_seconds, real_tokens: None,
 ) -> Iterator[Candidate]:
-    """`samples` candidates of each problem, as they end, those with short prompts first; `batch_size` problems are in
-    flight at a time.
+    """`samples` candidates of each problem, as they end, those with short prompts first; `prompts_in_flight` problems
+    are in flight at a time, of which at most `reads` are read at once.
 
     The device draws while the caller processes finished candidates. At the end, `used` gets the seconds, at most, that
     the device waited for the caller, and the fraction of its computed tokens that were real.
@@ -54,7 +55,7 @@ def generate(
         by_length.setdefault(_bucket(len(prompt.tokens), prompt_length), []).append(number)
     waited = real = computed = 0.0
     for length, numbers in sorted(by_length.items()):
-        shape = EngineConfig(batch_size, samples, length)
+        shape = EngineConfig(prompts_in_flight, samples, length, reads=reads)
         engine = make_engine(config, sampling, shape, tokenizer.eos_token_id, tokenizer.pad_token_id, mesh)
         before = engine.idle_seconds, engine.real_tokens, engine.computed_tokens
         for drawn in engine.stream(params, [prompts[n] for n in numbers], samples=samples, key=key, stops=stops):

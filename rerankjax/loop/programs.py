@@ -181,8 +181,9 @@ def greedy_drawing(config: ExperimentConfig, name: str) -> Drawing:
     sampling, length = sampling_of(config, name)
     greedy = dataclasses.replace(whole(sampling), temperature=0.0, top_p=1.0, top_k=0)
     completion, samples = greedy.max_completion_length, config.evaluation[name].samples
+    prompts = config.candidates.prompts_in_flight
     more = (length + samples * completion) // (length + completion)
-    return Drawing(1, greedy, length, more * config.candidates.prompts_in_flight)
+    return Drawing(1, greedy, length, more * prompts, reads=prompts)
 
 
 def dev_drawing(config: ExperimentConfig) -> Drawing:
@@ -211,11 +212,11 @@ class EnginePrograms(NamedTuple):
 
 def engine(model: ModelConfig, drawing: Drawing, params: Params, vocabulary: Vocabulary, mesh: Mesh) -> EnginePrograms:
     """The sampling engine's programs at full load: each row takes a longest prompt, and each slot a sample."""
-    shape = EngineConfig(drawing.prompts_in_flight, drawing.samples, drawing.prompt_length)
+    shape = EngineConfig(drawing.prompts_in_flight, drawing.samples, drawing.prompt_length, reads=drawing.reads)
     made: Any = make_engine(model, drawing.sampling, shape, vocabulary.eos, vocabulary.pad, mesh)
     params, layers, state = made.shapes(params)
     others = {name: part for name, part in params.items() if name != "layers"}
-    together, slots = 1 << (shape.rows - 1).bit_length(), shape.rows * shape.slots
+    together, slots = 1 << (min(shape.rows, shape.reads) - 1).bit_length(), shape.rows * shape.slots
     stops = _array((vocabulary.stop_states, vocabulary.tokens), jnp.int32)
     begin, key = _array((slots,), jnp.bool_), jax.eval_shape(jax.random.key, 0)
     of_slots = (_array((slots,), dtype) for dtype in (jnp.uint32, jnp.uint32, jnp.int32))

@@ -210,8 +210,9 @@ def _sample(
         key=key,
         samples=drawing.samples,
         prompt_length=drawing.prompt_length,
-        batch_size=drawing.prompts_in_flight,
+        prompts_in_flight=drawing.prompts_in_flight,
         mesh=host_mesh_of(run.mesh),
+        reads=drawing.reads,
         used=used,
     )
 
