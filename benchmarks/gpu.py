@@ -42,7 +42,7 @@ from rerankjax.reranker.rerank import score_behind
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What is measured with. Lengths are in tokens, `megabytes` of the array that is copied, `matrix` its side."""
+    """What is measured: lengths in tokens, `megabytes` of the copied array, `matrix` the side of the matrices."""
 
     model: ModelConfig
     megabytes: int
@@ -80,12 +80,12 @@ SIZES = {
     "tiny": Sizes(ModelConfig(512, 64, 160, 2, 4, 4, 16, 256, tie_word_embeddings=False), 32, 512, 32, 32, 2, 32, 16),
 }
 ROWS, SLOTS, CANDIDATES = 4, 16, 16
-PRODUCTS = 16  # in one call, so that its launch is nothing beside them
+PRODUCTS = 16  # in one call, so that its launch time is negligible
 TARGETS = {"decoding": 0.6, "scoring": 0.5}
 
 
 def median_seconds(run: Callable[[], Any], rounds: int) -> float:
-    """Of calls that end when their result is there; one before them warms up."""
+    """Median seconds of `rounds` calls, each until its result is ready, after one call that warms up."""
     jax.block_until_ready(run())
     times = []
     for _ in range(rounds):
@@ -96,7 +96,7 @@ def median_seconds(run: Callable[[], Any], rounds: int) -> float:
 
 
 def measure_bandwidth(megabytes: int, rounds: int) -> float:
-    """Bytes a second."""
+    """Memory bandwidth in bytes per second."""
     x = jax.jit(lambda: jnp.ones((megabytes, 250_000), jnp.float32))()
     copied = median_seconds(functools.partial(jax.jit(lambda x: x + 1), x), rounds)
     summed = median_seconds(functools.partial(jax.jit(jnp.sum), x), rounds)
@@ -104,7 +104,7 @@ def measure_bandwidth(megabytes: int, rounds: int) -> float:
 
 
 def measure_products(side: int, rounds: int) -> float:
-    """Operations a second of bfloat16 matrix products."""
+    """Operations per second of bfloat16 matrix products."""
     x, w = (jax.random.normal(jax.random.key(i), (side, side), jnp.bfloat16) for i in range(2))
     w = w * side**-0.5  # so that numbers neither vanish nor overflow, which would save power
     run = jax.jit(lambda x, w: jax.lax.fori_loop(0, PRODUCTS, lambda _, y: y @ w, x))
@@ -112,7 +112,7 @@ def measure_products(side: int, rounds: int) -> float:
 
 
 def random_params(config: ModelConfig) -> Params:
-    """Made in bfloat16 where they stay, one parameter at a time: float32 ones of this size would fill the device."""
+    """Random bfloat16 parameters, made on the device one at a time: float32 ones of this size would fill the device."""
     paths, tree = jax.tree.flatten_with_path(jax.eval_shape(functools.partial(init_decoder, config), jax.random.key(0)))
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -134,7 +134,7 @@ def decode(sizes: Sizes, params: Params, chunk: int, rounds: int) -> dict[str, f
     config, new = sizes.model, sizes.new
     never = np.array([[0], [1]], np.int32) + np.zeros(
         (2, config.vocab_size), np.int32
-    )  # stop strings that nothing meets
+    )  # a stop automaton that never matches
     engine = Engine(
         config,
         SamplingConfig(0.8, 0.95, new),
@@ -154,7 +154,7 @@ def decode(sizes: Sizes, params: Params, chunk: int, rounds: int) -> dict[str, f
     once, twice = (median_seconds(lambda n=n: run(n * SLOTS), rounds) for n in (1, 2))
     step = (twice - once) / new
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) - params["embed_tokens"]["embedding"].nbytes
-    key_and_value = config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * 2  # a token's bytes
+    key_and_value = config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * 2  # bytes per token
     read = weights + key_and_value * (ROWS * sizes.decode_prompt + ROWS * SLOTS * (new + 1) / 2)
     return {"step_seconds": step, "tokens/s": ROWS * SLOTS / step, "bytes_a_step": read, "bytes/s": read / step}
 
@@ -178,7 +178,7 @@ def score(sizes: Sizes, params: Params, rounds: int) -> dict[str, float]:
     assert np.isfinite(run()).all()
     seconds = median_seconds(run, rounds)
     matrices = sum(leaf.size for path, leaf in jax.tree.leaves_with_path(params["layers"]) if path[-1].key == "kernel")
-    seen = R * (P * (P + 1) // 2 + CANDIDATES * (L * P + L * (L + 1) // 2))  # pairs of a token and one that it sees
+    seen = R * (P * (P + 1) // 2 + CANDIDATES * (L * P + L * (L + 1) // 2))  # pairs of a token and one it attends to
     attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * 4 * seen
     operations = 2 * matrices * R * (P + CANDIDATES * L) + attention
     return {"seconds": seconds, "candidates/s": R * CANDIDATES / seconds, "operations/s": operations / seconds}

@@ -27,7 +27,7 @@ SHAPE = ModelConfig(32_000, 2048, 5504, LAYERS, 16, 16, 128, 2048, tie_word_embe
 
 
 def write(folder: pathlib.Path, megabytes: int, dtype: str) -> int:
-    """A checkpoint of about that size; returns its bytes. Its numbers are random bits of one block, again and again."""
+    """Writes a checkpoint of about that size; returns its size in bytes. Its values repeat one random block."""
     whole = sum(
         leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda k: init_decoder(SHAPE, k), jax.random.key(0)))
     )
@@ -48,13 +48,13 @@ def write(folder: pathlib.Path, megabytes: int, dtype: str) -> int:
 
 
 def memory_bytes(field: str) -> int:
-    """VmRSS, what is resident now, or VmHWM, its peak: unlike getrusage's, of this process and not of its parent."""
+    """VmRSS, the resident memory, or VmHWM, its peak: unlike getrusage's peak, of this process, not of its parent."""
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.split(f"{field}:")[1].split()[0]) * 1024
 
 
 def measure(folder: str) -> None:
-    load(pathlib.Path(folder, "tiny"))  # what is imported and compiled is no part of a checkpoint
+    load(pathlib.Path(folder, "tiny"))  # so that imports and compilation are not counted
     before, start = memory_bytes("VmRSS"), time.perf_counter()
     _, params = load(pathlib.Path(folder, "large"))
     jax.block_until_ready(params)

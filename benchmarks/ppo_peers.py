@@ -92,7 +92,7 @@ def run_trl(folder: pathlib.Path, settings: dict[str, Any], orders: Iterator[dic
 
 
 class Numbers:
-    """A tokenizer for Tunix, which takes prompts as text: here a token's number is its text."""
+    """A tokenizer for Tunix, which takes prompts as text: the text of a token is its number."""
 
     def encode(self, text: str, **_: Any) -> list[int]:
         return [int(word) for word in text.split()]
@@ -101,10 +101,10 @@ class Numbers:
         return " ".join(map(str, ids))
 
     def bos_id(self) -> int:
-        return 0  # none: Tunix puts no such token before a prompt
+        return 0  # unused: Tunix puts no such token before a prompt
 
     def eos_id(self) -> int:
-        return -1  # no token: nothing ends early
+        return -1  # not a token: no completion ends early
 
     def pad_id(self) -> int:
         return PAD
@@ -139,7 +139,7 @@ def run_tunix(folder: pathlib.Path, settings: dict[str, Any], orders: Iterator[d
     )
 
     class Llama(llama.Llama3):
-        """0.1.7 scores with `segment_ids`, which its Llama does not take; the mask says what they do."""
+        """Tunix 0.1.7 scores with `segment_ids`, which its Llama does not accept; the mask says the same."""
 
         def __call__(self, *arguments: Any, segment_ids: Any = None, **named: Any) -> Any:
             return super().__call__(*arguments, **named)
@@ -197,7 +197,7 @@ def run_tunix(folder: pathlib.Path, settings: dict[str, Any], orders: Iterator[d
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
         trainers = cluster.actor_trainer, cluster.critic_trainer
-        for i, _ in enumerate(orders, 1):  # it asks for the next batch when all its updates on the last are made
+        for i, _ in enumerate(orders, 1):  # Tunix asks for the next batch after all updates on the last
             start = time.perf_counter()
             yield {"prompts": texts}
             jax.block_until_ready([nnx.state(trainer.model) for trainer in trainers])
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1, help="of JAX")
     args = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what the peer prints is no answer
+    os.dup2(2, 1)  # keeps what the peer prints out of the answers
     settings = json.loads((args.folder / "settings.json").read_text()) | {"devices": args.devices}
     run = {"trl": run_trl, "tunix": run_tunix}[args.peer]
     run(

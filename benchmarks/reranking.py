@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-os.environ.setdefault("NPROC", "16")  # threads of XLA's pool: more than devices, or collectives of two programs block
+os.environ.setdefault("NPROC", "16")  # XLA's threads: more than devices; otherwise collectives of two programs block
 
 import jax
 import numpy as np
@@ -49,7 +49,7 @@ from rerankjax.reranker.bradley_terry import RerankerConfig, make_reranker_step,
 from rerankjax.reranker.rerank import score_behind
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 5, "num_attention_heads": 4}
-VOCABULARY, PAD = 4096, 0  # no token of the data is padding: transformers tells the two apart by the id
+VOCABULARY, PAD = 4096, 0  # no token of the data is PAD: transformers finds padding by its id
 CANDIDATES, BATCH_SIZES = 16, (8, 16, 32)
 CORES = len(os.sched_getaffinity(0))
 THREADS = sorted({1, CORES})  # of torch
@@ -57,7 +57,7 @@ LEARNING_RATE, TOLERANCE = 1e-5, 1e-4
 
 
 def write_model(folder: str) -> None:
-    """A random reward model, as transformers saves it."""
+    """Writes a random reward model in transformers' format."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
@@ -88,7 +88,7 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def fastest(run: Callable[..., Any], settings: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
-    """The arguments with which it is; each is tried twice after a first time."""
+    """The arguments with which `run` is fastest; each is timed twice after a warm-up."""
 
     def seconds(arguments: tuple[int, ...]) -> float:
         return min([timed(lambda: run(*arguments))[0] for _ in range(3)][1:])
@@ -158,9 +158,9 @@ def by_turns(
     steps: int,
     size: int,
 ) -> dict[str, Any]:
-    """One step of TRL's `trainer`, one of `ours`, which gives its loss, and so on, on the same batch each time.
+    """Alternates one step of TRL's `trainer` and one of `ours`, which returns its loss, on the same batch each time.
 
-    TRL's are on each number of threads in turn; the first on each, and ours beside it, are no figures.
+    TRL's steps take each number of threads in turn. The first step on each, and ours after it, are not counted.
     """
     import datasets
 

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-os.environ.setdefault("NPROC", "16")  # threads of XLA's pool: more than devices, or collectives of two programs block
+os.environ.setdefault("NPROC", "16")  # XLA's threads: more than devices; otherwise collectives of two programs block
 
 import jax
 import numpy as np
@@ -38,11 +38,11 @@ MODELS = {
 }
 VOCABULARY, PROMPTS, PROMPT_LENGTH, NEW = 4096, 16, 256, 128
 TARGETS = {("5M", 16): 4.0, ("50M", 16): 3.0, ("5M", 1): 1.4, ("50M", 1): 1.4}
-NEVER = np.array([[0], [1]], np.int32) + np.zeros((2, VOCABULARY), np.int32)  # a stop automaton that nothing meets
+NEVER = np.array([[0], [1]], np.int32) + np.zeros((2, VOCABULARY), np.int32)  # a stop automaton that never matches
 
 
 def seconds(run: Callable[[], int]) -> float:
-    """A token's."""
+    """Seconds per token."""
     start = time.perf_counter()
     tokens = run()
     return (time.perf_counter() - start) / tokens
@@ -85,7 +85,7 @@ def compare(name: str, samples: int, rounds: int) -> dict[str, float]:
     tokens = torch.from_numpy(prompts)
     options = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 0}
     if greedy:
-        options |= {"cache_implementation": "static"}  # and so transformers compiles the step
+        options |= {"cache_implementation": "static"}  # makes transformers compile the step
     else:
         options |= {"num_return_sequences": samples}
 
@@ -98,7 +98,7 @@ def compare(name: str, samples: int, rounds: int) -> dict[str, float]:
     if greedy:
         model.forward = torch.compile(model.forward, mode="default", dynamic=False)
     run_ours()
-    run_theirs(NEW if greedy else 2)  # a static cache is compiled for its length
+    run_theirs(NEW if greedy else 2)  # the step is compiled for the length of the static cache
     pairs = [(seconds(run_theirs), seconds(run_ours)) for _ in range(rounds)]
     return {
         "theirs": statistics.median(1 / a for a, _ in pairs),
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=pathlib.Path, help="write the figures here too")
     args = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))  # a while loop uses one core of a device
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))  # a while loop uses one core per device
     console, figures = Console(), {}
     table = Table("model", "n", "transformers tokens/s", "engine tokens/s", "ratio", "target", "compilations", box=None)
     for name in args.models.split(","):

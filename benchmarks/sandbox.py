@@ -36,10 +36,10 @@ from rerankjax import sandbox
 from rerankjax.progress import progress
 from rerankjax.sandbox import Program, Verdict, toolchains
 
-# Over the evaluator, with isolation.
+# Speed relative to the evaluator's, with isolation.
 TARGETS = {"py": 10, "php": 8, "sh": 2, "js": 0.9, "ts": 40, "cs": 2, "java": 6, "cpp": 5}
 GEOMETRIC_MEAN_TARGET, PYTHON_PER_SECOND_TARGET = 5, 150
-WARM_UP = 8  # programs a worker before the clock starts: boxes and compilers are warm then
+WARM_UP = 8  # programs per worker before timing starts, to warm up boxes and compilers
 LEAK_SHARES = {"py": 6000, "php": 2000, "sh": 800, "js": 500, "ts": 300, "java": 200, "cs": 150, "cpp": 50}
 POLL_SECONDS, STEP_SECONDS = 0.1, 15.0
 
@@ -52,12 +52,12 @@ def read(path: pathlib.Path, languages: list[str]) -> list[Row]:
 
 
 def timed(rows: list[Row], language: str) -> list[Row]:
-    """A language's programs to measure: one that runs into its limit measures the limit."""
+    """A language's programs, without those that time out: they would measure the time limit."""
     return [row for row in rows if row["language"] == language and row["evaluator_status"] != "Timeout"]
 
 
 def evaluator_commands(language: str, file: str) -> list[list[str]]:
-    """What MultiPL-E's evaluator runs, one after the other."""
+    """The commands that MultiPL-E's evaluator runs, one after the other."""
     binary, tsc = f"{file}.bin", str(pathlib.Path(toolchains.TYPESCRIPT).parent / "tsc.js")
     classpath = f"{file}.classes:{toolchains.JAVATUPLES}"
     return {
@@ -79,7 +79,7 @@ def evaluator_commands(language: str, file: str) -> list[list[str]]:
 
 
 def evaluate(language: str, text: str, directory: str) -> bool:
-    """Run a program as MultiPL-E's evaluator does: plain subprocesses, looked at every 0.1 s."""
+    """Runs a program as MultiPL-E's evaluator does: plain subprocesses, polled every 0.1 s."""
     with tempfile.NamedTemporaryFile("w", suffix=f".{language}", dir=directory) as file:
         file.write(text)
         file.flush()
@@ -114,7 +114,7 @@ def evaluator_rate(language: str, rows: list[Row], workers: int) -> float:
 def sandbox_rate(
     language: str, rows: list[Row], workers: int, control: bool | str = True
 ) -> tuple[float, float, collections.Counter[str]]:
-    """Programs per second once warm, the seconds before the first result, and what stands behind the passes."""
+    """Programs per second once warm, the seconds before the first result, and the passes by their control."""
     start = time.monotonic()
     results = sandbox.run((Program(language, row["program"]) for row in rows), workers=workers, control=control)
     times, behind = [], collections.Counter[str]()
@@ -214,7 +214,7 @@ def agreement(rows: list[Row], workers: int, console: Console) -> Row:
 
 
 def state() -> dict[str, int]:
-    """Of this process and all it started: what must not grow."""
+    """Resources of this process and of all processes that it started, which must not grow."""
     mine = {os.getpid()}
     parents = {}
     for entry in pathlib.Path("/proc").glob("[0-9]*/stat"):
@@ -238,7 +238,7 @@ def state() -> dict[str, int]:
 
 
 def leaks(rows: list[Row], languages: list[str], workers: int, count: int, console: Console) -> Row:
-    """`count` programs, each distinct by a comment at its end, and what there is of this process on the way."""
+    """Runs `count` programs, each distinct by a comment at its end, and records this process's resources meanwhile."""
     scale = count / sum(LEAK_SHARES[language] for language in languages)
     texts: list[Program] = []
     for language in languages:
@@ -266,7 +266,7 @@ def leaks(rows: list[Row], languages: list[str], workers: int, count: int, conso
 
 
 def control(rows: list[Row], languages: list[str], workers: int, console: Console) -> Row:
-    """The rate without a control, with one, and with one for each assertion; how many passes needed one."""
+    """The rate without a control, with one, and with one for each assertion; how many passes needed a control."""
     ways = {"none": False, "one": True, "every": "every"}
     figures = {}
     table = Table("programs/s", *ways, "passes", "judged apart", box=None, padding=(0, 2, 0, 0))

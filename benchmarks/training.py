@@ -35,7 +35,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-os.environ.setdefault("NPROC", "16")  # threads of XLA's pool: more than devices, or collectives of two programs block
+os.environ.setdefault("NPROC", "16")  # XLA's threads: more than devices; otherwise collectives of two programs block
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
 
 import jax
@@ -67,7 +67,7 @@ UTILISATION = 0.45
 
 
 def write_models(folder: pathlib.Path, model: str) -> None:
-    """A random policy, and a reward model on its trunk."""
+    """Writes a random policy, and a reward model on the policy's trunk."""
     config = alone.llama(model)
     params = init_decoder(config, jax.random.key(0))
     tokenizer = train_tokenizer(["some text"], 300)
@@ -106,13 +106,13 @@ def compare_sft(folder: pathlib.Path, mesh: Mesh, steps: int, rows: int, P: int,
 
 
 class Peer:
-    """A process of `ppo_peers.py`. Iterates on request."""
+    """A process of `ppo_peers.py`, which makes one PPO iteration per request."""
 
     def __init__(self, python: str, peer: str, folder: pathlib.Path, devices: int = 1):
         self._name, self._log = f"{peer}, {devices} devices", folder / f"{peer}{devices}.log"
         script = pathlib.Path(__file__).with_name("ppo_peers.py")
         command = [python, str(script), peer, str(folder), f"--devices={devices}"]
-        own = os.environ | ({"NPROC": str(CORES)} if devices == 1 else {})  # as JAX has it, where no devices meet
+        own = os.environ | ({"NPROC": str(CORES)} if devices == 1 else {})  # JAX's default, if no devices communicate
         pipe = subprocess.PIPE
         with self._log.open("w") as log:
             self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, bufsize=1, env=own)
@@ -124,14 +124,14 @@ class Peer:
         return json.loads(line)
 
     def iterate(self, threads: int) -> float:
-        """Seconds."""
+        """Seconds of one iteration."""
         self.process.stdin.write(json.dumps({"threads": threads}) + "\n")
         return self.hear()
 
 
 @contextlib.contextmanager
 def peers_of(folder: pathlib.Path, trl: str | None, tunix: str | None) -> Iterator[dict[tuple[str, str], Any]]:
-    """By name and setting: how it makes an iteration. A process's first answer is heard."""
+    """By name and setting, the process and the threads of its iterations. The caller reads each first answer."""
     each = sorted({1, CORES})
     pythons = [("trl", trl, 1)] * bool(trl) + [("tunix", tunix, devices) for devices in each if tunix]
     processes = [(peer, devices, Peer(python, peer, folder, devices)) for peer, python, devices in pythons]
@@ -142,7 +142,7 @@ def peers_of(folder: pathlib.Path, trl: str | None, tunix: str | None) -> Iterat
         }
     finally:
         for _, _, peer in processes:
-            peer.process.stdin.close()  # which ends it, when its iteration is over
+            peer.process.stdin.close()  # ends the process after its iteration
         for _, _, peer in processes:
             try:
                 peer.process.wait(60)
@@ -173,7 +173,7 @@ def compare_ppo(
     numbered = [Prompt(ids, number) for number, ids in enumerate(prompts.tolist())]
     state = start_state(init_policy(params), ppo.optimizer, mesh)
     reward = Reward(reranker, jnp.zeros(()), jnp.ones(()))
-    never = np.array([[0], [1]], np.int32) + np.zeros((2, config.vocab_size), np.int32)  # stop strings never met
+    never = np.array([[0], [1]], np.int32) + np.zeros((2, config.vocab_size), np.int32)  # stop strings that never match
     kl_coef = jnp.float32(KL_COEF)
 
     def ours(i: int) -> float:
@@ -210,7 +210,7 @@ def compare_ppo(
 
 
 def compare(args: argparse.Namespace, mesh: Mesh) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Seconds of theirs and of ours; of a peer that is not at hand, none."""
+    """Seconds of theirs and of ours; no figures for a peer that is not available."""
     lengths = args.prompt_length, args.completion_length
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -235,7 +235,7 @@ def compare(args: argparse.Namespace, mesh: Mesh) -> Iterator[tuple[str, dict[st
 
 
 def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
-    """Numbers to four digits."""
+    """Prints the rows as a table, with numbers to four digits."""
     table = Table(*rows[0], title=title, title_justify="left", box=None)
     for row in rows:
         table.add_row(*("" if v is None else f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row.values()))

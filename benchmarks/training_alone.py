@@ -1,10 +1,10 @@
 """`training.py`'s figures of our own steps: how their time grows, and how near they come to a GPU's peak.
 
-Every step is one update on one batch of rows of random tokens, half of each row a prompt, without padding: SFT, PPO
-(what comes after the rollout), and the reranker on pairs of rows that share their first token alone.
+Every step is one update on one batch of rows of random tokens without padding; half of each row is a prompt. The steps
+are those of SFT, PPO (what comes after the rollout), and the reranker on pairs of rows that share only the first token.
 
-The model FLOPs of a step are `roofline.gradient_cost`'s without what is computed again in the backward pass; PPO's
-step computes its whole forward pass again, so that three quarters of the FLOPs it does are counted.
+The model FLOPs of a step are `roofline.gradient_cost`'s, without recomputation in the backward pass. PPO's step
+recomputes its whole forward pass, so three quarters of the FLOPs that it executes are counted.
 """
 
 import dataclasses
@@ -34,10 +34,10 @@ from rerankjax.reranker.bradley_terry import RerankerConfig, make_reranker_step
 
 TRAINERS = ("SFT", "reranker", "PPO")
 LEARNING_RATE, UPDATES = 1e-5, 100_000
-WARM_UP = 2  # steps: the first compiles, and the second for how the first left what it gave
+WARM_UP = 2  # steps: the first compiles, and the second compiles for the arrays that the first returned
 
 CODER = dataclasses.replace(gpu.SIZES["deepseek-coder-6.7b"].model, compute_dtype="bfloat16")
-# DeepSeek-Coder's shapes; rows of 1,024 tokens. Trained whole, parameters are float32.
+# DeepSeek-Coder's shapes; rows of 1,024 tokens. If all parameters are trained, they are float32.
 SHAPES = {
     "1.3B": (
         dataclasses.replace(
@@ -58,13 +58,13 @@ SHAPES = {
 # hidden_size, intermediate_size, layers, heads
 MODELS = {"1M": (128, 344, 3, 2), "5M": (256, 688, 5, 4), "20M": (448, 1208, 7, 7), "50M": (640, 1728, 10, 10)}
 ROWS, LENGTHS = (4, 8, 16, 32), (64, 128, 256, 512, 1024)
-BASE = 8, 256, "5M"  # what two of the three are while the third is varied
+BASE = 8, 256, "5M"  # the values of two of the three while the third varies
 UNITS = {"rows": "rows", "length": "tokens a row", "model": "parameters"}
 STYLES = {"SFT": ("#0072b2", "o"), "reranker": ("#d55e00", "s"), "PPO": ("#009e73", "^")}  # Okabe and Ito's
 
 
 def llama(name: str, vocab_size: int = 4096) -> ModelConfig:
-    """One of `MODELS`. RoPE's base is the only one that Tunix's Llama knows, and its critic wants a head of its own."""
+    """One of `MODELS`. RoPE's base is the only one that Tunix's Llama supports; Tunix's critic needs an untied head."""
     hidden, intermediate, layers, heads = MODELS[name]
     head_dim = hidden // heads
     shape = ModelConfig(vocab_size, hidden, intermediate, layers, heads, heads, head_dim, max(LENGTHS))
@@ -74,7 +74,7 @@ def llama(name: str, vocab_size: int = 4096) -> ModelConfig:
 def make_step(
     trainer: str, config: ModelConfig, lora: LoraConfig, rows: int, length: int, decoder: Params, mesh: Mesh
 ) -> tuple[Callable[[TrainState], tuple[TrainState, Any]], TrainState, float]:
-    """The step on a batch of so many rows, its first state, and its model FLOPs. `decoder` is kept."""
+    """The step on a batch of `rows` rows, its first state, and its model FLOPs. `decoder` is not donated."""
     rng, P = np.random.default_rng(0), length // 2
     base = decoder if lora.rank else None
     trunk = init_adapter(config, lora, jax.random.key(0)) if lora.rank else decoder
@@ -104,7 +104,7 @@ def make_step(
 
 
 def step_seconds(step: Callable[[TrainState], tuple[TrainState, Any]], state: TrainState, rounds: int) -> float:
-    """The median of so many steps, after those that warm up."""
+    """Median seconds of `rounds` steps, after the steps that warm up."""
     times = []
     for _ in range(WARM_UP + rounds):
         start = time.perf_counter()
@@ -117,7 +117,7 @@ def step_seconds(step: Callable[[TrainState], tuple[TrainState, Any]], state: Tr
 def measure_scaling(
     mesh: Mesh, rounds: int, rows: tuple[int, ...], lengths: tuple[int, ...], models: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """Seconds of every trainer's step as one of batch, length and model is varied; float32."""
+    """Seconds of every trainer's step as one of batch, length and model varies; float32."""
     of_base = dict(zip(("rows", "length", "model"), BASE, strict=True))
     varied = (("rows", rows), ("length", lengths), ("model", models))
     points = {tuple((of_base | {name: value}).values()) for name, values in varied for value in values}
@@ -137,7 +137,7 @@ def measure_scaling(
 
 
 def plot_scaling(figures: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Step time against batch, length and parameters, a line a trainer; dashed, what grows in proportion."""
+    """Step time against batch, length and parameters, one line per trainer; the dashed line is proportional growth."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -178,7 +178,7 @@ def plot_scaling(figures: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 
 def peak_flops() -> tuple[float, str]:
-    """TFLOP/s of a device in bfloat16, as its maker states it, or else of matrix products, measured."""
+    """TFLOP/s of a device in bfloat16 as its maker states it, otherwise of measured matrix products; and the source."""
     kind = jax.devices()[0].device_kind
     for name, chip in roofline.CHIPS.items():
         if name in kind.lower():
@@ -187,7 +187,7 @@ def peak_flops() -> tuple[float, str]:
 
 
 def measure_utilisation(shape: str, mesh: Mesh, rounds: int) -> list[dict[str, Any]]:
-    """The share of the peak that each trainer's model FLOPs come to, with half the rows where they do not fit."""
+    """The fraction of the peak that each trainer's model FLOPs reach; rows are halved until they fit."""
     config, lora, rows, length = SHAPES[shape]
     decoder = gpu.random_params(config)
     if not lora.rank:
@@ -196,7 +196,7 @@ def measure_utilisation(shape: str, mesh: Mesh, rounds: int) -> list[dict[str, A
     for trainer in TRAINERS:
         B, seconds = rows, None
         while seconds is None:
-            step = state = None  # those of a batch that did not fit would be held
+            step = state = None  # otherwise those of a batch that did not fit would stay in memory
             try:
                 step, state, flops = make_step(trainer, config, lora, B, length, decoder, mesh)
                 seconds = step_seconds(step, state, rounds)

@@ -7,10 +7,10 @@ rerankjax train --config=configs/mini.py:languages --workdir=runs/languages     
 
 On two cores: about 15 minutes for one seed. Expect SFT pass@1 of .36 to .40, oracle@16 of .88 to .95, a reranker AUC of
 .88 to .90 and reranking to double pass@1. `full` has a small KL penalty: PPO doubles pass@1 too, but learns to fool its
-reranker, and retraining repairs part of that. The demo has a large one, which prevents it. Tables: docs/results.md.
+reranker; retraining repairs part of the damage. The demo's large KL penalty prevents it. Tables: docs/results.md.
 
-`languages` has one model of 1.0M parameters write all eight languages of MultiPL-E, three seeds, all iterations: about
-half an hour a seed. It needs their toolchains (`make languages`).
+`languages` trains one model of 1.0M parameters to write all eight languages of MultiPL-E, three seeds, all iterations:
+about half an hour per seed. It needs the toolchains of these languages (`make languages`).
 """
 
 from ml_collections import ConfigDict
@@ -86,7 +86,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
                 "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
             },
             "early_stopping": {"every": 5, "samples": 4, "criterion": "pass_rate"},
-            # What each adds to the pairs, and whether PPO follows; all but the first mine the first one's policy.
+            # What each iteration adds to the pairs, and whether PPO follows; later ones mine the first one's policy.
             "iterations": {
                 "first": {"pairs": "sampled", "ppo": True},
                 "same_data": {"pairs": "same_data", "ppo": True, "after": "first", "run": True},
@@ -103,7 +103,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
                 "ensembles": ("mean", "minimum", "lower_bound"),
                 "spreads": (0.5, 1.0, 2.0),
             },
-            # Devices along each axis of the mesh; data 0 takes what the others leave.
+            # Devices along each axis of the mesh; data 0 takes the remaining devices.
             "mesh": {"data": 0, "fsdp": 1, "sequence": 1, "tensor": 1},
             "checkpoints": {"steps": 100, "iterations": 5, "keep": 2},
             "sandbox": {"engine": "local", "workers": 2, "cpu_seconds": 5.0, "wall_seconds": 60.0},
@@ -123,7 +123,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
         config.ppo.update({"iterations": 10, "kl_coef": 2.0})
         config.retraining.optimizer.steps = 120
     if arg == "languages":
-        # 1,500 problems a language: with 375, SFT solves .36 of those and .15 of new ones. A sixth of them is executed.
+        # 1,500 problems per language: with 375, SFT solves .36 of those and .15 of new ones. A sixth is executed.
         config.problems.synthetic.languages = ("py", "cpp", "java", "php", "ts", "cs", "sh", "js")
         config.problems.synthetic.update({"train": 12000, "dev": 160, "corpus": 18000})
         config.candidates.update({"train_problems": 2000, "dev": 8})
@@ -139,7 +139,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
         config.seeds = (0,)
         for name in ("same_data", "random", "hard"):
             config.iterations[name].ppo = False
-        # A handful of problems learned by heart: enough passes and failures for every stage to have work.
+        # A handful of memorised problems: enough passes and failures for every stage to have work.
         config.problems.synthetic.update({"train": 8, "dev": 4, "test": 4, "corpus": 64})
         shape.update({"vocab_size": 400, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2})
         config.max_prompt_length = 128

@@ -4,16 +4,16 @@ rerankjax train --config=configs/own.py --workdir=runs/own \
     --config.generator.checkpoint=FOLDER_OR_HUB_ID --config.problems.train=problems.jsonl
 rerankjax train --config=configs/own.py:chat ...       # asked by the tokenizer's chat template, for instruct models
 
-A row of the file is a problem in MultiPL-E's shape:
+A row of the file is a problem in MultiPL-E's format:
 
     {"name": "twice", "language": "py", "prompt": "def twice(x):\n", "tests": "assert twice(2) == 4", "stop_tokens": []}
 
-A problem described in words has "standalone": true, and a completion is then the whole program. "cases": [{"stdin",
-"expected_output"}, ...] in the place of "tests" are runs of a program that reads and prints. "solution", a right
-completion, is learnt by SFT if it passes. 50 of the problems are set aside to evaluate on, 20 for PPO's early stopping;
-`--config.evaluation.test.sources=test.jsonl` evaluates on a file of its own.
+A problem described in words has "standalone": true; a completion is then the whole program. "cases": [{"stdin",
+"expected_output"}, ...] replaces "tests" for a program that reads and prints. "solution" is a correct completion; SFT
+trains on it if it passes. 50 problems are set aside for the evaluation and 20 for PPO's early stopping;
+`--config.evaluation.test.sources=test.jsonl` evaluates on a separate file.
 
-Sizes are for a model of about 1B parameters, some hundred problems and one accelerator; all of them are fields to set.
+Sizes are for a model of about 1B parameters, some hundred problems and one accelerator; all of them are config fields.
 `configs/own.py:trial` and `:chat,trial` try a checkpoint and ten problems in minutes, before hours are spent.
 """
 
@@ -39,7 +39,7 @@ def get_config(arg: str = "completion") -> ConfigDict:
                 "compute_dtype": "bfloat16",
                 "remat": "full",
             },
-            # Another checkpoint here, of the same tokenizer, is a reranker of its own.
+            # Another checkpoint here, with the same tokenizer, makes a separate reranker.
             "reranker": {"checkpoint": "", "revision": "", "pooling": "last", "lm_coef": 0.1},
             "problems": {
                 "train": ("problems.jsonl",),

@@ -7,10 +7,10 @@ python experiments/table1.py --workdir runs/table1                          # st
 
 Rows of the table are systems of these runs. Each run is evaluated on HumanEval's translations of MultiPL-E in eight
 languages and on MBPP, greedily and with samples. The paper gives the generators' and the reranker's sizes, the stages
-and their objectives, the benchmark and how the second iteration's pairs grow; `ASSUMPTIONS` has all else, with reasons.
+and their objectives, the benchmark and how the second iteration's pairs grow. `ASSUMPTIONS` has the rest, with reasons.
 
-The commits are those that public code pins; these configs have run on tiny models only (`table1.py --smoke`). `mesh`,
-`checkpoints`, `remat`, `sandbox`, `prompts_in_flight` and microbatches are the machine's.
+The commits are those that public code pins. These configs have run on tiny models only (`table1.py --smoke`). `mesh`,
+`checkpoints`, `remat`, `sandbox`, `prompts_in_flight` and microbatches depend on the machine.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ COMMITS = {
     "33b": "61dc97b922b13995e7f83b7c8397701dbf9cfd4c",
 }
 
-# Config field: why it has this value, where the paper does not say. A section stands for all its fields.
+# Config field: why it has this value if the paper does not give one. A section stands for all its fields.
 ASSUMPTIONS = {
     "evaluation.NAME.samples": "n is unknown. By experiments/speed.py 'three times faster than 33B' holds up to n = 8, "
     "or up to 64, by how many problems are in flight.",
@@ -56,7 +56,7 @@ def get_config(arg: str = "6.7b") -> ConfigDict:
     if arg not in VARIANTS:
         raise ValueError(f"configs/paper.py:{arg} is unknown: use one of {', '.join(VARIANTS)}")
     computed = {"dtype": "bfloat16", "compute_dtype": "bfloat16", "remat": "full"}
-    # The 6.7B's reranker is the generator after SFT; the 1.3B's is a 6.7B of its own; the 33B has none.
+    # The 6.7B's reranker is the generator after SFT; the 1.3B's is a separate 6.7B; the 33B has none.
     own = {"checkpoint": _model("6.7b"), "revision": COMMITS["6.7b"]} | computed if arg == "1.3b" else {}
     second = {"hard": _iteration("hard"), "self_training": _iteration("self_training")} if arg == "6.7b" else {}
     iterations = {} if arg == "33b" else {"first": {"pairs": "sampled", "ppo": True}} | second
@@ -191,5 +191,5 @@ def _mbpp(split: str) -> dict[str, Any]:
 
 
 def _three_shots() -> dict[str, Any]:
-    """As DeepSeek-Coder's evaluation of MBPP."""
+    """The same shots as in DeepSeek-Coder's evaluation of MBPP."""
     return {"style": "chat", "shots": (_mbpp("prompt"),), "shot_names": ("MBPP/2", "MBPP/3", "MBPP/4")}

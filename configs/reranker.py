@@ -5,15 +5,15 @@ rerankjax train-reranker --config=configs/reranker.py --workdir=runs/reranker \
 rerankjax train-reranker --config=configs/reranker.py:full ...     # all parameters, not an adapter
 rerankjax train-reranker --config=configs/reranker.py:trial ...    # ten steps in float32: does it run?
 
-Data is one or more of .jsonl[.gz] and .parquet files, directories of MultiPL-E's results, and datasets of the hub, as
---config.data="('a.jsonl', 'owner/name')". The fields of a row say what it is:
+Data is one or more of .jsonl[.gz] and .parquet files, directories of MultiPL-E's results, and datasets of the hub, e.g.
+--config.data="('a.jsonl', 'owner/name')". The fields of a row determine its kind:
 
     {"prompt": "...", "chosen": "...", "rejected": "..."}                          texts, or conversations
     {"prompt": "...", "candidates": ["...", ...], "passed": [true, false, ...]}    executed samples
 
-The reranker comes to WORKDIR/export with its card, README.md, and results.json. A tenth of the problems decides when to
-stop, another tenth is what the figures are of. Sizes are for a model of about 1B parameters and one accelerator; all of
-them are fields to set (rerankjax/standalone/config.py says what each means).
+The reranker is written to WORKDIR/export with its card, README.md, and results.json. A tenth of the problems decides
+when to stop; another tenth gives the figures. Sizes are for a model of about 1B parameters and one accelerator; all of
+them are config fields (documented in rerankjax/standalone/config.py).
 """
 
 from ml_collections import ConfigDict
@@ -60,7 +60,7 @@ def get_config(arg: str = "lora") -> ConfigDict:
         convert_dict=True,
     )
     if "full" in parts:
-        # In bfloat16 small updates would be lost: parameters are kept in float32, products are taken in bfloat16.
+        # In bfloat16 small updates would be lost, so parameters are kept in float32 and products are in bfloat16.
         config.dtype = "float32"
         config.lora.rank = 0
         config.optimizer.learning_rate = 1e-5

@@ -6,13 +6,13 @@ rerankjax train --config=configs/smollm2.py:mbpp --workdir=runs/mbpp        # re
 rerankjax train --config=configs/smollm2.py:mbpp=mbpp.jsonl --workdir=...   # MBPP from a file
 rerankjax train --config=configs/smollm2.py:full --workdir=runs/lists-full  # :lists on one GPU, three seeds, longer
 
-`lists` asks for the made-up family's list programs in words, with an example; their difficulty can be set. `mbpp`
+`lists` asks for the synthetic family's list programs in words, with an example; their difficulty can be set. `mbpp`
 trains on MBPP's tasks 601 to 974 and on list programs, stops PPO by tasks 511 to 600, is evaluated on 11 to 510, once.
 
-The model is one GGUF file, which `make real` gets (93 MB, Apache 2.0). Rerankers and policies are adapters of rank 16
-over it. Parameters are float32; products are bfloat16, which CPUs with AMX compute three to four times as fast. On a
-CPU without, --config.generator.compute_dtype="" is faster. Layers are computed again in the backward pass (remat),
-because a CPU takes longer to store what they gave than to compute it.
+The model is one GGUF file, which `make real` downloads (93 MB, Apache 2.0). Rerankers and policies are adapters of rank
+16 over this model. Parameters are float32; products are bfloat16, which CPUs with AMX compute three to four times as
+fast. On a CPU without AMX, --config.generator.compute_dtype="" is faster. Layers are recomputed in the backward pass
+(remat), because a CPU takes longer to store their activations than to recompute them.
 """
 
 from typing import Any
@@ -86,7 +86,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
         convert_dict=True,
     )
     if variant == "mbpp":
-        # The 99% lengths of a prompt and of a solution, of which a model writes as many tokens again.
+        # The 99% lengths of a prompt and of a solution, in tokens.
         config.update({"max_prompt_length": 384, "prompts": {"style": "chat"}})
         config.sampling.max_completion_length = 240
         config.problems.update({"train": (_mbpp("train", file), "synthetic"), "dev": (_mbpp("validation", file),)})
@@ -118,7 +118,7 @@ def _adam(learning_rate: float, steps: int, microbatches: int) -> dict[str, Any]
 
 
 def _mbpp(split: str, file: str) -> dict[str, Any]:
-    """Train: tasks 601 to 974. Validation: 511 to 600. Test: 11 to 510."""
+    """A split of MBPP. Train: tasks 601 to 974. Validation: 511 to 600. Test: 11 to 510."""
     if file:
         return {"source": file, "benchmark": "MBPP", "split": split}
     commit = "4bb6404fdc6cacfda99d4ac4205087b89d32030c"

@@ -35,13 +35,13 @@ def listed(values: dict[str, float]) -> str:
 
 
 def standard_error(of: Row) -> float:
-    """Of the mean over languages, in points, if every problem of every language were a trial of its own."""
+    """Standard error of the mean over languages, in points, if every problem of every language is a separate trial."""
     variances = [p * (100 - p) / n for p, n in zip(of.percent, PROBLEMS.values(), strict=True)]
     return math.sqrt(sum(variances)) / len(variances)
 
 
 def standard_error_shared(of: Row) -> float:
-    """The same, if the translations of a problem are solved together or not at all: one language's."""
+    """The same, if the translations of a problem are solved together or not at all: the error of one language."""
     return math.sqrt(of.average * (100 - of.average) / max(PROBLEMS.values()))
 
 
@@ -56,7 +56,7 @@ def discordant_needed(points: float) -> int:
 
 
 def sentences() -> list[str]:
-    """What the table's figures say, one finding each."""
+    """What the table's figures say, one finding per sentence."""
     greedy, one, hard, own, large = (
         row("DeepSeek-Coder-Instruct", "6.7B"), row(ONE), row(HARD), row(SELF), row("DeepSeek-Coder-Instruct", "33B")
     )  # fmt: skip

@@ -1,6 +1,6 @@
-"""configs/paper.py on tiny random models of the same family, and the problems they need: does everything run?
+"""configs/paper.py on tiny random models of the same family, with problems made for them: does everything run?
 
-`table1.py --smoke` makes the inputs and starts the runs. A run by itself, once they are made:
+`table1.py --smoke` makes the inputs and starts the runs. To start one run by itself, once the inputs exist:
 
     rerankjax train --config=experiments/paper_smoke.py:6.7b,runs/table1-smoke/inputs --workdir=runs/table1-smoke/6.7b
 """
@@ -33,7 +33,7 @@ CHAT = (
     "{% else %}### Response:\n{{ m['content'] }}\n<|eos|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}### Response:\n{% endif %}"
 )
-# Of the loop, all stages, as small as they can be and have something to do.
+# All stages of the loop, as small as possible while each still has work.
 SMALL: dict[str, Any] = {
     "max_prompt_length": 192,
     "sampling.max_completion_length": 48,
@@ -88,9 +88,9 @@ def get_config(arg: str) -> ConfigDict:
 
 
 def make_inputs(folder: Path, problems: Path | None) -> None:
-    """Fills the folder with checkpoints and problems, if they are not there.
+    """Fills the folder with the checkpoints and problems that are missing.
 
-    problems: a folder with humaneval-LANGUAGE.jsonl; None for made-up problems in MultiPL-E's shape.
+    problems: a folder with humaneval-LANGUAGE.jsonl; None for synthetic problems in MultiPL-E's format.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if problems is None:
@@ -114,10 +114,10 @@ def make_inputs(folder: Path, problems: Path | None) -> None:
 
 
 def _write_checkpoint(path: Path, size: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    if (path / "config.json").is_file():  # which is written last
+    if (path / "config.json").is_file():  # config.json is written last
         return
     width, layers, heads, key_value_heads = SHAPES[size]
-    # A vocabulary larger than the tokenizer's, untied, and RoPE scaled linearly: as DeepSeek-Coder's.
+    # As in DeepSeek-Coder: a vocabulary larger than the tokenizer's, untied embeddings, and RoPE scaled linearly.
     config = ModelConfig(
         768,
         width,
@@ -132,13 +132,13 @@ def _write_checkpoint(path: Path, size: str, tokenizer: PreTrainedTokenizerFast)
         tie_word_embeddings=False,
     )
     params = init_decoder(config, jax.random.key(len(size)))
-    # As drawn, logits are near zero, and adapters, which leave this alone, could not make a model end its answer.
+    # At initialisation logits are near zero. Adapters do not train the head, so they could not end an answer.
     params["lm_head"]["kernel"] *= 25.0
     weights.save(path, config, params, tokenizer)
 
 
 def _contest(i: int) -> dict[str, Any]:
-    """A row in CodeContests' shape: add, or multiply by, a number."""
+    """A row in CodeContests' format: add, or multiply by, a number."""
     sign = "+*"[i % 4 // 2]
     inputs = ["3\n", "-2\n"]
     empty: dict[str, list[str]] = {"input": [], "output": []}
@@ -168,7 +168,7 @@ def _mbpp(task_id: int) -> dict[str, Any]:
 
 
 def write_made_up(folder: Path) -> None:
-    """The same two problems in each language: of kinds that all have words for."""
+    """The same two problems in each language, of kinds that all languages can express."""
     folder.mkdir(parents=True, exist_ok=True)
     steps, finals = (
         [kind for kind in kinds if all(kind.name in form.idioms for form in SYNTAX.values())]
@@ -176,6 +176,6 @@ def write_made_up(folder: Path) -> None:
     )
     for language in SYNTAX:
         family = make_family(0, 1, 1, 2, steps=steps, finals=finals, languages=(language,))
-        # Without the digest, which is of the language too: translations of a problem have one name.
+        # The digest depends on the language; without it, translations of a problem have the same name.
         made = [dataclasses.replace(problem, name=problem.name.rpartition("_")[0]) for problem in family.test]
         write_problems(folder / f"humaneval-{language}.jsonl", made)

@@ -49,7 +49,7 @@ MODELS = DEEPSEEK_CODER | {
 
 
 def random_params(config: ModelConfig, dtype: jnp.dtype) -> Params:
-    """Random parameters on every device, made in `dtype` one by one: float32 ones of a large model would not fit."""
+    """Random parameters on every device, made one by one in `dtype`: float32 ones of a large model would not fit."""
     shapes = jax.eval_shape(functools.partial(init_decoder, config), jax.random.key(0))
     everywhere = replicated(make_mesh())
 
@@ -67,7 +67,7 @@ def random_params(config: ModelConfig, dtype: jnp.dtype) -> Params:
 
 
 def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """One word a token, so that any tokens become a text and that text the same tokens again."""
+    """A tokenizer with one word per token, so that decoded tokens encode to the same tokens again."""
     words = {f"w{i}": i for i in range(vocab_size - 1)} | {"<eos>": vocab_size - 1}
     tokenizer = Tokenizer(models.WordLevel(words))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -75,7 +75,7 @@ def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def median_seconds(run: Callable[[], object], rounds: int) -> float:
-    """Of calls that end when their work is done, after one that compiles."""
+    """Median seconds of `rounds` calls, after one call that compiles. `run` returns when its work is done."""
     times = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
@@ -87,9 +87,9 @@ def median_seconds(run: Callable[[], object], rounds: int) -> float:
 def time_sampling(
     config: ModelConfig, params: Params, prompts: Sequence[Prompt], samples: int, length: int, rounds: int
 ) -> tuple[float, list[list[np.ndarray]]]:
-    """Seconds to draw `samples` completions of `length` tokens for all prompts side by side, and their tokens."""
+    """Seconds to draw `samples` completions of `length` tokens for all prompts in flight at once, and their tokens."""
     devices = jax.device_count()
-    rows = -(-len(prompts) // devices) * devices  # every device has equally many
+    rows = -(-len(prompts) // devices) * devices  # every device has the same number of rows
     shape = EngineConfig(rows, samples, max(len(p.tokens) for p in prompts))
     engine = Engine(config, SamplingConfig(0.8, 0.95, length), shape, eos=-1, pad=0, mesh=make_mesh())
     never = np.stack([np.zeros(config.vocab_size, np.int32), np.ones(config.vocab_size, np.int32)])
@@ -114,7 +114,7 @@ def measure(
     samples: Sequence[int],
     rounds: int,
 ) -> speed.Comparison:
-    """The comparison by the clock, on all devices that JAX sees."""
+    """The comparison in measured seconds, on all devices that JAX sees."""
     device = jax.devices()[0]
     dtype = jnp.dtype(jnp.float32 if device.platform == "cpu" else jnp.bfloat16)
     large, sampler, reranker = (MODELS[name] for name in names)

@@ -29,12 +29,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(size: str, config: str, workdir: Path, flags: Sequence[str], smoke: bool) -> None:
-    """Starts or resumes a run; ends this program with its status where it fails."""
+    """Starts or resumes a run. If the run fails, exits this program with the run's status."""
     command = [sys.executable, "-m", "rerankjax", "train", f"--config={config}", f"--workdir={workdir / size}", *flags]
     print(f"run {size}: {' '.join(command[2:])}", flush=True)
-    # What one run compiled another need not compile again.
+    # Runs share compiled programs.
     environment = {"JAX_COMPILATION_CACHE_DIR": str(workdir.absolute() / "compiled")} | os.environ
-    if smoke:  # tiny programs run seldom: what LLVM would gain in them takes many times longer to find
+    if smoke:  # tiny programs run rarely: LLVM's optimisation takes many times longer than it saves
         environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
     status = subprocess.run(command, env=environment, check=False).returncode
     if status:
