@@ -156,12 +156,14 @@ def ppo(
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """How problems are sampled: samples per problem, settings, the longest prompt in tokens, and prompts in flight."""
+    """How problems are sampled: samples per problem, settings, the longest prompt in tokens, and how many prompts are
+    in flight and, at most, read at once."""
 
     samples: int
     sampling: SamplingConfig
     prompt_length: int
     prompts_in_flight: int
+    reads: int = EngineConfig.reads
 
 
 def drawing_of(config: ExperimentConfig, split: str) -> Drawing:
