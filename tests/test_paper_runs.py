@@ -45,7 +45,7 @@ def start(workdir, *arguments):
     # One compilation at the least effort serves all runs of a test session: they are tiny.
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {os.environ['RERANKJAX_TESTS_XLA_FLAGS']}",
     }
     return subprocess.Popen(
         [sys.executable, "-m", "rerankjax", "train", f"--workdir={workdir}", *arguments],

@@ -312,7 +312,7 @@ def test_the_command_trains_and_says_how_to_rank(tmp_path):
     data = write(tmp_path / "a.jsonl", samples())
     command = [sys.executable, "-m", "rerankjax", "train-reranker", "--config=configs/reranker.py:full,trial"]
     command += [f"--workdir={tmp_path / 'run'}", f"--config.base={base(tmp_path / 'base')}", "--config.max_length=64"]
-    quick = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    quick = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": os.environ["RERANKJAX_TESTS_XLA_FLAGS"]}
 
     def run(*flags):
         options = {"cwd": ROOT, "env": os.environ | quick, "capture_output": True, "text": True, "check": False}
