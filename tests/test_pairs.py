@@ -1,9 +1,14 @@
 """Pairs: what each source of a later iteration's pairs is made of."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from rerankjax.candidates.candidate import Candidate, read_candidates, write_candidates
+from rerankjax.loop import stages
+from rerankjax.loop.config import ConfigError
 from rerankjax.pairs.mining import (
     PAIR_SOURCES,
     LabelledSolutions,
@@ -94,3 +99,17 @@ def test_files_give_back_what_was_written(tmp_path):
     sampled = [candidate("p", "x = 1\n", "failed"), candidate("q", "", "passed")]
     write_candidates(tmp_path / "c.parquet", sampled)
     assert read_candidates(tmp_path / "c.parquet") == sampled
+
+
+def test_a_run_whose_samples_all_fail_says_what_to_change():
+    run = SimpleNamespace(
+        seed=0,
+        config=SimpleNamespace(lora=SimpleNamespace(rank=0), sft=SimpleNamespace(enabled=False)),
+        reranker=SimpleNamespace(name="reranker"),
+        stage=lambda name, inputs, fill, everywhere: fill(Path(), None),
+    )
+    solutions = partition_by_verdict([candidate("p", "a", "failed")])
+    with pytest.raises(ConfigError, match=r"^seed 0, reranker first: none of 0 .*; raise config.candidates.train or "):
+        stages._reranker(
+            run, "first", {}, dict, lambda _: sample_pairs(solutions, 4, [0]), "reranker_training", [0], []
+        )

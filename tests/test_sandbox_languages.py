@@ -229,6 +229,15 @@ def test_standard_output_decides_where_it_is_expected(language: str) -> None:
     assert [result.verdict for result in results] == list(expected.values()), results
 
 
+def test_what_a_jvm_warns_of_is_not_what_a_program_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class archive of another class path, as an environment that was moved has."""
+    monkeypatch.setattr(toolchains, "JAVA_CLASSES", f"{toolchains.JAVATUPLES}:{toolchains.JAVA_CLASSES}")
+    given = Program("java", BY_OUTPUT["java"], stdin="10\n", expected_output="3.3333333 10\n")
+    (result,) = sandbox.run([given], workers=1)
+    assert result.verdict is Verdict.PASSED, result
+    assert "warning" in result.stderr
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_standard_input_is_empty_while_tests_decide(language: str) -> None:
     reads = {

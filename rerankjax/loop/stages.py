@@ -338,7 +338,11 @@ def _reranker(
     base = trainers.lora_base(run.config, trunk)
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
-        pairs = make_pairs(config)
+        try:
+            pairs = make_pairs(config)
+        except ValueError as error:
+            remedy = "raise config.candidates.train or config.sft.optimizer.steps, or choose easier problems"
+            raise ConfigError(f"seed {run.seed}, reranker {name}: {error}; {remedy}") from error
         if is_first():
             write_pairs(directory / "pairs.jsonl", pairs)
         settings: TrainingConfig = whole(getattr(config, training))

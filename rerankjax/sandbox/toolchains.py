@@ -34,7 +34,9 @@ CSHARP_HARNESS, CSHARP_COMPILER, CSHARP_TELL = (
 )
 
 # C1 alone and a serial collector: programs that run for milliseconds gain nothing from what starts slower.
+# Warnings, such as of a class archive that does not match, go to standard output unless a JVM is told otherwise.
 JAVA_OPTIONS = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData", "-XX:ActiveProcessorCount=2"]
+JAVA_OPTIONS += ["-Xlog:disable", "-Xlog:all=warning:stderr"]
 
 _MADE = "python -m rerankjax.sandbox.install"
 _WHEEL = "pip install 'rerankjax[languages]'"
