@@ -18,7 +18,6 @@ from rerankjax.loop.problem_sets import TRAIN
 from rerankjax.loop.resolve import resolve
 from rerankjax.loop.seed_run import SeedRun, open_seed
 from rerankjax.loop.stages import BASE, SFT, ParamsLoader
-from rerankjax.loop.write_report import write_report
 from rerankjax.model.decoder import Params
 from rerankjax.model.sharding import make_mesh
 from rerankjax.results.evaluation import Evaluation
@@ -61,6 +60,9 @@ def train(config: ConfigDict, workdir: str, others: Sequence[str] = ()) -> None:
         runs = [open_seed(resolved, seed, root, mesh) for seed in resolved.seeds]
         evaluations = [evaluation for run in runs for evaluation in run_seed(run)]
         if is_first():
+            # It imports matplotlib, which takes seconds, and is needed only here: errors at the start need not wait.
+            from rerankjax.loop.write_report import write_report
+
             write_report(root, resolved, evaluations)
         wait_for_all("the end")
         if resolved.first_iteration:
