@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -166,6 +167,16 @@ def test_prompts_are_read_so_many_at_once(tiny, params, prompts):
     assert {rows for rows, _ in seen} == {1, 2}
     for one, sample in got.items():
         np.testing.assert_array_equal(sample.tokens, expected[one].tokens)
+
+
+def test_the_order_of_caches_on_a_tpu_changes_nothing(tiny, params, prompts, monkeypatch):
+    expected = drawn(engine(tiny), params, prompts)
+    monkeypatch.setattr("rerankjax.candidates.engine._turns_caches", lambda mesh: True)
+    turned = engine(tiny)
+    assert turned._empty(jnp.float32).caches[0].keys.shape == (C, 2, 4, 8)
+    for one, sample in drawn(turned, params, prompts).items():
+        np.testing.assert_array_equal(sample.tokens, expected[one].tokens)
+        np.testing.assert_allclose(sample.log_probs, expected[one].log_probs, atol=1e-6)
 
 
 def test_greedy_takes_the_same_for_every_key(tiny, params, prompts):

@@ -78,10 +78,21 @@ class Sample(NamedTuple):
     finished: bool  # false where the length limit cut it
 
 
+def _turns_caches(mesh: Mesh) -> bool:
+    """Whether the state holds caches as [C K B E]: a TPU writes a column of these at once. If they were [B K C E], XLA
+    would copy all of them into that order before each chunk, and back after it."""
+    return bool(mesh.devices.flat[0].platform == "tpu")
+
+
+def _turn(caches: tuple[Cache, ...]) -> tuple[Cache, ...]:
+    """[B K C E] as [C K B E], or back."""
+    return jax.tree.map(lambda a: a.transpose(2, 1, 0, 3), caches)
+
+
 class _State(NamedTuple):
     """Everything on the device. B = R * S slots; the slots of a row are adjacent."""
 
-    caches: tuple[Cache, ...]  # of the slots' own tokens, by layer: [B K C E]
+    caches: tuple[Cache, ...]  # of the slots' own tokens, by layer: [B K C E], or as `_turns_caches` says
     prefixes: tuple[Prefix, ...]  # by layer
     first: Float[Array, "R V"]  # logits that follow each prompt
     length: Int[Array, " R"]  # of each prompt
@@ -154,6 +165,7 @@ def _draw(
     sampling: SamplingConfig,
     chunk: int,
     eos: int,
+    turn: bool,
     params: Params,
     layers: tuple[Params, ...],
     state: _State,
@@ -210,8 +222,11 @@ def _draw(
             raw_log_probs=put(s.raw_log_probs, raw),
         )
 
+    if turn:
+        state = state._replace(caches=_turn(state.caches))
     # A loop of fixed length: a check at every token whether all slots are done would make devices wait for each other.
-    return jax.lax.fori_loop(0, chunk, lambda _, s: body(s), state)
+    state = jax.lax.fori_loop(0, chunk, lambda _, s: body(s), state)
+    return state._replace(caches=_turn(state.caches)) if turn else state
 
 
 class Engine:
@@ -230,7 +245,12 @@ class Engine:
             )
         self._engine, self._pad = engine, pad
         rows, everywhere = by_row(mesh), replicated(mesh)
-        empty = functools.partial(_empty, config, engine, sampling.max_completion_length)
+        turn = _turns_caches(mesh)
+
+        def empty(dtype: Any) -> _State:
+            state = _empty(config, engine, sampling.max_completion_length, dtype)
+            return state._replace(caches=_turn(state.caches)) if turn else state
+
         # Keys and values [rows, heads, length, dimensions] are split over heads as their projections are.
         heads = RULES.heads if config.num_key_value_heads % mesh.shape["tensor"] == 0 else None
         cached = NamedSharding(mesh, PartitionSpec(RULES.batch, heads))
@@ -238,6 +258,9 @@ class Engine:
             lambda a: cached if a.ndim == 4 else rows if a.ndim else everywhere,
             jax.eval_shape(lambda: empty(jnp.float32)),
         )
+        if turn:
+            turned = NamedSharding(mesh, PartitionSpec(None, heads, RULES.batch))
+            sharding = sharding._replace(caches=jax.tree.map(lambda _: turned, sharding.caches))
         self._empty = jax.jit(empty, static_argnums=0, out_shardings=sharding)
         self.idle_seconds = 0.0  # so far, at most, in which the device waited for the host
         self.real_tokens = self.computed_tokens = 0  # so far, of prompts read and samples drawn
@@ -251,7 +274,7 @@ class Engine:
             return jax.jit(on_mesh(mesh, traced), donate_argnums=state, out_shardings=sharding)
 
         # (parameters without layers, layers one by one, state, stops, slots to begin, key, prompts, samples, starts)
-        self.draw = compiled(functools.partial(_draw, config, sampling, engine.chunk, eos), 2)
+        self.draw = compiled(functools.partial(_draw, config, sampling, engine.chunk, eos, turn), 2)
         # (parameters, state, prompts, mask, rows) -> state
         self.read = compiled(functools.partial(_read, config, mesh), 1)
 
