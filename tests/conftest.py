@@ -2,8 +2,10 @@
 
 import atexit
 import os
+import random
 import shutil
 import tempfile
+import time
 
 import jax
 import pytest
@@ -50,3 +52,11 @@ def tiny() -> ModelConfig:
         head_dim=8,
         max_position_embeddings=64,
     )
+
+
+@pytest.fixture
+def moments() -> random.Random:
+    """When to kill. A failing test prints the seed that repeats it."""
+    seed = int(os.environ.get("RERANKJAX_TESTS_SEED", time.time_ns()))
+    print(f"repeat with RERANKJAX_TESTS_SEED={seed}")
+    return random.Random(seed)

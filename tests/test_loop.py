@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shlex
 import signal
 import subprocess
@@ -137,10 +136,9 @@ def test_first_ratios_of_the_whole_run_are_exactly_one(whole):
 
 @pytest.mark.long
 @pytest.mark.parametrize("most", [2, 10])
-def test_kills_at_random_moments_change_nothing(whole, tmp_path, most):
+def test_kills_at_random_moments_change_nothing(whole, tmp_path, most, moments):
     """SIGKILL again and again: the run ends in the figures and the checkpoint bytes of the one that was left alone."""
     expected = artifacts(whole[0])
-    moments = random.Random()
     kills = runs = 0
     while kills < most:  # a run that ends between two kills is compared, and the next one begins
         runs += 1

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -94,8 +93,8 @@ def test_a_run_that_differs_in_ppo_takes_all_before_ppo(whole, inputs, tmp_path)
         assert same == (stage not in later), stage
 
 
-def test_ten_kills_change_nothing(whole, inputs, tmp_path):
-    expected, moments, kills = artifacts(whole), random.Random(), 0
+def test_ten_kills_change_nothing(whole, inputs, tmp_path, moments):
+    expected, kills = artifacts(whole), 0
     while True:
         process = start(tmp_path / "run", *flags(inputs))
         try:

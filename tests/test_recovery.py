@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import gc
-import random
 import shutil
 import signal
 import sys
@@ -90,12 +89,12 @@ def run_cut(trainer, directory, mesh, step, monkeypatch):
 
 @pytest.mark.parametrize("cuts", [2, pytest.param(20, marks=pytest.mark.long)])
 @pytest.mark.parametrize("trainer", ["sft", "reranker", "ppo"])
-def test_a_run_cut_at_any_step_ends_in_the_bits_of_the_whole_one(trainer, cuts, tmp_path):
+def test_a_run_cut_at_any_step_ends_in_the_bits_of_the_whole_one(trainer, cuts, tmp_path, moments):
     """A cut leaves the checkpoints up to it: one run keeps them all, others go on from each."""
     mesh = make_mesh(devices=jax.devices()[:1])
     whole = train(trainer, tmp_path / "whole", mesh, steps=1, iterations=1, keep=STEPS)
     metrics = read_metrics(tmp_path / "whole")
-    for step in random.Random().sample(range(1, STEPS), cuts):
+    for step in moments.sample(range(1, STEPS), cuts):
         kept = tmp_path / f"cut{step}.recovery" / str(step)
         shutil.copytree(tmp_path / "whole.recovery" / str(step), kept)
         resumed = train(trainer, tmp_path / f"cut{step}", mesh)
