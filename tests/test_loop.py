@@ -209,6 +209,7 @@ def test_a_finished_run_starts_again_in_no_time_and_says_the_same(whole):
     assert again.split("Fraction of held-out")[1] == output.split("Fraction of held-out")[1]
 
 
+@pytest.mark.long
 def test_another_config_in_the_directory_is_refused_with_the_difference(whole):
     process = start(whole[0], "--config.ppo.kl_coef=0.2")
     output, _ = process.communicate(timeout=120)
