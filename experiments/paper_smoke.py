@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {
     "problems.dev_problems": 2,
     "problems.max_train": 12,
     "sft.batch_size": 4,
-    "sft.optimizer": {"learning_rate": 1e-2, "steps": 100, "warmup_steps": 1, "microbatches": 1},
+    "sft.optimizer": {"learning_rate": 1e-2, "steps": 60, "warmup_steps": 1, "microbatches": 1},
     "candidates": {"train": 6, "dev": 4, "prompts_in_flight": 4},
     "reranker_training.batch_size": 4,
     "reranker_training.optimizer": {"learning_rate": 1e-3, "steps": 3, "warmup_steps": 0, "microbatches": 1},
