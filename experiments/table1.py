@@ -21,8 +21,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
 from rerankjax.problems.jsonl import write_text
 from rerankjax.results import paper_table, results
 
@@ -37,8 +35,10 @@ def run(size: str, config: str, workdir: Path, flags: Sequence[str], smoke: bool
     # Runs share compiled programs.
     environment = {"JAX_COMPILATION_CACHE_DIR": str(workdir.absolute() / "compiled")} | os.environ
     if smoke:  # tiny programs run rarely: optimising them takes many times longer than it saves
+        import jax  # takes seconds, which --help and --render do not need
+
         quick = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-        if jax.__version_info__ < (0, 12):  # its older emitters compile in half the time
+        if jax.__version_info__ < (0, 12):  # the older emitters compile in half the time
             quick += " --xla_cpu_use_fusion_emitters=false"
         environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}"
     status = subprocess.run(command, env=environment, check=False).returncode

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rerankjax.candidates.engine import Engine, EngineConfig, Prompt, make_engine
+from rerankjax.candidates.engine import EngineConfig, Prompt, make_engine
 from rerankjax.candidates.generate import generate
 from rerankjax.candidates.sampling import SamplingConfig, make_sampler
 from rerankjax.candidates.stop import joined_table, stop_table, truncate
@@ -34,8 +34,8 @@ def params(tiny):
     return jax.tree.map(lambda a: a * 2, init_decoder(tiny, jax.random.key(0)))
 
 
-def engine(tiny, *, rows=2, slots=2, chunk=3, temperature=1.0, top_p=0.9, mesh=None):
-    sampling, shape = SamplingConfig(temperature, top_p, C), EngineConfig(rows, slots, 40, chunk)
+def engine(tiny, *, rows=2, slots=2, chunk=3, reads=EngineConfig.reads, temperature=1.0, top_p=0.9, mesh=None):
+    sampling, shape = SamplingConfig(temperature, top_p, C), EngineConfig(rows, slots, 40, chunk, reads)
     return make_engine(tiny, sampling, shape, EOS, PAD, mesh or MESH)
 
 
@@ -158,11 +158,10 @@ def test_slots_are_refilled_and_nothing_compiles_anew(tiny, params, prompts):
     assert len(taken) <= 120 // 3 + 2 + 1  # prompts are taken as rows become free
 
 
-def test_prompts_are_read_so_many_at_once(tiny, params, prompts):
-    shape = EngineConfig(8, 2, 40, 3, reads=2)
-    few = Engine(tiny, SamplingConfig(1.0, 0.9, C), shape, eos=EOS, pad=PAD, mesh=MESH)
-    seen, read = [], few.read
-    few.read = lambda *arguments: (seen.append(arguments[2].shape), read(*arguments))[1]
+def test_prompts_are_read_so_many_at_once(tiny, params, prompts, monkeypatch):
+    few, seen = engine(tiny, rows=8, reads=2), []
+    read = few.read
+    monkeypatch.setattr(few, "read", lambda *arguments: (seen.append(arguments[2].shape), read(*arguments))[1])
     got, expected = drawn(few, params, prompts), drawn(engine(tiny, rows=8), params, prompts)
     assert {rows for rows, _ in seen} == {1, 2}
     for one, sample in got.items():
@@ -172,7 +171,7 @@ def test_prompts_are_read_so_many_at_once(tiny, params, prompts):
 def test_the_order_of_caches_on_a_tpu_changes_nothing(tiny, params, prompts, monkeypatch):
     expected = drawn(engine(tiny), params, prompts)
     monkeypatch.setattr("rerankjax.candidates.engine._turns_caches", lambda mesh: True)
-    turned = Engine(tiny, SamplingConfig(1.0, 0.9, C), EngineConfig(2, 2, 40, 3), eos=EOS, pad=PAD, mesh=MESH)
+    turned = engine(tiny, chunk=4)  # that no other test has
     assert turned._empty(jnp.float32).caches[0].keys.shape == (C, 2, 4, 8)
     for one, sample in drawn(turned, params, prompts).items():
         np.testing.assert_array_equal(sample.tokens, expected[one].tokens)

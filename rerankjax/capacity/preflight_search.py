@@ -74,7 +74,7 @@ def _variants(config: ExperimentConfig, topology: Topology) -> list[tuple[float,
 
 
 def _certainly(config: ExperimentConfig, topology: Topology) -> tuple[MemoryUse, Step]:
-    """The step that takes the most memory, as far as is known before compilation."""
+    """The step that takes the most memory, not counting what only compilation can measure."""
     steps = device_steps(config, topology)
     return max(((memory_use(step, None), step) for step in steps), key=lambda pair: pair[0].total)
 

@@ -34,8 +34,8 @@ CSHARP_HARNESS, CSHARP_COMPILER, CSHARP_TELL = (
 )
 
 # C1 alone and a serial collector: programs that run for milliseconds gain nothing from what starts slower.
-# Warnings, such as of a class archive that does not match, go to standard output unless a JVM is told otherwise.
 JAVA_OPTIONS = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData", "-XX:ActiveProcessorCount=2"]
+# By default a JVM warns on standard output, for example of a class archive that does not match its class path.
 JAVA_OPTIONS += ["-Xlog:disable", "-Xlog:all=warning:stderr"]
 
 _MADE = "python -m rerankjax.sandbox.install"
