@@ -31,7 +31,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
         {
             "seeds": (0,),
             "generator": {"checkpoint": MODEL, "dtype": "float32", "compute_dtype": "bfloat16", "remat": "full"},
-            "reranker": {"pooling": "last", "lm_coef": 0.1, "compute_dtype": "bfloat16", "remat": "full"},
+            "reranker": {"pooling": "last", "lm_coef": 0.1},
             "problems": {
                 "train": ("synthetic",),
                 "dev": ("synthetic",),
@@ -100,8 +100,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
             training.optimizer.microbatches = training.batch_size
     if variant == "full":
         config.seeds = (0, 1, 2)
-        config.generator.update({"remat": "none"})
-        config.reranker.update({"remat": "none"})
+        config.generator.remat = "none"
         config.problems.synthetic.update({"train": 4000, "dev": 200, "test": 400, "corpus": 16000})
         config.candidates.update({"train_problems": 2000, "dev": 16, "prompts_in_flight": 64})
         for training, steps in ((config.sft, 500), (config.reranker_training, 400), (config.retraining, 150)):

@@ -15,6 +15,7 @@ VARIANTS = {
     "mini": ("demo", "full", "smoke", "languages"),
     "own": ("completion", "chat", "trial", "chat,trial"),
     "paper": ("1.3b", "6.7b", "33b"),
+    "smollm2": ("lists", "mbpp", "full"),
 }
 DROP = object()
 
