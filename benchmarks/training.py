@@ -172,7 +172,7 @@ def compare_ppo(
     engine = make_engine(config, SamplingConfig(1.0, 1.0, C), EngineConfig(rows, 1, P), -1, PAD, mesh)
     numbered = [Prompt(ids, number) for number, ids in enumerate(prompts.tolist())]
     state = start_state(init_policy(params), ppo.optimizer, mesh)
-    reward = Reward(reranker, jnp.zeros(()), jnp.ones(()))
+    reward = Reward((reranker,), jnp.zeros(1), jnp.ones(1))
     never = np.array([[0], [1]], np.int32) + np.zeros((2, config.vocab_size), np.int32)  # stop strings that never match
     kl_coef = jnp.float32(KL_COEF)
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from evaluations import evaluation
 
+from rerankjax.reranker.ensembles import ENSEMBLES, combined, standardised
 from rerankjax.results import plots, render, results, selection
 from rerankjax.results.divergence import best_of_n_divergence, divergence
-from rerankjax.results.ensembles import ENSEMBLES, choose_k, combined, standardised
 from rerankjax.results.evaluation import Evaluation, Likelihood
+from rerankjax.results.selection import choose_k
 from rerankjax.results.summary import summarise
 
 

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pyarrow.parquet
 import pytest
 
-from rerankjax.results.ensembles import ENSEMBLES
+from rerankjax.reranker.ensembles import ENSEMBLES
 from rerankjax.results.selection import ALL_RULES
 
 ROOT = Path(__file__).parents[1]
@@ -179,6 +179,27 @@ def test_a_run_in_a_bucket_ends_in_the_same_figures(whole, tmp_path):
     assert "<svg" in (store / "report.html").read_text()
     assert f"# in a folder with a copy of {store}/seed0/export" in output
     assert not (store / "lock").exists()
+
+
+@pytest.mark.long
+def test_the_reranker_has_its_members_mean_weights_and_ppo_can_follow_their_minimum(whole, tmp_path):
+    changes = [f"--config.iterations.{name}.run=False" for name in ("same_data", "random", "self_training")]
+    members = "--config.reranker.members=2", "--config.ppo.reward=minimum", "--config.iterations.hard.ppo=False"
+    finish(start(tmp_path, f"--reuse={whole[0]}", *members, *changes))
+
+    def params(stage):
+        with ocp.StandardCheckpointer() as checkpointer:
+            return jax.tree.map(np.asarray, checkpointer.restore(tmp_path / f"seed0/rerankers/{stage}/checkpoint"))
+
+    first, second, mean = params("first-1"), params("first-2"), params("first")
+    assert not np.array_equal(first["score"], second["score"])
+    jax.tree.map(lambda a, b, m: np.testing.assert_allclose((a + b) / 2, m, rtol=1e-6), first, second, mean)
+    pairs = [(tmp_path / f"seed0/rerankers/hard-{member}/pairs.jsonl").read_text() for member in (1, 2)]
+    assert pairs[0] != pairs[1]
+    inputs = json.loads((tmp_path / "seed0/policies/ppo/stage.json").read_text())["inputs"]
+    assert {"seed0/scores/first-1/sft-train", "seed0/scores/first-2/sft-train"} <= inputs.keys()
+    (found,) = json.loads((tmp_path / "results.json").read_text())["evaluations"]
+    assert "PPO, minimum of 4 rerankers" in {row["label"] for row in found["systems"]}
 
 
 @pytest.mark.long

@@ -238,7 +238,7 @@ def test_a_reranker_is_an_adapter_and_a_head(tiny, base):
 def test_four_models_on_one_base(tiny, base, adapter):
     """PPO with policy, value, reference and reward over one base: its first ratio is 1, and the base stays."""
     config, mesh = dataclasses.replace(tiny, remat="full"), MESH
-    reward = Reward(init_reranker(attach(base, adapter, LORA), jax.random.key(5)), jnp.float32(0), jnp.float32(1))
+    reward = Reward((init_reranker(attach(base, adapter, LORA), jax.random.key(5)),), jnp.zeros(1), jnp.ones(1))
     before = jax.device_get(base)
     new = init_adapter(config, LORA, jax.random.key(6))
     state = start(init_policy(base) | {"decoder": new}, make_optimizer(PPO.optimizer), mesh)

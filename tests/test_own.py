@@ -17,7 +17,7 @@ from rerankjax.model import weights
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import init_decoder
 from rerankjax.prompts.tokenizer import train_tokenizer
-from rerankjax.results.ensembles import ENSEMBLES
+from rerankjax.reranker.ensembles import ENSEMBLES
 
 ROOT = Path(__file__).parents[1]
 CHAT = (

@@ -106,17 +106,32 @@ def test_value_loss_takes_the_larger_error():
 
 
 def test_scores_are_normalised_clipped_and_replaced_where_the_text_was_cut():
-    reward = Reward(None, jnp.float32(2.0), jnp.float32(0.5))
+    reward = Reward((), jnp.array([2.0]), jnp.array([0.5]))
     finished = jnp.array([True, True, False])
-    out = normalised_scores(PPO, jnp.array([3.0, 90.0, 3.0]), reward, finished)
+    out = normalised_scores(PPO, jnp.array([[3.0, 90.0, 3.0]]), reward, finished)
     np.testing.assert_allclose(out, [2.0, 5.0, -1.0])
+
+
+def test_a_reward_that_combines_rerankers_by_hand():
+    # In standard deviations: 2, 1, 9 under the first and 0, 3, 9 under the second; the last completion was cut.
+    reward = Reward((), jnp.array([2.0, 0.0]), jnp.array([0.5, 1.0]))
+    scores, finished = jnp.array([[3.0, 2.5, 6.5], [0.0, 3.0, 9.0]]), jnp.array([True, True, False])
+
+    def score(**fields):
+        return normalised_scores(dataclasses.replace(PPO, **fields), scores, reward, finished).tolist()
+
+    assert score(reward="mean") == [1.0, 2.0, -1.0]
+    assert score(reward="minimum") == [0.0, 1.0, -1.0]
+    assert score(reward="lower_bound", reward_spread=0.5) == [0.5, 1.5, -1.0]  # spreads 1 and 1
+    with pytest.raises(ValueError, match="reward = 'median' is unknown: use one of reranker, mean, minimum, lower_b"):
+        dataclasses.replace(PPO, reward="median")
 
 
 @pytest.fixture
 def setting(tiny):
     """A policy, its reference, a reranker, far enough from uniform to matter; prompts, and a stop table."""
     trunk = jax.tree.map(lambda a: a * 2, init_decoder(tiny, jax.random.key(0)))
-    reward = Reward(init_reranker(trunk, jax.random.key(1)), jnp.float32(0), jnp.float32(1))
+    reward = Reward((init_reranker(trunk, jax.random.key(1)),), jnp.zeros(1), jnp.ones(1))
     rng = np.random.default_rng(0)
     prompts = [rng.integers(2, 97, rng.integers(3, P + 1)).tolist() for _ in range(B)]
     # An automaton that says a stop string was met after C tokens, whatever they are: scores are then the reranker's.
@@ -223,7 +238,7 @@ def test_the_penalty_alone_pulls_a_policy_back_to_its_reference(tiny, setting):
     trunk, reward, prompts, stops = setting
     leaves, tree = jax.tree.flatten(trunk)
     moved = [a + 0.3 * jnp.std(a) * jax.random.normal(jax.random.key(i), a.shape) for i, a in enumerate(leaves)]
-    apart = (trunk, reward._replace(std=jnp.float32(1e9)), 64 * prompts, stops)
+    apart = (trunk, reward._replace(std=jnp.full(1, 1e9)), 64 * prompts, stops)
     kl = {}
     for beta in (0.0, 1.0):
         ppo = dataclasses.replace(PPO, iterations=20, batch_size=512, kl_coef=beta, learning_rate=3e-3)
@@ -255,7 +270,7 @@ def test_figures_of_an_iteration_are_those_of_padded_rows(tiny, setting):
     rows = SequenceBatch(*pad_rows(prompts, [d.tokens for d in drawn], P, C, 0))
     own, other = (np.asarray(completion_log_probs(tiny, params, rows, P, 0.7)[0]) for params in (policy, trunk))
     assert float(metrics["kl"]) == pytest.approx((own - other).sum(1).mean(), abs=1e-4)
-    scores = np.array(score_rows(tiny, "mean", reward.params, rows, P))
+    scores = np.array(score_rows(tiny, "mean", *reward.params, rows, P))
     scores[2] = PPO.missing_eos_penalty
     assert float(metrics["score"]) == pytest.approx(scores.mean(), abs=1e-5)
     assert float(metrics["length"]) == np.mean([len(d.tokens) for d in drawn])
@@ -278,9 +293,9 @@ def test_a_reranker_of_another_shape_rewards(tiny, setting):
     )
     found = np.zeros(B)
     for part, source in zip(*pack(items, programs.sizes), strict=True):
-        _, scores = programs.score(trunk, reranker, part)
+        _, scores = programs.score(trunk, (reranker,), part)
         for row, target in zip(*np.nonzero(part.mask), strict=True):
-            found[source.item[row, target]] = scores[row, part.completion[row, target]]
+            found[source.item[row, target]] = scores[0, row, part.completion[row, target]]
     assert np.std(expected) > 0
     np.testing.assert_allclose(found, expected, atol=1e-5)
 

@@ -61,7 +61,7 @@ def train(trainer, directory, mesh, **checkpoints):
         start = init_reranker(sft, jax.random.key(1))
         training = config.reranker_training
         return trainers.train_reranker(config, shape, training, None, start, PAIRS, PROBLEMS, tokenizer, [0], work)
-    reward = Reward(init_reranker(sft, jax.random.key(1)), np.float32(0), np.float32(1))
+    reward = Reward((init_reranker(sft, jax.random.key(1)),), np.zeros(1, np.float32), np.ones(1, np.float32))
 
     def dev_rates(params):  # of the parameters alone, and not monotonous
         scale = np.asarray(jax.device_get(params["norm"]["scale"]))

@@ -31,7 +31,7 @@ from rerankjax.loop.problem_sets import DEV, TRAIN
 from rerankjax.loop.programs import DeviceProgram, Drawing, UpdatePrograms
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
-from rerankjax.policy.ppo import init_policy
+from rerankjax.policy.ppo import OWN_SCORE, init_policy
 from rerankjax.reranker.rerank import LOG_PROBABILITY
 from rerankjax.run import checkpoint
 
@@ -202,10 +202,11 @@ def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
     params = {"decoder": run.trained(run.generator, run.sft), "value": checkpoint.abstract(value, mesh)}
     reward = run.with_head(run.reranker, run.trunk)
     reward["decoder"] = run.attached(run.trunk, reward["decoder"])
-    of_run = programs.ppo(config, shape, reward_shape, params, base, run.sft, reward, mesh)
+    rewards = (reward,) * (1 if ppo.reward == OWN_SCORE else config.reranker.members)
+    of_run = programs.ppo(config, shape, reward_shape, params, base, run.sft, rewards, mesh)
     (state, total), sizes, lora = of_run.apply.arguments, of_run.programs.sizes, programs.adapters(config, base)
     packed, part = of_run.outputs.arguments[2], of_run.add.arguments[3]
-    held = [*resident, reward, best]
+    held = [*resident, rewards, best]
     read = functools.partial(prefill_cost, shape, sizes.rows, sizes.length, dtype_bytes=dtype_bytes(shape))
     scored = prefill_cost(reward_shape, sizes.rows, sizes.length, logits=0, dtype_bytes=dtype_bytes(reward_shape))
     learning = gradient_cost(
@@ -219,9 +220,9 @@ def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
             "PPO scores",
             "PPO scores",
             of_run.score,
-            {"weights": (run.sft, reward), "batch": packed},
+            {"weights": (run.sft, rewards), "batch": packed},
             [*held, state],
-            read(logits=sizes.targets) + scored,
+            read(logits=sizes.targets) + scored * len(rewards),
             mesh,
         ),
         Step(

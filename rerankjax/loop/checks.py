@@ -13,6 +13,7 @@ from rerankjax.loop.config import (
 from rerankjax.model.config import ModelConfig
 from rerankjax.pairs.mining import PAIR_SOURCES
 from rerankjax.problems.sources import HELD_OUT, SYNTHETIC, SourceConfig
+from rerankjax.reranker.ensembles import ENSEMBLES
 from rerankjax.sandbox.multipl_e import CSHARP_LISTS
 
 
@@ -91,6 +92,7 @@ def _check_numbers(config: ExperimentConfig) -> None:
         "sft.batch_size": (config.sft.batch_size, 1),
         "reranker_training.batch_size": (config.reranker_training.batch_size, 1),
         "retraining.batch_size": (config.retraining.batch_size, 1),
+        "reranker.members": (config.reranker.members, 1),
         "candidates.train": (config.candidates.train, 1),
         "candidates.dev": (config.candidates.dev, 1),
         "candidates.train_problems": (config.candidates.train_problems, 0),
@@ -109,6 +111,9 @@ def _check_numbers(config: ExperimentConfig) -> None:
         least[f"evaluation.{name}.max_prompt_length"] = evaluation.max_prompt_length, 0
     for field, (value, smallest) in least.items():
         require(value >= smallest, field, value, f"use {smallest} or more")
+    reward, members = config.ppo.reward, config.reranker.members
+    remedy = f"it combines the scores of several rerankers; set reranker.members to 2 or more, now {members}"
+    require(reward not in ENSEMBLES or members > 1, "ppo.reward", repr(reward), remedy)
     criterion = config.early_stopping.criterion
     require(
         criterion in (PASS_RATE, RERANKED),

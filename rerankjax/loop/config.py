@@ -20,7 +20,7 @@ from rerankjax.policy.ppo import PPOConfig
 from rerankjax.problems.sources import SourceConfig
 from rerankjax.prompts.ask import PromptConfig
 from rerankjax.reranker.bradley_terry import RerankerConfig
-from rerankjax.results.ensembles import ENSEMBLES
+from rerankjax.reranker.ensembles import ENSEMBLES
 from rerankjax.verdicts.execution import SandboxConfig
 from rerankjax.verdicts.outputs import MOST_MADE
 
@@ -79,10 +79,16 @@ class ModelSource:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RerankerSource(ModelSource):
-    """Without checkpoint and shape the reranker starts from the generator after SFT. The rest: see `RerankerConfig`."""
+    """Without checkpoint and shape the reranker starts from the generator after SFT.
+
+    pooling, lm_coef: see `RerankerConfig`. members: with more than one, each iteration trains this many from the same
+    start, each on pairs of its own draw; the iteration's reranker has the mean of their weights (arXiv 2401.12187).
+    `ppo.reward` can combine their scores instead.
+    """
 
     pooling: str = "last"
     lm_coef: float = 0.0
+    members: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,12 +166,15 @@ class CandidatesConfig:
     """Samples per training and dev problem, and the prompts in flight on the device.
 
     Only the first `train_problems` training problems are sampled and executed (0: all); SFT and PPO use all of them.
+    drawn: JSONL files of samples from another engine (see `candidates.drawn`), which the first iteration takes for the
+    SFT model's. A split of which the files have a problem takes all its samples from them.
     """
 
     train: int
     dev: int
     prompts_in_flight: int
     train_problems: int = 0
+    drawn: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +263,7 @@ class SelectionConfig:
 
     execute: run the samples on the prompts' inputs (Python only). made_inputs: this many more calls per problem, made
     from the prompt's. sft_log_probs: score the samples under the SFT model, which also estimates a policy's KL.
-    ensembles: which of `ENSEMBLES` combine all rerankers of the run, on the samples of PPO's policies.
+    ensembles: which of `ENSEMBLES` combine all rerankers of the run, or all their members, on PPO's samples.
     spreads: the values of k in mean - k sd that are tried on the dev split.
     """
 

@@ -11,10 +11,10 @@ from rerankjax.loop import selection, stages
 from rerankjax.loop.problem_sets import DEV
 from rerankjax.loop.seed_run import SeedRun
 from rerankjax.loop.stages import BASE, SFT, ParamsLoader
+from rerankjax.reranker.ensembles import ENSEMBLES, combined, standardised
 from rerankjax.results.calibration import Platt, fit_platt
-from rerankjax.results.ensembles import ENSEMBLES, choose_k, combined, standardised
 from rerankjax.results.evaluation import Evaluation, Likelihood
-from rerankjax.results.selection import choose_lambda, rules_of, solved
+from rerankjax.results.selection import choose_k, choose_lambda, rules_of, solved
 from rerankjax.run.rundir import stage_seconds
 from rerankjax.sandbox import Verdict
 

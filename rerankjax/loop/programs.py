@@ -133,10 +133,10 @@ def ppo(
     params: Params,
     base: Params | None,
     reference: Params,
-    reward: Params,
+    reward: tuple[Params, ...],
     mesh: Mesh,
 ) -> PPOPrograms:
-    """params: the policy's, over `base`. reference: the SFT model's. reward: the reranker's."""
+    """params: the policy's, over `base`. reference: the SFT model's. reward: of the rerankers that it combines."""
     settings, sampling = whole(config.ppo), whole(config.sampling)
     lengths = config.max_prompt_length, sampling.max_completion_length
     shapes = model, config.reranker.pooling, sampling.temperature, settings, *lengths

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
+from rerankjax.candidates.drawn import DrawnRow, read_drawn
 from rerankjax.loop import models, problem_sets, trainers
 from rerankjax.loop.config import ConfigError, ExperimentConfig, sampling_of
 from rerankjax.loop.models import GENERATOR, RERANKER, Model
@@ -36,6 +37,7 @@ class SeedRun:
     tokenizer: PreTrainedTokenizerBase
     generator: Model
     reranker: Model
+    drawn: Mapping[str, DrawnRow]  # samples that another engine drew, by problem
 
     def key(self, stage: str) -> jax.Array:
         """A key for one stage, from the seed and the stage's name: earlier stages do not change it."""
@@ -51,11 +53,13 @@ class SeedRun:
         fill: Callable[[Path, ExperimentConfig], object],
         *,
         everywhere: bool = False,
+        facts: Mapping[str, str] | None = None,
     ) -> Path:
         """`write_stage` in this seed's directory, with the problems and the tokenizer among the stage's inputs."""
         of_seed = dict.fromkeys(("problems", f"models/{GENERATOR}", *inputs))
         names = [f"seed{self.seed}/{stage}" for stage in of_seed]
-        return write_stage(self.root, f"seed{self.seed}/{name}", self.config, names, fill, everywhere=everywhere)
+        path = f"seed{self.seed}/{name}"
+        return write_stage(self.root, path, self.config, names, fill, facts=facts, everywhere=everywhere)
 
     def work(self, directory: Path, stage: str, title: str) -> trainers.StageIO:
         """What the trainer of `stage` needs to fill `directory`."""
@@ -64,6 +68,10 @@ class SeedRun:
     def samples(self, split: str) -> int:
         """The number of samples per problem of a split."""
         return drawing_of(self.config, split).samples
+
+    def sampled_problems(self, split: str) -> ProblemSet:
+        """The problems of a split that are sampled."""
+        return sampled_problems(self.config, split, self.problems[split])
 
     @property
     def own_reranker(self) -> bool:
@@ -86,8 +94,8 @@ def open_seed(config: ExperimentConfig, seed: int, root: Path, mesh: Mesh) -> Se
     """The problems, the models and the tokenizer of a seed, made or read; the problems come before any model.
 
     Raises:
-        ConfigError: problems or a checkpoint cannot be read; a prompt or a corpus solution is longer than the config
-            allows; too few problems are left.
+        ConfigError: problems, drawn samples or a checkpoint cannot be read; a prompt or a corpus solution is longer
+            than the config allows; too few problems are left, or too few of their samples are drawn.
         SandboxError: the toolchain of a problem's language is missing.
     """
     problems = problem_sets.open_problems(config, seed, root)
@@ -111,7 +119,43 @@ def open_seed(config: ExperimentConfig, seed: int, root: Path, mesh: Mesh) -> Se
         if s.problem in asked[TRAIN]
     )
     _check_corpus(config, corpus, tokenizer)
-    return SeedRun(config, seed, root, mesh, asked, corpus, tokenizer, generator, reranker)
+    drawn = _read_drawn(config, asked)
+    return SeedRun(config, seed, root, mesh, asked, corpus, tokenizer, generator, reranker, drawn)
+
+
+def sampled_problems(config: ExperimentConfig, split: str, problems: ProblemSet) -> ProblemSet:
+    """Of the training problems the first `candidates.train_problems`; of other splits all."""
+    return problems.first(config.candidates.train_problems) if split == TRAIN else problems
+
+
+def _read_drawn(config: ExperimentConfig, asked: Mapping[str, ProblemSet]) -> dict[str, DrawnRow]:
+    """The samples of `candidates.drawn`; each split has enough of them for all its sampled problems, or none."""
+    files = config.candidates.drawn
+    try:
+        rows = read_drawn(files)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config.candidates.drawn: {error}") from error
+    taken = 0
+    for split, problems in asked.items():
+        names = [problem.name for problem in sampled_problems(config, split, problems).asked]
+        missing, wanted = [name for name in names if name not in rows], drawing_of(config, split).samples
+        taken += len(names) - len(missing)
+        if missing and len(missing) < len(names):
+            remedy = "; give their samples too" + (", or lower candidates.train_problems" if split == TRAIN else "")
+            raise ConfigError(
+                f"config.candidates.drawn = {files}: {len(missing)} of {len(names)} {split} problems have no row, such "
+                f"as {missing[0]}{remedy}"
+            )
+        for name in names if not missing else ():
+            if (count := len(rows[name].completions)) < wanted:
+                field = f"candidates.{split}" if split in (TRAIN, DEV) else f"evaluation.{split}.samples"
+                raise ConfigError(f"config.{field} = {wanted}: {rows[name].where} has {count} completions; lower it")
+    if rows and not taken:
+        raise ConfigError(
+            f"config.candidates.drawn = {files}: none of its problems, such as {next(iter(rows))!r}, is one of this "
+            f"run's, such as {asked[TRAIN].asked[0].name!r}; `name` must be the problem's"
+        )
+    return rows
 
 
 def _asked(config: ExperimentConfig, split: str, problems: Problems, tokenizer: PreTrainedTokenizerBase) -> ProblemSet:

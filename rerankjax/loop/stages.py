@@ -5,7 +5,8 @@ seedN/models/NAME                         the shape of the generator, with its t
 seedN/policies/NAME                       sft; ppo, ppo2-ITERATION, ...: checkpoint and metrics
 seedN/candidates/POLICY-SPLIT             sampled and executed; given-train: the training problems' own solutions
 seedN/greedy/POLICY-SET                   a policy's greedy answers to an evaluation set, executed
-seedN/rerankers/NAME                      sft: SFT of a separate reranker; by iteration: pairs, checkpoint and metrics
+seedN/rerankers/NAME                      sft: SFT of a separate reranker; by iteration: pairs, checkpoint and metrics;
+                                          of several members, ITERATION-1, ...: these, and ITERATION: their mean
 seedN/scores/RERANKER/POLICY-SPLIT        a reranker's score of each candidate
 seedN/export                              the last reranker in Hugging Face's format (see `export`)
 
@@ -13,8 +14,10 @@ If the config asks for adapters, the checkpoints of rerankers and of PPO's polic
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -22,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rerankjax.candidates.candidate import Candidate, read_candidates, write_candidates
+from rerankjax.candidates.drawn import digest, drawn_candidates
 from rerankjax.candidates.generate import generate
 from rerankjax.loop import trainers
 from rerankjax.loop.config import PASS_RATE, RERANKED, ConfigError, ExperimentConfig, TrainingConfig
@@ -38,7 +42,7 @@ from rerankjax.problems.problem import Problem, Solution
 from rerankjax.progress import progress
 from rerankjax.prompts.ask import ProblemSet
 from rerankjax.prompts.tokenizer import encode_completions
-from rerankjax.reranker.rerank import Reranker, Used
+from rerankjax.reranker.rerank import LOG_PROBABILITY, Reranker, Used
 from rerankjax.results.selection import best_of
 from rerankjax.run import checkpoint
 from rerankjax.run.hosts import allgather_rows, copy_decoder_to_host, copy_to_host, host_mesh_of, host_share, is_first
@@ -120,20 +124,23 @@ def given_solutions(run: SeedRun) -> list[Candidate]:
 
 
 def candidates(run: SeedRun, policy: str, params: ParamsLoader, split: str) -> list[Candidate]:
-    """Stage D: the policy's samples of a split, executed, grouped by problem."""
-    problems = run.problems[split]
-    if split == TRAIN:
-        problems = problems.first(run.config.candidates.train_problems)
+    """Stage D: the policy's samples of a split, executed, grouped by problem.
+
+    The start policy's are taken from `candidates.drawn` if that has them.
+    """
+    problems = run.sampled_problems(split)
     stage = f"candidates/{policy}-{split}"
+    drawn = policy == start_policy(run) and bool(problems.asked) and problems.asked[0].name in run.drawn
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
         view, drawing = dataclasses.replace(run, config=config), drawing_of(config, split)
         if split == TRAIN:
             _ = config.candidates.train_problems  # recorded: it decides which problems these are
-        title = f"{policy}, sample and execute {split}"
-        _write_candidates(view, directory, split, problems, params, drawing, run.key(stage), title)
+        title = f"{policy}, {'' if drawn else 'sample and '}execute {split}"
+        _write_candidates(view, directory, split, problems, params, drawing, run.key(stage), title, drawn)
 
-    path = run.stage(stage, [stage_of(run, policy)], fill, everywhere=True)
+    facts = {"candidates.drawn": digest(run.drawn, problems.asked)} if drawn else {}
+    path = run.stage(stage, [stage_of(run, policy)], fill, everywhere=True, facts=facts)
     return read_candidates(path / "candidates.parquet")
 
 
@@ -159,8 +166,12 @@ def _write_candidates(
     drawing: Drawing,
     key: jax.Array,
     title: str,
+    drawn: bool = False,
 ) -> None:
-    """Samples and executes, each process its share of the problems; the first process writes the results of all."""
+    """Samples and executes, each process its share of the problems; the first process writes the results of all.
+
+    drawn: the samples are those of another engine, `run.drawn`.
+    """
     # For tables every assertion has a control, which catches a program that cheats on one of them.
     control = "one" if split in (TRAIN, DEV) else "every"
     own = host_share(problems.asked)
@@ -170,7 +181,12 @@ def _write_candidates(
         write_real_tokens(directory, real_tokens)
 
     with progress(f"seed {run.seed}: {title}", drawing.samples * len(own), "programs") as advance:
-        sampled = _sample(run, params(), own, drawing, key, used)
+        sampled: Iterable[Candidate]
+        if drawn:
+            names = {problem.name for problem in own}
+            sampled = [c for c in _drawn(run, params, split, problems.asked, drawing.samples) if c.problem in names]
+        else:
+            sampled = _sample(run, params(), own, drawing, key, used)
         executed = execute(
             whole(run.config.sandbox), own, sampled, advance, _source(problems), _judged(run, split), control
         )
@@ -179,6 +195,22 @@ def _write_candidates(
     executed.sort(key=lambda c: (place[c.problem], c.sample))
     if is_first():
         write_candidates(directory / "candidates.parquet", executed)
+
+
+def _drawn(
+    run: SeedRun, params: ParamsLoader, split: str, problems: Sequence[Problem], samples: int
+) -> list[Candidate]:
+    """Another engine's samples. Log-probabilities that it does not give are computed under the policy."""
+    given = list(drawn_candidates(run.drawn, problems, samples, run.tokenizer))
+    without = [c for c in given if math.isnan(c.log_probability)]
+    if not without:
+        return given
+    values, _ = score_candidates(run, {"decoder": params()}, run.generator.shape, LOG_PROBABILITY, split, without)
+    means = iter(values / np.array([c.length for c in without]))
+    return [
+        dataclasses.replace(c, log_probability=float(next(means))) if math.isnan(c.log_probability) else c
+        for c in given
+    ]
 
 
 def _source(problems: ProblemSet) -> Callable[[Problem, str], str]:
@@ -274,10 +306,10 @@ def first_reranker(
     """Stage B: the reranker, trained from its SFT trunk on pairs of the start policy's samples and given solutions."""
     labelled = [*sampled, *given]
 
-    def pairs(config: ExperimentConfig) -> list[Pair]:
+    def pairs(config: ExperimentConfig, member: Sequence[int]) -> list[Pair]:
         _ = config.iterations[name].pairs
         solutions = partition_by_verdict(itertools.compress(labelled, fits_context(config, run, labelled)))
-        return sample_pairs(solutions, config.mining.pairs, [run.seed, 1])
+        return sample_pairs(solutions, config.mining.pairs, [run.seed, 1, *member])
 
     def start(config: ExperimentConfig) -> Params:
         return trainers.start_reranker(config, run.reranker.shape, trunk, run.seed)
@@ -303,7 +335,7 @@ def later_reranker(
     before, depth = run.config.iterations[name].after, run.config.depth_of(name)
     turn = [3] if depth == 2 else [3, depth]
 
-    def pairs(config: ExperimentConfig) -> list[Pair]:
+    def pairs(config: ExperimentConfig, member: Sequence[int]) -> list[Pair]:
         fitting = fits_context(config, run, new)
         mining = whole(config.mining)
         return later_pairs(
@@ -314,7 +346,7 @@ def later_reranker(
             count=mining.later_pairs,
             new_fraction=mining.new_fraction,
             hard_fraction=mining.hard_fraction,
-            seed=[run.seed, *turn],
+            seed=[run.seed, *turn, *member],
         )
 
     def start(config: ExperimentConfig) -> Params:
@@ -330,16 +362,22 @@ def _reranker(
     name: str,
     trunk: Params,
     start: Callable[[ExperimentConfig], Params],
-    make_pairs: Callable[[ExperimentConfig], list[Pair]],
+    make_pairs: Callable[[ExperimentConfig, Sequence[int]], list[Pair]],
     training: str,
     seed: Sequence[int],
     inputs: Sequence[str],
 ) -> ParamsLoader:
-    base = trainers.lora_base(run.config, trunk)
+    """The reranker `name`: trained, or if the config asks for several members, each of them trained, and their mean.
 
-    def fill(directory: Path, config: ExperimentConfig) -> None:
+    make_pairs: given the config and a member's number, which is added to the seed: empty for the first.
+    """
+    base = trainers.lora_base(run.config, trunk)
+    like = run.reranker_like(run.reranker)
+    stages = [f"rerankers/{member}" for member in members(run, name)]
+
+    def train(directory: Path, config: ExperimentConfig, stage: str, member: Sequence[int]) -> None:
         try:
-            pairs = make_pairs(config)
+            pairs = make_pairs(config, member)
         except ValueError as error:
             remedy = "raise config.candidates.train or config.sft.optimizer.steps, or choose easier problems"
             raise ConfigError(f"seed {run.seed}, reranker {name}: {error}; {remedy}") from error
@@ -355,14 +393,42 @@ def _reranker(
             pairs,
             run.problems[TRAIN].asked,
             run.tokenizer,
-            seed,
-            run.work(directory, f"rerankers/{name}", f"reranker {name}"),
+            [*seed, *member],
+            run.work(directory, stage, stage.replace("rerankers/", "reranker ")),
         )
         checkpoint.save(directory / "checkpoint", params)
 
-    path = run.stage(f"rerankers/{name}", [*_trunk_inputs(run), *inputs], fill, everywhere=True)
-    like = run.reranker_like(run.reranker)
-    return lambda: attach_trunk(base, checkpoint.restore(path / "checkpoint", like), run.config.lora)
+    for number, stage in enumerate(stages):
+        fill = functools.partial(train, stage=stage, member=[number] if number else [])
+        run.stage(stage, [*_trunk_inputs(run), *inputs], fill, everywhere=True)
+
+    def average(directory: Path, config: ExperimentConfig) -> None:
+        _ = config.reranker.members
+        total = checkpoint.restore(run.path(stages[0]) / "checkpoint", like)
+        for stage in stages[1:]:
+            total = jax.tree.map(jnp.add, total, checkpoint.restore(run.path(stage) / "checkpoint", like))
+        checkpoint.save(directory / "checkpoint", jax.tree.map(lambda a: a / len(stages), total))
+
+    if len(stages) > 1:
+        run.stage(f"rerankers/{name}", stages, average, everywhere=True)
+    return _reranker_loader(run, base, name)
+
+
+def members(run: SeedRun, reranker: str) -> list[str]:
+    """The names of the rerankers whose mean is an iteration's; of one without others, its own name."""
+    count = run.config.reranker.members
+    return [f"{reranker}-{number + 1}" for number in range(count)] if count > 1 else [reranker]
+
+
+def member_loaders(run: SeedRun, reranker: str, trunk: Params) -> dict[str, ParamsLoader]:
+    """The members of an iteration's reranker by name."""
+    base = trainers.lora_base(run.config, trunk)
+    return {name: _reranker_loader(run, base, name) for name in members(run, reranker)}
+
+
+def _reranker_loader(run: SeedRun, base: Params | None, name: str) -> ParamsLoader:
+    path, like = run.path(f"rerankers/{name}/checkpoint"), run.reranker_like(run.reranker)
+    return lambda: attach_trunk(base, checkpoint.restore(path, like), run.config.lora)
 
 
 def _trunk_inputs(run: SeedRun) -> list[str]:
@@ -372,15 +438,26 @@ def _trunk_inputs(run: SeedRun) -> list[str]:
 
 
 def ppo_policy(
-    run: SeedRun, name: str, sft: Params, reranker: str, params: ParamsLoader, reference_scores: np.ndarray
+    run: SeedRun,
+    name: str,
+    sft: Params,
+    reranker: ParamsLoader,
+    rewards: Mapping[str, ParamsLoader],
+    reference_scores: np.ndarray,
 ) -> ParamsLoader:
-    """Stage C: PPO from the SFT model against a reranker; the SFT samples' `reference_scores` scale the reward."""
+    """Stage C: PPO from the SFT model against the reranker, or its members.
+
+    rewards: the R rerankers that the reward combines, by name. reference_scores: their scores of the SFT model's
+    samples, [R, candidates], which scale the reward.
+    """
     dev = run.problems[DEV]
     judged: VerdictCache = {}
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
         drawing, limits = dev_drawing(config), whole(config.sandbox)
-        reward, pooling = params(), config.reranker.pooling
+        reranked, pooling = config.early_stopping.criterion == RERANKED, config.reranker.pooling
+        combined = tuple(load() for load in rewards.values())
+        chooser = combined[0] if len(combined) == 1 else reranker() if reranked else {}
 
         def dev_rates(policy: Params) -> dict[str, float]:
             # The same key every time: policies are compared on common random numbers.
@@ -392,9 +469,9 @@ def ppo_policy(
             known = [dataclasses.asdict(c) for c in executed if c.verdict != Verdict.SANDBOX_ERROR]
             candidates = [Candidate(**row) for row in allgather_rows(known)]
             rates = {PASS_RATE: float(np.mean([c.passed for c in candidates] or [False]))}
-            if config.early_stopping.criterion == RERANKED:
+            if reranked:
                 candidates.sort(key=lambda c: (c.problem, c.sample))
-                values, _ = score_candidates(run, reward, run.reranker.shape, pooling, DEV, candidates)
+                values, _ = score_candidates(run, chooser, run.reranker.shape, pooling, DEV, candidates)
                 solved: list[float] = []
                 for _, rows in itertools.groupby(zip(candidates, values, strict=True), lambda row: row[0].problem):
                     answers, of_problem = zip(*rows, strict=True)
@@ -408,7 +485,7 @@ def ppo_policy(
             run.generator.shape,
             run.reranker.shape,
             sft,
-            Reward(reward, jnp.float32(reference_scores.mean()), jnp.float32(reference_scores.std())),
+            Reward(combined, *(jnp.asarray(f(1), jnp.float32) for f in (reference_scores.mean, reference_scores.std))),
             run.problems[TRAIN].asked,
             run.tokenizer,
             [run.seed, 5],
@@ -419,7 +496,7 @@ def ppo_policy(
         checkpoint.save(directory / "checkpoint", trained)
 
     start = start_policy(run)
-    inputs = [stage_of(run, start), f"rerankers/{reranker}", f"scores/{reranker}/{start}-train"]
+    inputs = [stage_of(run, start), *(s for r in rewards for s in (f"rerankers/{r}", f"scores/{r}/{start}-{TRAIN}"))]
     path = run.stage(f"policies/{name}", inputs, fill, everywhere=True)
     # A policy is saved without its value head: in the shapes of a reranker without its score head.
     like = run.reranker_like(run.generator)["decoder"]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from rerankjax import sandbox
@@ -20,6 +21,7 @@ from rerankjax.loop.seed_run import SeedRun, open_seed
 from rerankjax.loop.stages import BASE, SFT, ParamsLoader
 from rerankjax.model.decoder import Params
 from rerankjax.model.sharding import make_mesh
+from rerankjax.policy.ppo import OWN_SCORE
 from rerankjax.results.evaluation import Evaluation
 from rerankjax.run.hosts import is_first, wait_for_all
 from rerankjax.run.recovery import preemptible
@@ -101,9 +103,11 @@ def _iterations(run: SeedRun, first: str, sft: Params) -> Iterator[Evaluation]:
         """An iteration's reranker on the samples of the previous policy, then on those of its own policy."""
         yield from evaluate(run, name, policy, policies[policy], name, rerankers[name], policies[start])
         if config.iterations[name].ppo:
-            scores = stages.scores(run, name, rerankers[name], start, TRAIN, sampled)
+            alone = config.ppo.reward == OWN_SCORE
+            rewards = {name: rerankers[name]} if alone else stages.member_loaders(run, name, trunk)
+            scores = [stages.scores(run, *reward, start, TRAIN, sampled) for reward in rewards.items()]
             own = policy_name(run, name)
-            policies[own] = stages.ppo_policy(run, own, sft, name, rerankers[name], scores)
+            policies[own] = stages.ppo_policy(run, own, sft, rerankers[name], rewards, np.stack(scores))
             yield from evaluate(run, name, own, policies[own], name, rerankers[name], policies[start])
 
     rerankers[first] = stages.first_reranker(run, first, trunk, sampled, given)
@@ -120,5 +124,6 @@ def _iterations(run: SeedRun, first: str, sft: Params) -> Iterator[Evaluation]:
         data[name] = [*data[before], *new]
         yield from (last := list(systems(name, mined)))
     trained = {policy: params for policy, params in policies.items() if policy != start}
-    yield from evaluate_ensembles(run, trained, rerankers, policies[start])
+    judges = {k: load for name in rerankers for k, load in stages.member_loaders(run, name, trunk).items()}
+    yield from evaluate_ensembles(run, trained, judges, policies[start])
     export(run, name, rerankers[name], last[-len(config.evaluation)])

@@ -18,6 +18,9 @@ from rerankjax.model.likelihood import masked_mean, packed_log_probs, take_place
 from rerankjax.model.packing import Packed
 from rerankjax.model.training import OptimizerConfig
 from rerankjax.policy.advantages import adapt_kl_coef, gae, token_rewards, whiten
+from rerankjax.reranker.ensembles import ENSEMBLES, combined
+
+OWN_SCORE = "reranker"  # the reward that is the score of the iteration's reranker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,8 @@ class PPOConfig:
     missing_eos_penalty: float = -1.0  # the score of a completion that the length limit cut
     rollouts_in_flight: int = 0  # drawn at a time on each host; 0: all of an iteration
     whiten_rewards: bool = False
+    reward: str = OWN_SCORE  # or one of `ENSEMBLES`: combines the scores of the reranker's members
+    reward_spread: float = 1.0  # k of the ensemble mean - k sd
     microbatches: int = 1  # parts of a minibatch that are computed one at a time
 
     def __post_init__(self) -> None:
@@ -53,7 +58,9 @@ class PPOConfig:
                 f"iterations = {self.iterations}, epochs = {self.epochs}, minibatches = {self.minibatches}: "
                 "each must be 1 or more"
             )
-        for name in ("kl_coef", "kl_target", "value_coef"):
+        if self.reward not in (OWN_SCORE, *ENSEMBLES):
+            raise ValueError(f"reward = {self.reward!r} is unknown: use one of {', '.join((OWN_SCORE, *ENSEMBLES))}")
+        for name in ("kl_coef", "kl_target", "value_coef", "reward_spread"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)} is negative: use 0 or more")
 
@@ -88,11 +95,12 @@ class PPOBatch(NamedTuple):
 
 
 class Reward(NamedTuple):
-    """The reranker as PPO uses it: (score - mean) / std, with mean and std taken over the reference's samples."""
+    """The R rerankers that PPO's reward combines: each one's parameters, and the mean and standard deviation of its
+    scores of the reference's samples."""
 
-    params: Params
-    mean: Float[Array, ""]
-    std: Float[Array, ""]
+    params: tuple[Params, ...]
+    mean: Float[Array, " R"]
+    std: Float[Array, " R"]
 
 
 def init_policy(trunk: Params) -> Params:
@@ -110,10 +118,12 @@ def policy_outputs(
 
 
 def normalised_scores(
-    ppo: PPOConfig, scores: Float[Array, " B"], reward: Reward, finished: Bool[Array, " B"]
+    ppo: PPOConfig, scores: Float[Array, "R B"], reward: Reward, finished: Bool[Array, " B"]
 ) -> Float[Array, " B"]:
-    scaled = jnp.clip((scores - reward.mean) / reward.std, -ppo.score_clip, ppo.score_clip)
-    return jnp.where(finished, scaled, ppo.missing_eos_penalty)
+    """One score per completion, in standard deviations: (score - mean) / std of the R rerankers, combined, clipped."""
+    scaled = (scores - reward.mean[:, None]) / reward.std[:, None]
+    one = scaled[0] if ppo.reward == OWN_SCORE else combined(ppo.reward, scaled, ppo.reward_spread)
+    return jnp.where(finished, jnp.clip(one, -ppo.score_clip, ppo.score_clip), ppo.missing_eos_penalty)
 
 
 def policy_loss(log_ratio: Float[Array, "B C"], advantages: Float[Array, "B C"], clip: float) -> Float[Array, "B C"]:
@@ -163,7 +173,7 @@ def ppo_loss(
 def make_rollout(
     ppo: PPOConfig,
     mask: Bool[Array, "B C"],
-    scores: Float[Array, " B"],
+    scores: Float[Array, "R B"],
     finished: Bool[Array, " B"],
     log_probs: Float[Array, "B C"],
     reference_log_probs: Float[Array, "B C"],
@@ -173,18 +183,18 @@ def make_rollout(
 ) -> tuple[Rollout, Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The rollout with its whitened advantages, the next KL coefficient, and the iteration's metrics.
 
-    scores: the reranker's raw scores; finished: false where the length limit cut a completion.
+    scores: the R rerankers' raw scores; finished: false where the length limit cut a completion.
     """
     log_ratios = log_probs - reference_log_probs
-    scores = normalised_scores(ppo, scores, reward, finished)
-    rewards = token_rewards(scores, log_ratios, mask, kl_coef)
+    of_completion = normalised_scores(ppo, scores, reward, finished)
+    rewards = token_rewards(of_completion, log_ratios, mask, kl_coef)
     if ppo.whiten_rewards:
         rewards = whiten(rewards, mask, keep_mean=True)
     advantages, returns = gae(rewards, values, mask, ppo.gamma, ppo.gae_lambda)
     kl = jnp.mean(jnp.sum(log_ratios, axis=1))
     next_coef = adapt_kl_coef(kl_coef, kl, ppo.kl_target, ppo.kl_horizon, len(mask)) if ppo.kl_target else kl_coef
     metrics = {
-        "score": jnp.mean(scores),
+        "score": jnp.mean(of_completion),
         "kl": kl,
         "kl_coef": kl_coef,
         "length": jnp.mean(jnp.sum(mask, axis=1)),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
@@ -27,7 +28,7 @@ from rerankjax.reranker.bradley_terry import packed_scores
 class Programs(NamedTuple):
     """The large programs of an iteration, and the sizes of their microbatches."""
 
-    score: Callable[..., tuple[Array, Array]]  # reference, reward's parameters, packed -> log-probabilities, scores
+    score: Callable[..., tuple[Array, Array]]  # reference, R rerankers, packed -> log-probabilities, scores [R B K]
     outputs: Callable[..., tuple[Array, Array]]  # parameters, base, packed -> log-probabilities, values
     update: Update  # of parts that are `PPOBatch`es
     sizes: PackConfig
@@ -54,9 +55,9 @@ def make_ppo_programs(
     minibatch, lengths = ppo.batch_size // ppo.minibatches, (prompt_length, completion_length)
     sizes = PackConfig.of(minibatch, ppo.microbatches, *lengths, shards=row_shards(mesh))
 
-    def score(reference: Params, reward: Params, packed: Packed) -> tuple[Array, Array]:
+    def score(reference: Params, rerankers: Sequence[Params], packed: Packed) -> tuple[Array, Array]:
         log_probs, _ = packed_log_probs(config, reference, packed, temperature)
-        return log_probs, packed_scores(reward_config or config, pooling, reward, packed)
+        return log_probs, jnp.stack([packed_scores(reward_config or config, pooling, p, packed) for p in rerankers])
 
     def outputs(params: Params, base: Params | None, packed: Packed) -> tuple[Array, Array]:
         return policy_outputs(config, attach_trunk(base, params, lora), packed, temperature)
@@ -117,7 +118,8 @@ def make_ppo_step(
         first = minibatches[: ppo.minibatches]
         shape = ppo.batch_size, sizes.targets
         mask = np.arange(sizes.targets) < np.array([len(d.tokens) for d in drawn])[:, None]
-        scores, figures = np.zeros(ppo.batch_size, np.float32), np.zeros((3, *shape), np.float32)
+        scores = np.zeros((len(reward.params), ppo.batch_size), np.float32)
+        figures = np.zeros((3, *shape), np.float32)
         for minibatch in first:
             for part, source in zip(minibatch.parts, minibatch.sources, strict=True):
                 placed = to_global(part, rows)
@@ -128,12 +130,12 @@ def make_ppo_step(
                 indices = source.item[part.mask], source.token[part.mask]
                 for figure, packed in zip(figures, (of_reference, *of_policy), strict=True):
                     figure[indices] = np.asarray(packed)[part.mask]
-                own = np.take_along_axis(np.asarray(of_completions), np.asarray(part.completion), axis=1)
-                scores[indices[0]] = own[part.mask]
+                own = np.take_along_axis(np.asarray(of_completions), np.asarray(part.completion)[None], axis=2)
+                scores[:, indices[0]] = own[:, part.mask]
         finished = np.array([d.finished for d in drawn])
         reference_log_probs, log_probs, values = figures
         given = to_global((mask, scores, finished, log_probs, reference_log_probs, values), everywhere)
-        rollout, next_coef, metrics = finish(*given, reward._replace(params=None), kl_coef)
+        rollout, next_coef, metrics = finish(*given, reward._replace(params=()), kl_coef)
         host: Rollout = jax.tree.map(np.asarray, rollout)
         updates = []
         for minibatch in minibatches:

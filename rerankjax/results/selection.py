@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rerankjax.reranker.ensembles import combined
 from rerankjax.results.evaluation import Evaluation
 
 RULES = {
@@ -238,6 +239,11 @@ def choose_lambda(
     return max(
         sorted(grid, key=abs), key=lambda lam: round(best_of(passed, scores + lam * log_probabilities).mean(), 9)
     )
+
+
+def choose_k(passed: np.ndarray, scores: np.ndarray, grid: Sequence[float]) -> float:
+    """The k of `grid` whose mean - k sd of several rerankers' `scores` solves most of dev; the smallest wins ties."""
+    return max(sorted(grid), key=lambda k: round(best_of(passed, combined("lower_bound", scores, k)).mean(), 9))
 
 
 def sample_counts(n: int) -> tuple[int, ...]:

@@ -1,12 +1,13 @@
 """Several rerankers' scores of the same samples as one score (Coste et al. 2023, arXiv 2310.02743)."""
 
-from collections.abc import Sequence
+from typing import TypeVar
 
+import jax
 import numpy as np
 
-from rerankjax.results.selection import best_of
-
 ENSEMBLES = {"mean": "mean", "minimum": "minimum", "lower_bound": "mean - k sd"}
+
+Scores = TypeVar("Scores", np.ndarray, jax.Array)
 
 
 def standardised(scores: np.ndarray, dev_scores: np.ndarray) -> np.ndarray:
@@ -16,18 +17,13 @@ def standardised(scores: np.ndarray, dev_scores: np.ndarray) -> np.ndarray:
     return np.asarray((scores - mean) / np.where(spread > 0, spread, 1.0))
 
 
-def combined(ensemble: str, scores: np.ndarray, k: float) -> np.ndarray:
-    """One score per sample, [P, n], from R rerankers' standardised scores, [R, P, n]. k: for "lower_bound" only."""
+def combined(ensemble: str, scores: Scores, k: float) -> Scores:
+    """One score per sample, [...], from R rerankers' standardised scores, [R, ...]. k: for "lower_bound" only."""
     match ensemble:
         case "mean":
-            return np.asarray(scores.mean(0))
+            return scores.mean(0)
         case "minimum":
-            return np.asarray(scores.min(0))
+            return scores.min(0)
         case "lower_bound":
-            return np.asarray(scores.mean(0) - k * scores.std(0))
+            return scores.mean(0) - k * scores.std(0)
     raise ValueError(f"ensemble is {ensemble!r}; choose one of {', '.join(ENSEMBLES)}")
-
-
-def choose_k(passed: np.ndarray, scores: np.ndarray, grid: Sequence[float]) -> float:
-    """The k of `grid` whose mean - k sd solves most of the dev split; the smallest wins ties."""
-    return max(sorted(grid), key=lambda k: round(best_of(passed, combined("lower_bound", scores, k)).mean(), 9))
