@@ -7,6 +7,7 @@ Shapes: B rows of L tokens, with T completion tokens and N completions at most; 
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -43,7 +44,7 @@ class Sources(NamedTuple):
 class PackConfig:
     """Sizes of a microbatch: `rows` of `length` tokens, each with at most `targets` tokens of `completions`.
 
-    each: completions of a sequence.
+    each: completions of a sequence. shards: into which rows are split.
     """
 
     rows: int
@@ -51,6 +52,7 @@ class PackConfig:
     targets: int
     completions: int
     each: int
+    shards: int = 1
 
     @classmethod
     def of(
@@ -68,7 +70,14 @@ class PackConfig:
         targets = min(length, (1 + in_row) * each * completion * 3 // 4)  # short sequences need more than the longest
         completions = each * max(1, length // (each * TOKENS_PER_COMPLETION))
         rows = -(-per_shard // in_row) * shards
-        return cls(rows, length, targets, completions, each)
+        return cls(rows, length, targets, completions, each, shards)
+
+    def parts(self, rows: int) -> list[int]:
+        """The rows of each microbatch of a batch of `rows`: all `self.rows`, except that the last may have a half or a
+        quarter of them if that is enough. So an update has at most three shapes, each compiled once."""
+        whole, rest = divmod(rows, self.rows)
+        sizes = [self.rows // n for n in (4, 2, 1) if self.rows % (n * self.shards) == 0]
+        return [self.rows] * whole + [next(size for size in sizes if size >= rest)] * bool(rest)
 
 
 T = TypeVar("T")
@@ -76,7 +85,8 @@ Item = tuple[Sequence[int], Sequence[Sequence[int]]]  # a prompt's tokens, and e
 
 
 def pack(items: Sequence[Item], config: PackConfig) -> tuple[list[Packed], list[Sources]]:
-    """The items in as few microbatches as first-fit decreasing finds; the last is filled up with empty rows.
+    """The items in as few rows as first-fit decreasing finds, in microbatches of `config.parts`, the last filled up
+    with empty rows; without items, one whole microbatch of empty rows.
 
     Raises:
         ValueError: a prompt or completion is empty, or an item is longer than a row.
@@ -90,14 +100,16 @@ def pack(items: Sequence[Item], config: PackConfig) -> tuple[list[Packed], list[
             rows.append([])
         rows[row].append(number)
         room[row] -= sizes[number]
-    filled = max(1, -(-len(rows) // config.rows)) * config.rows
-    packed, sources = _empty(config, filled)
+    parts = config.parts(len(rows)) if items else [config.rows]
+    packed, sources = _empty(config, sum(parts))
     for row, numbers in enumerate(rows):
         _fill(packed, sources, row, [(number, items[number]) for number in numbers])
 
     def cut(arrays: T) -> list[T]:
-        starts = range(0, filled, config.rows)
-        return [jax.tree.map(lambda a, start=start: a[start : start + config.rows], arrays) for start in starts]
+        ends = itertools.accumulate(parts)
+        return [
+            jax.tree.map(lambda a, end=end, n=n: a[end - n : end], arrays) for end, n in zip(ends, parts, strict=True)
+        ]
 
     return cut(packed), cut(sources)
 
