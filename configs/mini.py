@@ -41,7 +41,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
                 "attention": "auto",
             },
             # Without a checkpoint or shape the reranker starts from the generator after SFT.
-            "reranker": {"pooling": "mean", "lm_coef": 0.5},
+            "reranker": {"pooling": "mean", "lm_coef": 0.5, "members": 1},
             "problems": {
                 "train": ("synthetic",),
                 "dev": ("synthetic",),
@@ -62,7 +62,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
                 "batch_size": 128,
                 "optimizer": {"learning_rate": 3e-3, "steps": 500, "warmup_steps": 20, "microbatches": 4},
             },
-            "candidates": {"train": 4, "dev": 16, "prompts_in_flight": 64, "train_problems": 0},
+            "candidates": {"train": 4, "dev": 16, "prompts_in_flight": 64, "train_problems": 0, "drawn": ()},
             "reranker_training": {
                 "batch_size": 64,
                 "optimizer": {"learning_rate": 1e-3, "steps": 180, "microbatches": 4},
@@ -78,6 +78,9 @@ def get_config(arg: str = "demo") -> ConfigDict:
                 "kl_coef": 0.15,
                 "microbatches": 4,
                 "rollouts_in_flight": 64,
+                "kl_target": 0.0,
+                "reward": "reranker",  # or of several members: mean, minimum, lower_bound
+                "reward_spread": 1.0,
             },
             # A rank above 0 trains rerankers and policies as adapters over the frozen SFT model.
             "lora": {

@@ -55,7 +55,7 @@ def get_config(arg: str = "completion") -> ConfigDict:
             "max_prompt_length": 512,
             "sampling": {"temperature": 1.0, "top_p": 1.0, "max_completion_length": 512},
             "sft": {"enabled": True, "batch_size": 32, "optimizer": {"learning_rate": 2e-5, "steps": 100} | adam},
-            "candidates": {"train": 16, "dev": 16, "prompts_in_flight": 16, "train_problems": 0},
+            "candidates": {"train": 16, "dev": 16, "prompts_in_flight": 16, "train_problems": 0, "drawn": ()},
             "reranker_training": {"batch_size": 32, "optimizer": {"learning_rate": 1e-4, "steps": 300} | adam},
             "retraining": {"batch_size": 32, "optimizer": {"learning_rate": 5e-5, "steps": 150} | adam},
             "mining": {"pairs": 10_000, "later_pairs": 5_000, "new_fraction": 0.5, "hard_fraction": 0.5},

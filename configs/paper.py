@@ -82,7 +82,7 @@ def get_config(arg: str = "6.7b") -> ConfigDict:
                 "batch_size": 64,
                 "optimizer": {"learning_rate": 2e-5, "steps": 200} | adam,
             },
-            "candidates": {"train": 16, "dev": 16, "prompts_in_flight": 16, "train_problems": 0},
+            "candidates": {"train": 16, "dev": 16, "prompts_in_flight": 16, "train_problems": 0, "drawn": ()},
             "reranker_training": {
                 "batch_size": 64,
                 "optimizer": {"learning_rate": 1e-4, "steps": 1000, "warmup_steps": 50, "microbatches": 32},

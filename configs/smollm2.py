@@ -31,7 +31,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
         {
             "seeds": (0,),
             "generator": {"checkpoint": MODEL, "dtype": "float32", "compute_dtype": "bfloat16", "remat": "full"},
-            "reranker": {"pooling": "last", "lm_coef": 0.1},
+            "reranker": {"pooling": "last", "lm_coef": 0.1, "members": 1},
             "problems": {
                 "train": ("synthetic",),
                 "dev": ("synthetic",),
@@ -51,7 +51,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
             "max_prompt_length": 64,
             "sampling": {"temperature": 1.0, "top_p": 1.0, "max_completion_length": 80},
             "sft": {"batch_size": 24, "optimizer": _adam(5e-4, 100, microbatches=3)},
-            "candidates": {"train": 8, "dev": 8, "prompts_in_flight": 8, "train_problems": 240},
+            "candidates": {"train": 8, "dev": 8, "prompts_in_flight": 8, "train_problems": 240, "drawn": ()},
             "reranker_training": {"batch_size": 16, "optimizer": _adam(3e-4, 80, microbatches=3)},
             "retraining": {"batch_size": 16, "optimizer": _adam(2e-4, 40, microbatches=3)},
             "mining": {"pairs": 2000, "later_pairs": 800, "new_fraction": 0.5, "hard_fraction": 0.5},
@@ -64,6 +64,9 @@ def get_config(arg: str = "lists") -> ConfigDict:
                 "kl_coef": 1.0,
                 "microbatches": 4,
                 "rollouts_in_flight": 64,
+                "kl_target": 0.0,
+                "reward": "reranker",  # or of several members: mean, minimum, lower_bound
+                "reward_spread": 1.0,
             },
             "lora": {
                 "rank": 16,

@@ -184,6 +184,10 @@ MINI = str(Path(__file__).parents[1] / "configs" / "mini.py")
         ),
         pytest.param(["--config=nothing.py"], "No such file or directory: 'nothing.py'", marks=pytest.mark.long),
         ([f"--config={MINI}:smoke", "--config.ppo.kl_coeff=1"], 'Did you mean "kl_coef" instead of "kl_coeff"?'),
+        (
+            [f"--config={MINI}:smoke", "--config.foo=1"],
+            "the config file does not set the field 'foo': add it to the file",
+        ),
         ([f"--config={MINI}:smoke", "--config.ppo.kl_coef=-1"], "config.ppo.kl_coef = -1.0 is negative: use 0 or more"),
     ],
 )

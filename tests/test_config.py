@@ -127,6 +127,8 @@ TEST = {"sources": ["synthetic"], "samples": 4}
         ("reranker.lm_coef", -1.0, "config.reranker.lm_coef = -1.0"),
         ("reranker.remat", "full", "config.reranker.remat = 'full': .* set generator.remat"),
         ("sft.enabled", False, "config.sft.enabled = False: a generator from scratch knows nothing before SFT"),
+        ("ppo.reward", "minimum", "config.ppo.reward = 'minimum': it combines the scores of several rerankers; set"),
+        ("reranker.members", 0, "config.reranker.members = 0: use 1 or more"),
         # Problems.
         (
             "problems.synthetic.languages",

@@ -56,6 +56,9 @@ def parse(argv: list[str], module: str) -> list[str]:
         message = lines[-1] if last else " ".join(" ".join(lines).split())
         if "\\n" in message:  # an unknown field's message is the repr of a text
             message = message.strip("'").replace("\\n", ". ").replace("\\'", "'")
+        if isinstance(error, KeyError | AttributeError) and message.strip("'\"").isidentifier():  # a field's name alone
+            field = message.strip("'\"")
+            message = f"the config file does not set the field {field!r}: add it to the file to set it here"
         sys.exit(f"{argv[0]}: {message.strip()} ({argv[0]} --help lists the flags)")
     return rest
 
