@@ -66,7 +66,8 @@ def _stage_cost(path: Path) -> StageCost:
 
 
 def _curves(seed: int, root: Path, pattern: str) -> list[Curve]:
-    return [Curve(path.name, seed, read_metrics(path)) for path in sorted(root.glob(pattern))]
+    stages = sorted(path.parent for path in root.glob(f"{pattern}/metrics.jsonl"))
+    return [Curve(path.name, seed, read_metrics(path)) for path in stages]
 
 
 def _negatives(config: ExperimentConfig, seed: int, root: Path) -> list[HardNegative]:
