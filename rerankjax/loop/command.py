@@ -12,7 +12,7 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -67,6 +67,18 @@ def _train(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"{argv[1]!r} is no flag: fields are set as --config.ppo.kl_coef=0.1")
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it closes
+
+    def work() -> None:
+        from rerankjax.loop.train import train
+
+        train(CONFIG.value, str(WORKDIR.value), REUSE.value or ())
+
+    run_connected("rerankjax train", work)
+
+
+def run_connected(program: str, work: Callable[[], None]) -> None:
+    """Joins the other processes that the flags name, and calls `work`. Its errors end the process with one line and an
+    exit status."""
     if len({COORDINATOR.value is None, NUM_PROCESSES.value is None, PROCESS_ID.value is None}) > 1:
         raise app.UsageError("--coordinator, --num_processes and --process_id go together: give all three")
 
@@ -74,7 +86,6 @@ def _train(argv: list[str]) -> None:
     import jax
 
     from rerankjax.loop.config import ConfigError
-    from rerankjax.loop.train import train
     from rerankjax.run import hosts
     from rerankjax.run.recovery import EXIT_PREEMPTED, Preempted
     from rerankjax.run.rundir import RunDirectoryError
@@ -86,20 +97,18 @@ def _train(argv: list[str]) -> None:
     if several:
         hosts.connect(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     try:
-        train(CONFIG.value, str(WORKDIR.value), REUSE.value or ())
+        work()
     except Preempted:
-        print("rerankjax train: SIGTERM came; all work is saved, start it again", file=sys.stderr)
+        print(f"{program}: SIGTERM came; all work is saved, start it again", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)
     except (ConfigError, RunDirectoryError, SandboxError, FloatingPointError) as error:
-        _end(f"rerankjax train: {error}", several)
+        _end(f"{program}: {error}", several)
     except jax.errors.JaxRuntimeError as error:
         if not several:
             raise
         traceback.print_exc()
         first = str(error).splitlines()[0]
-        _end(
-            f"rerankjax train: process {jax.process_index()} stops, as another has most likely ended: {first}", several
-        )
+        _end(f"{program}: process {jax.process_index()} stops, as another has most likely ended: {first}", several)
 
 
 def _end(message: str, several: bool) -> None:

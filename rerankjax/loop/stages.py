@@ -42,12 +42,13 @@ from rerankjax.problems.problem import Problem, Solution
 from rerankjax.progress import progress
 from rerankjax.prompts.ask import ProblemSet
 from rerankjax.prompts.tokenizer import encode_completions
-from rerankjax.reranker.rerank import LOG_PROBABILITY, Reranker, Used
+from rerankjax.reranker.rerank import LOG_PROBABILITY
 from rerankjax.results.selection import best_of
 from rerankjax.run import checkpoint
-from rerankjax.run.hosts import allgather_rows, copy_decoder_to_host, copy_to_host, host_mesh_of, host_share, is_first
+from rerankjax.run.hosts import allgather_rows, copy_decoder_to_host, host_mesh_of, host_share, is_first
 from rerankjax.run.metrics import write_real_tokens, write_waits
 from rerankjax.run.reads import whole
+from rerankjax.run.scoring import host_reranker, score_shares
 from rerankjax.sandbox import Verdict
 from rerankjax.verdicts.execution import VerdictCache, execute, verdict_cache
 
@@ -280,18 +281,10 @@ def score_candidates(
     prompt_of = {p.name: p.prompt for p in run.problems[split].asked}
     groups = itertools.groupby(candidates, lambda c: c.problem)
     by_problem = [(name, [c.completion for c in group]) for name, group in groups]
-    mesh, decoder = host_mesh_of(run.mesh), params["decoder"]
-    heads = copy_to_host({name: part for name, part in params.items() if name != "decoder"}, run.mesh)
+    scorer = host_reranker(shape, params, run.tokenizer, pooling, run.mesh)
     del params
-    copy = heads | {"decoder": copy_decoder_to_host(shape, decoder, run.mesh)}
-    del decoder
-    scorer = Reranker(shape, copy, run.tokenizer, pooling, mesh=mesh)
-    own, used = host_share(by_problem), list[Used]()
-    own_scores = scorer.score_all(((prompt_of[name], texts) for name, texts in own), used=used.append)
-    rows = [{"problem": name, "scores": values.tolist()} for (name, _), values in zip(own, own_scores, strict=True)]
-    scores_of = {row["problem"]: row["scores"] for row in allgather_rows(rows)}
-    real = sum(u.real for u in used) / max(1, sum(u.computed for u in used))
-    return np.array([score for name, _ in by_problem for score in scores_of[name]], np.float32), real
+    rows, real = score_shares(scorer, [(prompt_of[name], texts) for name, texts in by_problem])
+    return np.concatenate([*rows, np.zeros(0, np.float32)]), real
 
 
 def fits_context(config: ExperimentConfig, run: SeedRun, sampled: Sequence[Candidate]) -> np.ndarray:

@@ -14,6 +14,7 @@ from rerankjax.progress import progress
 from rerankjax.reranker.rerank import PromptLengthError, Reranker
 from rerankjax.results import calibration, statistics
 from rerankjax.results.selection import best_of, pass_at_k, sample_counts
+from rerankjax.run.scoring import score_shares
 from rerankjax.standalone.comparison import (
     ALL,
     GREEDY,
@@ -80,7 +81,7 @@ def score(name: str, reranker: Reranker, rows: Sequence[Labelled]) -> Scored:
     start, total = time.monotonic(), sum(len(set(row.candidates)) for row in rows)
     with progress(f"score with {name}", total, "candidates", Console(stderr=True)) as advance:
         try:
-            scores = reranker.score_all([(row.prompt, row.candidates) for row in rows], advance)
+            scores, _ = score_shares(reranker, [(row.prompt, row.candidates) for row in rows], advance)
         except PromptLengthError as error:
             raise ValueError(f"{rows[error.problem].where}: field 'prompt': {error.reason}") from error
     return Scored(name, scores, time.monotonic() - start)

@@ -4,8 +4,10 @@ workdir/training   a stage: the best parameters' checkpoint, metrics.jsonl, Tens
 workdir/export     a stage: the model's folder, README.md (its card), results.json
 """
 
+import contextlib
 import dataclasses
 import functools
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,10 +36,12 @@ from rerankjax.reranker.encoding import check_tokenizer, encode, encode_pairs
 from rerankjax.reranker.padding import with_padding_row
 from rerankjax.reranker.rerank import Reranker
 from rerankjax.run import checkpoint
+from rerankjax.run.hosts import is_first
 from rerankjax.run.metrics import read_metrics
 from rerankjax.run.reads import whole
 from rerankjax.run.recovery import preemptible
 from rerankjax.run.rundir import open_run, recovery_of, write_stage
+from rerankjax.run.scoring import host_reranker, score_shares
 from rerankjax.standalone.base_model import BaseModel, open_base, start_reranker
 from rerankjax.standalone.card import Facts, card
 from rerankjax.standalone.comparison import write_comparison
@@ -57,12 +61,18 @@ def train_reranker(config: Mapping[str, Any], workdir: str | Path) -> Path:
         {"base": "model", "data": ["samples.jsonl"], "optimizer": {"steps": 100}}.
     workdir: a directory, or a bucket's address; created if missing, otherwise resumed.
 
+    Several processes (`hosts.connect`) each call it with the same arguments; the first one prints and writes.
+
     Raises:
         ConfigError: a field, the data or the base model is invalid: one line, before any work.
         RunDirectoryError: `workdir` is in use, or holds a reranker from another config or other data.
         Preempted: SIGTERM came. Work in progress is saved; another call resumes it.
     """
-    resolved = resolve(_with_defaults(config), jax.device_count())
+    with contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(io.StringIO()):
+        return _train(resolve(_with_defaults(config), jax.device_count()), workdir)
+
+
+def _train(resolved: RerankerTrainingConfig, workdir: str | Path) -> Path:
     splits = read_splits(resolved)
     model = open_base(resolved)
     chat = _is_chat(resolved, splits, model)
@@ -81,10 +91,10 @@ def train_reranker(config: Mapping[str, Any], workdir: str | Path) -> Path:
 
     def reranker(params: Params) -> Reranker:
         trained = attach_trunk(start()[0], params, lora)
-        return Reranker(model.shape, trained, model.tokenizer, resolved.pooling, chat, mesh, whole=True)
+        return host_reranker(model.shape, trained, model.tokenizer, resolved.pooling, mesh, chat=chat, whole=True)
 
     def accuracy(params: Params) -> float:
-        scores = reranker(params).score_all([(row.prompt, row.candidates) for row in splits.dev])
+        scores, _ = score_shares(reranker(params), [(row.prompt, row.candidates) for row in splits.dev])
         return dev_accuracy(splits.dev, scores)
 
     def train(directory: Path, view: RerankerTrainingConfig) -> None:
@@ -96,8 +106,11 @@ def train_reranker(config: Mapping[str, Any], workdir: str | Path) -> Path:
     def export(directory: Path, view: RerankerTrainingConfig) -> None:
         trained = checkpoint.restore(root / "training/checkpoint", checkpoint.abstract(start()[1], mesh))
         scorer = reranker(trained)
+        scored = score(THIS, scorer, splits.test)
+        if not is_first():
+            return
         _save(directory, whole(view), model, scorer)
-        comparison = compare(splits.test, [score(THIS, scorer, splits.test)])
+        comparison = compare(splits.test, [scored])
         write_comparison(directory / RESULTS, comparison)
         accuracies = [row["dev_accuracy"] for row in read_metrics(root / "training") if "dev_accuracy" in row]
         rows = {name: len(of_split) for name, of_split in splits._asdict().items()}
@@ -105,7 +118,7 @@ def train_reranker(config: Mapping[str, Any], workdir: str | Path) -> Path:
         write_text(directory / "README.md", card(whole(view), facts, comparison))
         print_comparison(comparison)
 
-    with preemptible(), open_run(str(workdir), resolved) as root:
+    with preemptible(), open_run(str(workdir), resolved, primary=is_first()) as root:
         content = {"data": data_digest([row for rows in splits for row in rows]), "base": fingerprint(model.folder)}
         write_stage(root, "training", resolved, [], train, facts=content, everywhere=True)
         return write_stage(root, "export", resolved, ["training"], export, everywhere=True)

@@ -5,20 +5,20 @@
 
 Trains a reranker on labelled data and leaves it in WORKDIR/export, with its card and results.json. Rows of data are
 preferences (prompt, chosen, rejected), executed samples (prompt, candidates, passed) or MultiPL-E's results; see
-configs/reranker.py. Exit status 75 says that SIGTERM came and all work is saved: start it again, and it resumes.
+configs/reranker.py. Several processes train one reranker, each started with the same flags, as with `rerankjax train`.
+Exit status 75 says that SIGTERM came and all work is saved: start it again, and it resumes.
 """
 
 import functools
-import sys
 from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-from rerankjax.loop.command import CONFIG, WORKDIR, parse
+from rerankjax.loop.command import CONFIG, WORKDIR, parse, run_connected
 
 PROGRAM = "rerankjax train-reranker"
-flags.declare_key_flag("config")
-flags.declare_key_flag("workdir")
+for flag in ("config", "workdir", "distributed", "coordinator", "num_processes", "process_id", "cpu_devices"):
+    flags.declare_key_flag(flag)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -32,17 +32,10 @@ def _train(argv: list[str]) -> None:
         raise app.UsageError(f"{argv[1]!r} is no flag: fields are set as --config.max_length=512")
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it closes
 
-    # Importing JAX and transformers takes seconds: help and a wrong flag do not wait for them.
-    from rerankjax.loop.config import ConfigError
-    from rerankjax.run.recovery import EXIT_PREEMPTED, Preempted
-    from rerankjax.run.rundir import RunDirectoryError
-    from rerankjax.standalone.train import train_reranker
+    def work() -> None:
+        from rerankjax.standalone.train import train_reranker
 
-    try:
         folder = train_reranker(CONFIG.value, str(WORKDIR.value))
-    except Preempted:
-        print(f"{PROGRAM}: SIGTERM came; all work is saved, start it again", file=sys.stderr)
-        sys.exit(EXIT_PREEMPTED)
-    except (ConfigError, RunDirectoryError, FloatingPointError) as error:
-        sys.exit(f"{PROGRAM}: {error}")
-    print(f"\nwrote {folder}; rank with it: rerankjax rerank --model {folder} --problems FILE")
+        print(f"\nwrote {folder}; rank with it: rerankjax rerank --model {folder} --problems FILE")
+
+    run_connected(PROGRAM, work)
