@@ -148,7 +148,7 @@ TEST = {"sources": ["synthetic"], "samples": 4}
         (
             "problems.train",
             [{"source": "p.jsonl", "benchmark": "APPS"}],
-            r"config.problems.train\[0\].benchmark = 'APPS': use one of MultiPL-E, .*, or '' for our own",
+            r"config.problems.train\[0\].benchmark = 'APPS': use one of MultiPL-E, .*, or '' for rerankjax's format",
         ),
         ("problems.train", [{"path": "p"}], r"config.problems.train\[0\].path is unknown: .* has benchmark, config"),
         ("problems.dev", [], "config.problems.dev_problems = 0: PPO's early stopping needs dev problems"),

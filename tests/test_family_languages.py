@@ -129,7 +129,9 @@ def test_stop_tokens_are_of_the_languages_asked_for() -> None:
 
 def test_languages_that_cannot_be_are_refused() -> None:
     for languages in ((), ("py", "py"), ("rs",)):
-        with pytest.raises(ValueError, match="languages must be some of py, cpp, java, php, ts, cs, sh, js, each once"):
+        with pytest.raises(
+            ValueError, match="languages must be one or more of py, cpp, java, php, ts, cs, sh, js, each once"
+        ):
             make_family(0, 1, 0, 0, languages=languages)
 
 

@@ -157,7 +157,7 @@ def test_sentencepiece_joins_the_best_neighbours_first(tmp_path, prefix):
         ({"model": "t5"}, 'tokenizer.ggml.model = "t5" is not supported'),
         ({"model": None}, "has no tokenizer.ggml.model"),
         ({"merges": None}, "has no tokenizer.ggml.merges"),
-        ({"add_bos_token": True, "bos_token_id": None}, "add_bos_token without bos_token_id"),
+        ({"add_bos_token": True, "bos_token_id": None}, "tokenizer.ggml.bos_token_id is missing"),
         ({"eos_token_id": 5000}, "tokenizer.ggml.eos_token_id = 5000"),
     ],
 )

@@ -151,7 +151,7 @@ def broken(kind):
         ("language", "problems.jsonl, row 7: field 'language' is 'rust'"),
         ("twice", "problems.jsonl, row 10: field 'name' repeats 'add in Bash'"),
         ("untested", "problems.jsonl, row 6: fields 'tests' and 'cases' are empty"),
-        ("benchmark", "'add in Python' is of the benchmark HumanEval"),
+        ("benchmark", "'add in Python' is from the benchmark HumanEval"),
     ],
 )
 def test_broken_problems_are_one_line_before_any_model(tmp_path, kind, said):

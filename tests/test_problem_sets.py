@@ -157,7 +157,7 @@ def test_no_benchmark_is_trained_on(tmp_path: Path, split: str, benchmark: str) 
     problems = {split: ["synthetic", source]}
     name = "HumanEval_7_x" if benchmark == "" else "a0"  # the whole file is one
     with pytest.raises(
-        ConfigError, match=rf"config.problems.train, .*: problem '{name}' is of the benchmark MultiPL-E"
+        ConfigError, match=rf"config.problems.train, .*: problem '{name}' is from the benchmark MultiPL-E"
     ):
         open_problems(config_of(problems=problems), 0, tmp_path / "run")
     assert not list((tmp_path / "run").glob("**/stage.json"))
@@ -178,8 +178,7 @@ def test_sources_that_cannot_be_read_are_named_by_field_file_and_row(tmp_path: P
         with pytest.raises(ConfigError) as error:
             open_problems(config_of(**sections), 0, tmp_path / "run")
         assert str(error.value) == (
-            f"config.{field}: {broken}, row 1: fields 'tests' and 'cases' are empty; give one of them, which judges "
-            "programs."
+            f"config.{field}: {broken}, row 1: fields 'tests' and 'cases' are empty; give exactly one of them."
         )
     for source in ("missing.jsonl", "{brace}.jsonl", "no-such-thing"):
         with pytest.raises(ConfigError, match=rf"^config.problems.train: .*{source}[^\n]*$"):

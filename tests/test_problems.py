@@ -224,10 +224,13 @@ def test_a_users_row_needs_no_more_than_what_decides(tmp_path: Path) -> None:
         (json.dumps(ROW)[:40], "row 2: not JSON"),
         ("[1]", "row 2: expected a JSON object with named fields, got list"),
         (json.dumps({k: v for k, v in ROW.items() if k != "tests"}), "row 2: field 'tests' is missing; the row has"),
-        (json.dumps(ROW | {"tests": " \n"}), "row 2: fields 'tests' and 'cases' are empty; give one of them"),
-        (json.dumps(ROW | {"tests": "", "cases": []}), "row 2: fields 'tests' and 'cases' are empty; give one of them"),
-        (json.dumps(ROW | {"cases": [CASE]}), "row 2: fields 'tests' and 'cases' are both given; give one of them"),
-        (json.dumps(ROW | {"tests": "", "cases": [CASE, 3]}), "row 2, case 2: field 'cases' must hold objects, got 3"),
+        (json.dumps(ROW | {"tests": " \n"}), "row 2: fields 'tests' and 'cases' are empty; give exactly one"),
+        (json.dumps(ROW | {"tests": "", "cases": []}), "row 2: fields 'tests' and 'cases' are empty; give exactly one"),
+        (json.dumps(ROW | {"cases": [CASE]}), "row 2: fields 'tests' and 'cases' are both given; give exactly one"),
+        (
+            json.dumps(ROW | {"tests": "", "cases": [CASE, 3]}),
+            "row 2, case 2: field 'cases' must contain only objects, got 3",
+        ),
         (
             json.dumps(ROW | {"tests": "", "cases": [{"stdin": ""}]}),
             "row 2, case 1: field 'expected_output' is missing",
@@ -236,7 +239,7 @@ def test_a_users_row_needs_no_more_than_what_decides(tmp_path: Path) -> None:
         (json.dumps(ROW | {"solution": None}), "row 2: field 'solution' must be str, got None"),
         (json.dumps(ROW | {"prompt": 3}), "row 2: field 'prompt' must be str, got 3"),
         (json.dumps(ROW | {"stop_tokens": "\ndef"}), "row 2: field 'stop_tokens' must be list"),
-        (json.dumps(ROW | {"stop_tokens": [1]}), "row 2: field 'stop_tokens' must hold non-empty strings"),
+        (json.dumps(ROW | {"stop_tokens": [1]}), "row 2: field 'stop_tokens' must be a list of non-empty strings"),
         (json.dumps(ROW), "row 2: field 'name' repeats 'a'"),
     ],
 )

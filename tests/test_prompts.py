@@ -246,7 +246,7 @@ def test_prompts_of_contests(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_wrong_requests_say_what_to_change(tokenizer: PreTrainedTokenizerFast) -> None:
     for prompt in (completion.prompt, chat.prompt):
         for problem in (PROBLEMS["py"], CONTEST):
-            with pytest.raises(ValueError, match="shots are for MBPP's kind of problem"):
+            with pytest.raises(ValueError, match="shots are only for problems in MBPP's format"):
                 prompt(problem, tokenizer, [SHOT])
         with pytest.raises(ValueError, match="shot 'MBPP/11' has no solution"):
             prompt(MBPP, tokenizer, [MBPP])

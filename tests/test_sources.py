@@ -137,7 +137,7 @@ def test_what_a_row_becomes(tmp_path: Path) -> None:
     solved = CODE_CONTESTS | {"solutions": {"language": [1, 2, 4, 2], "solution": ["old", "first", "java", "second"]}}
     for language, solution in (("cpp", "first"), ("java", "java"), ("py", None), ("php", None)):
         assert only("CodeContests", solved, language=language).solution == solution
-    with pytest.raises(ValueError, match=r"row 1: field 'solutions' must hold a string for each language"):
+    with pytest.raises(ValueError, match=r"row 1: field 'solutions' must have one string per language"):
         only("CodeContests", solved | {"solutions": {"language": [2, 3], "solution": ["first"]}})
     assert only("CodeContests", SANDBOX_FUSION, language="cpp", split="train") == dataclasses.replace(
         of_contest, cases=cases[:1]
@@ -204,10 +204,10 @@ def test_truncated_files_are_named(tmp_path: Path, suffix: str) -> None:
     ("change", "message"),
     [
         ({"source": 7}, "field 'source' is 7; it must be from 0 to 6"),
-        ({"public_tests": {"input": ["1"], "output": []}}, "'public_tests' must hold as many input as output"),
-        ({"public_tests": {"input": [1], "output": ["1"]}}, "'public_tests' must hold as many input as output"),
+        ({"public_tests": {"input": ["1"], "output": []}}, "'public_tests' must have as many input strings as output"),
+        ({"public_tests": {"input": [1], "output": ["1"]}}, "'public_tests' must have as many input strings as output"),
         ({"public_tests": {"input": ["1"]}}, "row 1, field 'public_tests': field 'output' is missing"),
-        ({f"{kind}_tests": {"input": [], "output": []} for kind in ("public", "private")}, "no test in any"),
+        ({f"{kind}_tests": {"input": [], "output": []} for kind in ("public", "private")}, "the row has no tests"),
     ],
 )
 def test_broken_contests_are_named(tmp_path: Path, change: dict, message: str) -> None:
@@ -224,7 +224,7 @@ def test_contests_on_files_are_passed_over(tmp_path: Path) -> None:
 
 def test_arguments_say_what_is_wrong_with_them(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", [""])
-    with pytest.raises(ValueError, match=r"p\.jsonl: has no problem"):
+    with pytest.raises(ValueError, match=r"p\.jsonl: no problems found"):
         load_problems(path, "MBPP")
     with pytest.raises(FileNotFoundError, match=r"absent\.jsonl"):
         load_problems(tmp_path / "absent.jsonl", "MBPP")
@@ -234,10 +234,10 @@ def test_arguments_say_what_is_wrong_with_them(tmp_path: Path) -> None:
         load_problems(tmp_path / "p.csv", "MBPP")
     with pytest.raises(ValueError, match="is a file; leave out config and revision"):
         load_problems(path, "MBPP", revision="0" * 40)
-    with pytest.raises(ValueError, match="nuprl/MultiPL-E needs its split"):
+    with pytest.raises(ValueError, match="nuprl/MultiPL-E needs a split"):
         load_problems("nuprl/MultiPL-E", "MultiPL-E", config="humaneval-js")
     for revision in (None, "main", "0" * 39):
-        with pytest.raises(ValueError, match=r"revision of nuprl/MultiPL-E is .*; name the commit by its 40"):
+        with pytest.raises(ValueError, match=r"revision of nuprl/MultiPL-E is .*; give the commit's 40"):
             load_problems("nuprl/MultiPL-E", "MultiPL-E", config="humaneval-js", split="test", revision=revision)
 
 
@@ -266,7 +266,7 @@ def test_an_unreachable_hub_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    with pytest.raises(ConnectionError, match=r"nuprl/MultiPL-E: the hub cannot be reached .* dataset's own file"):
+    with pytest.raises(ConnectionError, match=r"nuprl/MultiPL-E: the hub cannot be reached .* the dataset's file"):
         load_problems("nuprl/MultiPL-E", "MultiPL-E", config="humaneval-js", split="test", revision="0" * 40)
 
 
@@ -275,7 +275,7 @@ def test_benchmarks_are_not_trained_on(tmp_path: Path) -> None:
     require_trainable([made])
     for benchmark, row, _, _ in SHAPES.values():
         problems = load_problems(write(tmp_path / "p.jsonl", [json.dumps(row)]), benchmark)
-        message = rf"problem '{problems[0].name}' is of the benchmark {benchmark}, .* set train_on_benchmarks=True"
+        message = rf"problem '{problems[0].name}' is from the benchmark {benchmark}, .* set train_on_benchmarks=True"
         write_problems(tmp_path / "copy.jsonl", problems)
         for kept in (problems, read_problems(tmp_path / "copy.jsonl")):
             with pytest.raises(ValueError, match=message):
@@ -317,7 +317,7 @@ def test_our_own_shape_is_a_source_as_written(tmp_path: Path) -> None:
         ({"tests": ""}, "fields 'tests' and 'cases' are empty"),
         ({"language": "rust"}, "field 'language' is 'rust'; it must be one of py, "),
         ({"prompt": None}, "field 'prompt' must be str, got None"),
-        ({"stop_tokens": [""]}, "field 'stop_tokens' must hold non-empty strings"),
+        ({"stop_tokens": [""]}, "field 'stop_tokens' must be a list of non-empty strings"),
         ({"cases": "1"}, "field 'cases' must be list, got '1'"),
         ({"name": "first"}, "field 'name' repeats 'first'"),
     ],
@@ -338,7 +338,7 @@ def test_splits_of_mbpp_are_taken_from_its_file(tmp_path: Path) -> None:
     assert len(SourceConfig(str(path), "MBPP").load()) == 974
     with pytest.raises(ValueError, match=r"row 1: MBPP has no split 'dev'; use one of prompt, test, validation, train"):
         SourceConfig(str(path), "MBPP", split="dev").load()
-    with pytest.raises(ValueError, match=r"q\.jsonl: has no problem"):
+    with pytest.raises(ValueError, match=r"q\.jsonl: no problems found"):
         SourceConfig(str(write(tmp_path / "q.jsonl", [json.dumps(MBPP)])), "MBPP", split="train").load()
 
 

@@ -101,7 +101,7 @@ def code_contests(where: str, row: Row, *, language: str, split: str | None) -> 
         if "solutions" in row and language in SOLUTION_LANGUAGES:
             solution = _solution(where, field(row, where, "solutions", dict), SOLUTION_LANGUAGES[language])
     if not cases:
-        raise ValueError(f"{where}: no test in any of its fields; remove that row, for no program can be judged.")
+        raise ValueError(f"{where}: the row has no tests, so no program can be judged; remove that row.")
     benchmark = None if split == "train" else "CodeContests"
     return Problem(
         name,
@@ -119,7 +119,7 @@ def code_contests(where: str, row: Row, *, language: str, split: str | None) -> 
 def _solution(where: str, solutions: Row, language: int) -> str | None:
     numbers, texts = (field(solutions, f"{where}, field 'solutions'", name, list) for name in ("language", "solution"))
     if len(numbers) != len(texts) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{where}: field 'solutions' must hold a string for each language; correct that row.")
+        raise ValueError(f"{where}: field 'solutions' must have one string per language; correct that row.")
     return next((text for number, text in zip(numbers, texts, strict=True) if number == language), None)
 
 
@@ -127,7 +127,9 @@ def _cases(where: str, kind: str, tests: Row) -> list[Case]:
     given = [field(tests, f"{where}, field {kind!r}", name, list) for name in ("input", "output")]
     texts = [*given[0], *given[1]]
     if len(given[0]) != len(given[1]) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{where}: field {kind!r} must hold as many input as output strings; correct that row.")
+        raise ValueError(
+            f"{where}: field {kind!r} must have as many input strings as output strings; correct that row."
+        )
     return [Case(*texts) for texts in zip(*given, strict=True)]
 
 
@@ -150,5 +152,5 @@ def _json(row: Row, where: str, name: str, kind: type) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: field {name!r} is not JSON ({error}); correct that row.") from error
     if type(value) is not kind:
-        raise ValueError(f"{where}: field {name!r} must be JSON of a {kind.__name__}, got {value!r}; correct that row.")
+        raise ValueError(f"{where}: field {name!r} must be a {kind.__name__} in JSON, got {value!r}; correct that row.")
     return value

@@ -45,7 +45,7 @@ def decontaminate(
     problems, where 10 removes 58. One Overlap a problem removed: its first, and the first evaluation problem with it.
     """
     if n < SHORTEST:
-        raise ValueError(f"decontaminate: n is {n}; below {SHORTEST} words in a row are in common everywhere.")
+        raise ValueError(f"decontaminate: n is {n}; use at least {SHORTEST}: shorter n-grams are in most prompts.")
     owners: dict[tuple[str, ...], Problem] = {}
     for problem in evaluation:
         text = words(problem.prompt)

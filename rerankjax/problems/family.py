@@ -110,7 +110,7 @@ def make_family(
     if not all(2 <= k <= 9 for k in constants):
         raise ValueError(f"constants must lie from 2 to 9, got {tuple(constants)}; the default is 2 to 7.")
     if not languages or len(set(languages)) < len(languages) or not set(languages) <= SYNTAX.keys():
-        raise ValueError(f"languages must be some of {', '.join(SYNTAX)}, each once, got {tuple(languages)}.")
+        raise ValueError(f"languages must be one or more of {', '.join(SYNTAX)}, each once, got {tuple(languages)}.")
     steps, finals = (
         [kind for kind in kinds if all(kind.name in SYNTAX[name].idioms for name in languages)]
         for kinds in (steps, finals)

@@ -72,9 +72,9 @@ def require_trainable(problems: Iterable[Problem], *, train_on_benchmarks: bool 
     for problem in problems:
         if problem.benchmark is not None and not train_on_benchmarks:
             raise ValueError(
-                f"problem {problem.name!r} is of the benchmark {problem.benchmark}, which is for evaluation only: its "
-                "figures say nothing of a model that was trained on it, and MultiPL-E's licence forbids that. Train on "
-                "other problems, or set train_on_benchmarks=True where neither matters to you."
+                f"problem {problem.name!r} is from the benchmark {problem.benchmark}, which is for evaluation only: a "
+                "benchmark cannot measure a model that was trained on it, and MultiPL-E's licence forbids training on "
+                "it. Train on other problems, or set train_on_benchmarks=True to train on benchmarks anyway."
             )
 
 
@@ -96,7 +96,9 @@ def strings(record: dict[str, Any], where: str, name: str) -> tuple[str, ...]:
     """record[name], a list of non-empty strings; else ValueError."""
     values = jsonl.field(record, where, name, list)
     if not all(isinstance(value, str) and value for value in values):
-        raise ValueError(f"{where}: field {name!r} must hold non-empty strings, got {values!r}; correct that row.")
+        raise ValueError(
+            f"{where}: field {name!r} must be a list of non-empty strings, got {values!r}; correct that row."
+        )
     return tuple(values)
 
 
@@ -137,13 +139,13 @@ def read_problem(where: str, record: dict[str, Any]) -> Problem:
     problem = dataclasses.replace(core_fields(where, defaults | record), **extra)
     if bool(problem.tests.strip()) == bool(cases):
         both = "both given" if cases else "empty"
-        raise ValueError(f"{where}: fields 'tests' and 'cases' are {both}; give one of them, which judges programs.")
+        raise ValueError(f"{where}: fields 'tests' and 'cases' are {both}; give exactly one of them.")
     return problem
 
 
 def _case(where: str, case: Any) -> Case:
     if not isinstance(case, dict):
-        raise ValueError(f"{where}: field 'cases' must hold objects, got {case!r}; correct that row.")
+        raise ValueError(f"{where}: field 'cases' must contain only objects, got {case!r}; correct that row.")
     return Case(*(jsonl.field(case, where, name, str) for name in ("stdin", "expected_output")))
 
 

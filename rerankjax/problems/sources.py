@@ -36,7 +36,9 @@ class SourceConfig:
         if not languages or len(set(languages)) < len(languages) or not set(languages) <= set(LANGUAGES):
             raise ValueError(f"languages = {languages}: give one or more of {', '.join(LANGUAGES)}, each once")
         if self.benchmark and self.benchmark not in BENCHMARKS:
-            raise ValueError(f"benchmark = {self.benchmark!r}: use one of {', '.join(BENCHMARKS)}, or '' for our own")
+            raise ValueError(
+                f"benchmark = {self.benchmark!r}: use one of {', '.join(BENCHMARKS)}, or '' for rerankjax's format"
+            )
 
     def load(self) -> tuple[Problem, ...]:
         """The problems of a file or dataset, in its order. Raises as `load_problems`."""
@@ -97,16 +99,18 @@ def load_problems(
         raise ValueError(f"load_problems: language is {language!r}; it must be one of {', '.join(LANGUAGES)}.")
     if of_file:
         if revision is not None or config is not None:
-            raise ValueError(f"load_problems: {source} is a file; leave out config and revision, which datasets have.")
+            raise ValueError(
+                f"load_problems: {source} is a file; leave out config and revision, which are for hub datasets."
+            )
         rows = file_rows(Path(source))
     elif is_hub_id(source):
         if split is None:
-            raise ValueError(f'load_problems: {source} needs its split; name it, as in split="test".')
+            raise ValueError(f'load_problems: {source} needs a split; give it, as in split="test".')
         if not re.fullmatch("[0-9a-f]{40}", revision or ""):
             raise ValueError(
-                f"load_problems: revision of {source} is {revision!r}; name the commit by its 40 hexadecimal digits, "
-                f"from https://huggingface.co/datasets/{source}/commits/main: branches and tags move, and tables with "
-                "them."
+                f"load_problems: revision of {source} is {revision!r}; give the commit's 40 hexadecimal digits, from "
+                f"https://huggingface.co/datasets/{source}/commits/main: a branch or a tag can move, and then the "
+                "problems change."
             )
         rows = hub_rows(str(source), config, split, revision)
     else:
@@ -117,5 +121,5 @@ def load_problems(
     read = readers[benchmark]
     problems = unique((where, problem) for where, row in rows if (problem := read(where, row)) is not None)
     if not problems:
-        raise ValueError(f"{source}: has no problem.")
+        raise ValueError(f"{source}: no problems found; check the file and the split.")
     return problems

@@ -39,8 +39,8 @@ def hub_rows(name: str, config: str | None, split: str, revision: str | None) ->
         dataset = datasets.load_dataset(name, config, split=split, revision=revision)
     except ConnectionError as error:
         raise ConnectionError(
-            f"{name}: the hub cannot be reached ({error}). Load it where it can, once, for it stays in the cache; or "
-            f"give the dataset's own file, {' or '.join(FILES)}."
+            f"{name}: the hub cannot be reached ({error}). Load the dataset once while the hub can be reached, so that "
+            f"it is in the cache; or give the dataset's file ({' or '.join(FILES)})."
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         message = " ".join(str(error).split())

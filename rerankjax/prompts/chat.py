@@ -77,7 +77,7 @@ def prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, shots: Sequence
     """
     if not tokenizer.chat_template:
         raise ValueError(
-            'the tokenizer has no chat template: take an instruct model\'s checkpoint, or the style "completion"'
+            'the tokenizer has no chat template: use an instruct model\'s checkpoint, or the style "completion"'
         )
     check_shots(problem, shots)
     turn = [{"role": "user", "content": _request(problem, shots)}]

@@ -60,10 +60,12 @@ def _mbpp(problem: Problem) -> str:
 def check_shots(problem: Problem, shots: Sequence[Problem]) -> None:
     """Raises ValueError unless the shots can be shown before the problem."""
     if shots and (problem.cases or not problem.standalone):
-        raise ValueError(f"problem {problem.name!r}: shots are for MBPP's kind of problem; leave them out.")
+        raise ValueError(
+            f"problem {problem.name!r}: shots are only for problems in MBPP's format; leave the shots out."
+        )
     for shot in shots:
         if shot.solution is None:
-            raise ValueError(f"shot {shot.name!r} has no solution to show; take one that has.")
+            raise ValueError(f"shot {shot.name!r} has no solution to show; use a problem that has a solution.")
 
 
 def clean(solution: str | None) -> str:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from rerankjax.gguf_file import GGUFFile, read_gguf
 
 SPACE = "\u2581"  # how SentencePiece writes one
-REMEDY = "save the model's own tokenizer into a folder, and give that"
+REMEDY = "save the model's own tokenizer to a folder, and give that folder"
 SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 _WORDS = (
@@ -84,14 +84,14 @@ def read_tokenizer(file: Path) -> PreTrainedTokenizerFast:
         id_ = header.metadata.get(f"tokenizer.ggml.{field}_token_id")
         if id_ is not None and id_ >= len(tokens):
             raise ValueError(
-                f"{file}: tokenizer.ggml.{field}_token_id = {id_} is none of its {len(tokens)} tokens: {REMEDY}"
+                f"{file}: tokenizer.ggml.{field}_token_id = {id_} is out of range for {len(tokens)} tokens: {REMEDY}"
             )
         if id_ is not None:
             special[name] = tokens[id_]
     if header.metadata.get("tokenizer.ggml.add_bos_token", kind == "llama"):
         bos = special.get("bos_token")
         if bos is None:
-            raise ValueError(f"{file}: tokenizer.ggml.add_bos_token without bos_token_id: {REMEDY}")
+            raise ValueError(f"{file}: tokenizer.ggml.bos_token_id is missing, but texts begin with it: {REMEDY}")
         tokenizer.post_processor = beginning_with(bos, tokens.index(bos))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

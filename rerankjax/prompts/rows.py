@@ -41,7 +41,7 @@ def _pad(rows: Sequence[Sequence[int]], length: int, pad: int, left: bool, what:
     mask = np.zeros((len(rows), length), bool)
     for i, row in enumerate(rows):
         if not 0 < len(row) <= length:
-            raise ValueError(f"row {i} has {len(row)} tokens, {what} = {length}: drop it, or raise {what}")
+            raise ValueError(f"row {i} has {len(row)} tokens, but {what} = {length}: drop the row, or raise {what}")
         columns = slice(length - len(row), length) if left else slice(0, len(row))
         tokens[i, columns], mask[i, columns] = row, True
     return tokens, mask

@@ -49,8 +49,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
         return read_tokenizer(path)
     if not (path / "tokenizer.json").is_file():
         raise FileNotFoundError(
-            f"{path} has no tokenizer.json: other formats are not read; load the tokenizer with transformers and write "
-            "it there with save_pretrained"
+            f"{path} has no tokenizer.json, and other formats are not supported: load the tokenizer with transformers, "
+            "and save it there with save_pretrained"
         )
     # AutoTokenizer of transformers 5.12 to 5.17 drops the whitespace of some code tokenizers (their #46489).
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
