@@ -98,13 +98,15 @@ def _read(file: Path, changed: int, size: int) -> GGUFFile:
         metadata = {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise ValueError(
-            f"{file} is no complete GGUF file ({error}): download it again; where it is whole, update the package gguf"
+            f"{file} is not a complete GGUF file ({error}): download the file again; "
+            "if the file is complete, update the package gguf"
         ) from error
     if reader.byte_order == "S":
         raise ValueError(f"{file} is big-endian, which is not supported: convert it with gguf's gguf-convert-endian")
     if metadata.get("split.count", 1) > 1:
         raise ValueError(
-            f"{file} is one of split.count = {metadata['split.count']} files: join them with llama-gguf-split --merge"
+            f"{file} is one part of a model with split.count = {metadata['split.count']}: join the parts with "
+            "llama-gguf-split --merge"
         )
     readable: dict[GGMLQuantizationType, bool] = {}
     tensors = {}
@@ -113,7 +115,7 @@ def _read(file: Path, changed: int, size: int) -> GGUFFile:
         if not readable.setdefault(kind, _is_readable(kind)):
             raise ValueError(
                 f"{file}: {tensor.name} is {kind.name}, which the package gguf does not dequantise: convert the model "
-                "to another type, Q8_0 say"
+                "to another type, such as Q8_0"
             )
         shape = tuple(int(n) for n in reversed(tensor.shape))
         tensors[tensor.name] = GGUFTensor(tensor.name, file, shape, kind, tensor.data_offset)

@@ -259,13 +259,13 @@ def test_a_cut_file_is_refused_wherever_it_was_cut(tmp_path):
     data = read_gguf(tmp_path / "whole.gguf").tensors["token_embd.weight"].offset
     for size in [0, 3, 4, 20, 25, 100, data // 2, data - 40, data, data + 100, len(whole) - 40_000]:
         (tmp_path / "cut.gguf").write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=r"cut\.gguf is no complete GGUF file .*: download it again"):
+        with pytest.raises(ValueError, match=r"cut\.gguf is not a complete GGUF file .*: download the file again"):
             load(tmp_path / "cut.gguf")
 
 
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(bytes(100))
-    with pytest.raises(ValueError, match=r"model\.safetensors is no complete GGUF file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a complete GGUF file"):
         load(tmp_path / "model.safetensors")
     for missing in ("missing.gguf", "owner/missing.gguf"):  # not asked of the hub
         with pytest.raises(FileNotFoundError, match=r"missing\.gguf is no folder or \.gguf file"):

@@ -94,7 +94,7 @@ def test_problems_are_split_whole_and_in_any_order():
     assert [{row.prompt for row in part} for part in again] == prompts
     other = split_by_problem(rows, 0.1, 0.2, 1)
     assert {row.prompt for row in other.test} != prompts[2]
-    with pytest.raises(ValueError, match="2 different prompts, of which 1 for dev and 1 for test"):
+    with pytest.raises(ValueError, match="of 2 different prompts, 1 would be for dev and 1 for test"):
         split_by_problem(rows[:2], 0.1, 0.1, 0)
 
 
@@ -140,29 +140,37 @@ BROKEN = {
     "empty prompt": (PLAIN, {"prompt": ""}, "field 'prompt' is empty"),
     "empty candidates": (SAMPLES, {"candidates": [], "passed": []}, "field 'candidates' is empty"),
     "too few verdicts": (SAMPLES, {"passed": [True]}, "field 'passed' has 1 entries for 2 candidates"),
-    "NaN": (SAMPLES, {"passed": [True, float("nan")]}, "field 'passed' must hold true and false; number 2 is nan"),
-    "wrong type": (SAMPLES, {"candidates": ["r", 3]}, "field 'candidates', number 2, must be a text, got 3"),
+    "NaN": (
+        SAMPLES,
+        {"passed": [True, float("nan")]},
+        "field 'passed' must contain only true and false; number 2 is nan",
+    ),
+    "wrong type": (SAMPLES, {"candidates": ["r", 3]}, "field 'candidates', number 2, must be a string, got 3"),
     "wrong type of all": (SAMPLES, {"candidates": "x" * 10**7}, "field 'candidates' must be list, got 'xxx"),
-    "10 MB": (PLAIN, {"chosen": "x" * 10**7}, f"has 10000000 characters, {MAX_CHARACTERS} at most"),
-    "half a character": (PLAIN, {"chosen": "\ud800"}, "field 'chosen' holds half a character"),
-    "equal answers": (PLAIN, {"rejected": "r"}, "fields 'chosen' and 'rejected' hold the same text"),
-    "two kinds": (PLAIN, {"passed": [True]}, "fields ['chosen', 'passed', 'rejected'] are of several kinds"),
-    "no kind": ({"text": "q"}, {}, "fields ['text'] are of no kind that is known"),
+    "10 MB": (PLAIN, {"chosen": "x" * 10**7}, f"has 10000000 characters, more than {MAX_CHARACTERS}"),
+    "half a character": (PLAIN, {"chosen": "\ud800"}, "field 'chosen' is not valid Unicode"),
+    "equal answers": (PLAIN, {"rejected": "r"}, "fields 'chosen' and 'rejected' have the same text"),
+    "two kinds": (PLAIN, {"passed": [True]}, "fields ['chosen', 'passed', 'rejected'] belong to several kinds of row"),
+    "no kind": ({"text": "q"}, {}, "fields ['text'] match no known kind of row"),
     "other prompts": (
         PLAIN,
         {"chosen": [USER, RIGHT], "rejected": [USER | {"content": "p"}, WRONG]},
         "fields 'chosen' and 'rejected' differ before their last messages",
     ),
-    "no answer": (PLAIN, {"chosen": [USER, RIGHT], "rejected": [USER]}, "field 'rejected' ends in a message of 'user'"),
+    "no answer": (
+        PLAIN,
+        {"chosen": [USER, RIGHT], "rejected": [USER]},
+        "field 'rejected' ends with a message of 'user'",
+    ),
     "a message without content": (
         PLAIN,
         {"chosen": [USER, {"role": "assistant"}]},
-        "'chosen', number 2, must be a text, got None",
+        "'chosen', number 2, must be a string, got None",
     ),
     "results of others": (
         {"prompt": "q", "tests": "t", "results": [{"program": "p", "status": "OK"}]},
         {},
-        "field 'results', number 1: field 'program' does not begin with the row's prompt",
+        "field 'results', number 1: field 'program' must begin with the row's prompt",
     ),
 }
 
@@ -185,7 +193,7 @@ def test_broken_rows_are_one_line_with_file_row_and_field(tmp_path, kind):
         ("a.jsonl.gz", gzip.compress(json.dumps(PLAIN).encode() * 99, mtime=0)[:40], "cannot be read"),
         ("a.jsonl", json.dumps(PLAIN).encode()[:-9], "a.jsonl, row 1: not JSON"),
         ("a.jsonl", b'{"prompt": "\xff"}', "cannot be read ('utf-8' codec can't decode"),
-        ("a.jsonl", b"\n", "no row is there"),
+        ("a.jsonl", b"\n", "no rows found"),
         ("a.parquet", b"PAR1", "a.parquet: not Parquet"),
         ("a.csv", b"", "a.csv: is neither a file that ends in .jsonl"),
     ],
@@ -196,5 +204,5 @@ def test_broken_files_are_one_line(tmp_path, name, content, said):
         read_data([DataSource(str(tmp_path / name))])
     assert said in str(error.value)
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="has no file that ends in"):
+    with pytest.raises(ValueError, match="no file ends in"):
         read_data([DataSource(str(tmp_path))])

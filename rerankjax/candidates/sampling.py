@@ -33,13 +33,13 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
-            raise ValueError(f"temperature = {self.temperature} is negative: use 0 for greedy, or more")
+            raise ValueError(f"temperature = {self.temperature} is negative: use 0 for greedy decoding, or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p = {self.top_p} is not in (0, 1]: use 1 for the whole distribution")
         if self.top_k < 0:
             raise ValueError(f"top_k = {self.top_k} is negative: use 0 for all tokens")
         if self.max_completion_length < 1:
-            raise ValueError(f"max_completion_length = {self.max_completion_length}: a completion needs a token")
+            raise ValueError(f"max_completion_length = {self.max_completion_length}: use 1 or more")
 
 
 class Samples(NamedTuple):

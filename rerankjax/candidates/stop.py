@@ -29,7 +29,7 @@ def stop_table(texts: Sequence[str], stops: Sequence[str]) -> np.ndarray:
         ValueError: a stop string is empty.
     """
     if "" in stops:
-        raise ValueError("stop_tokens holds an empty string, which every completion contains: remove it")
+        raise ValueError("stop_tokens contains an empty string, which would stop every completion at once: remove it")
     prefixes = sorted({s[:i] for s in stops for i in range(len(s) + 1)} | {""}, key=lambda p: (len(p), p))
     state_of = {p: i for i, p in enumerate(prefixes)}
     done = len(prefixes)

@@ -47,7 +47,7 @@ def read_data(sources: Sequence[DataSource]) -> list[Labelled]:
     """
     rows = [read_labelled(where, record) for source in sources for where, record in _records(source)]
     if not rows:
-        raise ValueError(f"{', '.join(source.source for source in sources)}: no row is there; give one at least.")
+        raise ValueError(f"{', '.join(source.source for source in sources)}: no rows found; give at least one row.")
     return rows
 
 
@@ -56,10 +56,7 @@ def _records(source: DataSource) -> Iterator[tuple[str, dict[str, Any]]]:
     if path.is_dir():
         files = sorted(p for p in path.glob("**/*") if p.name.endswith(RESULTS) and p.is_file())
         if not files:
-            raise ValueError(
-                f"{path}: has no file that ends in {' or '.join(RESULTS)}; of completions, `rerankjax execute` makes "
-                "them."
-            )
+            raise ValueError(f"{path}: no file ends in {' or '.join(RESULTS)}; make results with `rerankjax execute`.")
         for file in files:
             yield from read_objects(file, by_row=False)
     elif path.name.endswith(RESULTS):
@@ -97,8 +94,8 @@ def split_by_problem(rows: Sequence[Labelled], dev_fraction: float, test_fractio
     dev, test = (max(1, round(f * len(order))) if f else 0 for f in (dev_fraction, test_fraction))
     if len(order) <= dev + test:
         raise ValueError(
-            f"{rows[0].where}: there are {len(order)} different prompts, of which {dev} for dev and {test} for test "
-            "are set aside; give more problems, or dev and test data of their own."
+            f"{rows[0].where}: of {len(order)} different prompts, {dev} would be for dev and {test} for test, which "
+            "leaves none to train on; give more problems, or separate dev and test data."
         )
     part = {prompt: "test" if i < test else "dev" if i < test + dev else "train" for i, prompt in enumerate(order)}
     return Splits(*([row for row in rows if part[row.prompt] == name] for name in Splits._fields))
@@ -112,8 +109,8 @@ def check_disjoint(splits: Splits) -> None:
             other, where = first.setdefault(row.prompt, (name, row.where))
             if other != name:
                 raise ValueError(
-                    f"{row.where}: field 'prompt' is in the {name} data and, at {where}, in the {other} data; what is "
-                    "trained on says nothing of what is new: remove one of them."
+                    f"{row.where}: field 'prompt' is in the {name} data and, at {where}, in the {other} data; a "
+                    "prompt may be in one of them only: remove one of the two rows."
                 )
 
 
@@ -144,7 +141,7 @@ def make_pairs(rows: Sequence[Labelled], per_problem: int, seed: int) -> list[Te
         passing = sum(not wrong for _, wrong in merged.values())
         raise ValueError(
             f"{rows[0].where}: none of {len(merged)} problems has both a passing and a failing candidate ({passing} "
-            "have only passing ones); sample more candidates a problem, or give easier or harder problems."
+            "have only passing ones); sample more candidates per problem, or give easier or harder problems."
         )
     return pairs
 

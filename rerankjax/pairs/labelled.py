@@ -57,7 +57,7 @@ def read_labelled(where: str, record: dict[str, Any]) -> Labelled:
     samples = {"candidates", "completions", "passed"} & record.keys()
     if bool(preference) + bool(samples) + ("results" in record) > 1:
         mixed = sorted([*preference, *samples, *({"results"} & record.keys())])
-        raise ValueError(f"{where}: fields {mixed} are of several kinds; a row has {KINDS}.")
+        raise ValueError(f"{where}: fields {mixed} belong to several kinds of row; a row needs {KINDS}.")
     if preference:
         labelled = _preference(where, record)
     elif samples:
@@ -65,9 +65,9 @@ def read_labelled(where: str, record: dict[str, Any]) -> Labelled:
     elif "results" in record:
         labelled = _results(where, record)
     else:
-        raise ValueError(f"{where}: fields {sorted(record)} are of no kind that is known; a row has {KINDS}.")
+        raise ValueError(f"{where}: fields {sorted(record)} match no known kind of row; a row needs {KINDS}.")
     if not labelled.prompt:
-        raise ValueError(f"{where}: field 'prompt' is empty; give what the candidates answer.")
+        raise ValueError(f"{where}: field 'prompt' is empty; give the text that the candidates answer.")
     return labelled
 
 
@@ -84,7 +84,7 @@ def _preference(where: str, record: dict[str, Any]) -> Labelled:
         prompt = _prompt(where, record)
         right, wrong = (_texts(where, name, record[name]) for name in ("chosen", "rejected"))
     if set(right) & set(wrong):
-        raise ValueError(f"{where}: fields 'chosen' and 'rejected' hold the same text; drop the row.")
+        raise ValueError(f"{where}: fields 'chosen' and 'rejected' have the same text; drop the row.")
     passed = (True,) * len(right) + (False,) * len(wrong)
     subset = field(record, where, "subset", str) if "subset" in record else ""
     return Labelled(where, _name(where, record), prompt, right + wrong, passed, False, subset)
@@ -96,11 +96,11 @@ def _conversations(where: str, record: dict[str, Any]) -> tuple[Prompt, tuple[st
     for name, turns in (("chosen", chosen), ("rejected", rejected)):
         if turns[-1].role != "assistant":
             raise ValueError(
-                f"{where}: field {name!r} ends in a message of {turns[-1].role!r}; it must end in the assistant's."
+                f"{where}: field {name!r} ends with a message of {turns[-1].role!r}; it must end with the assistant's."
             )
     if chosen[:-1] != rejected[:-1]:
         raise ValueError(
-            f"{where}: fields 'chosen' and 'rejected' differ before their last messages; a pair is of one prompt."
+            f"{where}: fields 'chosen' and 'rejected' differ before their last messages; a pair needs one prompt."
         )
     shared = chosen[:-1]
     if not shared:
@@ -115,7 +115,9 @@ def _conversations(where: str, record: dict[str, Any]) -> tuple[Prompt, tuple[st
 def _samples(where: str, record: dict[str, Any]) -> Labelled:
     given = sorted({"candidates", "completions"} & record.keys())
     if len(given) != 1:
-        raise ValueError(f"{where}: needs one of the fields 'candidates' and 'completions'; the row has {given}.")
+        raise ValueError(
+            f"{where}: needs exactly one of the fields 'candidates' and 'completions'; the row has {given}."
+        )
     if "passed" not in record:
         raise ValueError(
             f"{where}: field 'passed' is missing; run the candidates with `rerankjax execute`, and give the results."
@@ -126,7 +128,7 @@ def _samples(where: str, record: dict[str, Any]) -> Labelled:
     passed = field(record, where, "passed", list)
     for number, value in enumerate(passed, start=1):
         if type(value) is not bool:
-            raise ValueError(f"{where}: field 'passed' must hold true and false; number {number} is {value!r}.")
+            raise ValueError(f"{where}: field 'passed' must contain only true and false; number {number} is {value!r}.")
     if len(passed) != len(candidates):
         raise ValueError(f"{where}: field 'passed' has {len(passed)} entries for {len(candidates)} candidates.")
     greedy = field(record, where, "greedy", bool) if "greedy" in record else None
@@ -146,7 +148,7 @@ def _results(where: str, record: dict[str, Any]) -> Labelled:
             raise ValueError(f"{there} must be an object, got {result!r:.60}.")
         program, status = (field(result, there, name, str) for name in ("program", "status"))
         if not (program.startswith(prompt) and program.endswith("\n" + tests)):
-            raise ValueError(f"{there}: field 'program' does not begin with the row's prompt and end with its tests.")
+            raise ValueError(f"{there}: field 'program' must begin with the row's prompt and end with its tests.")
         candidates.append(_text(where, "results", program[len(prompt) : len(program) - len(tests) - 1]))
         passed.append(status == "OK")
     if not candidates:
@@ -178,13 +180,13 @@ def _texts(where: str, name: str, value: Any) -> tuple[str, ...]:
 def _text(where: str, name: str, value: Any, number: int = 0) -> str:
     place = f"{where}: field {name!r}" + (f", number {number}," if number else "")
     if not isinstance(value, str):
-        raise ValueError(f"{place} must be a text, got {value!r:.60}; correct that row.")
+        raise ValueError(f"{place} must be a string, got {value!r:.60}; correct that row.")
     if len(value) > MAX_CHARACTERS:
-        raise ValueError(f"{place} has {len(value)} characters, {MAX_CHARACTERS} at most; drop that row.")
+        raise ValueError(f"{place} has {len(value)} characters, more than {MAX_CHARACTERS}; drop that row.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{place} holds half a character ({error.reason}); write it again as UTF-8.") from error
+        raise ValueError(f"{place} is not valid Unicode ({error.reason}); write it again as UTF-8.") from error
     return value
 
 
@@ -201,6 +203,6 @@ def _messages(where: str, name: str, value: Any) -> tuple[Message, ...]:
     for number, message in enumerate(value, start=1):
         there = f"{where}: field {name!r}, message {number}"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise ValueError(f"{there} needs a text as its role, got {message!r:.60}.")
+            raise ValueError(f"{there} needs a string as its role, got {message!r:.60}.")
         messages.append(Message(message["role"], _text(where, name, message.get("content"), number)))
     return tuple(messages)

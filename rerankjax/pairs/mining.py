@@ -58,7 +58,7 @@ def sample_pairs(solutions: LabelledSolutions, count: int, seed: Sequence[int]) 
         chosen.setdefault(problem, []).append(completion)
     rejected = [solution for solution in solutions.failing if solution[0] in chosen]
     if not rejected and count:
-        raise ValueError(f"none of {len(chosen)} problems with a passing solution has a failing one")
+        raise ValueError(f"none of {len(chosen)} problems with a passing solution also has a failing one")
     rng = np.random.default_rng(seed)
     turns = [i for _ in range(-(-count // max(len(rejected), 1))) for i in rng.permutation(len(rejected))][:count]
     return [Pair(p, chosen[p][rng.integers(len(chosen[p]))], r) for p, r in (rejected[i] for i in turns)]
