@@ -156,7 +156,7 @@ def test_every_verdict_but_a_sandbox_error_has_a_status() -> None:
     assert [verdict for verdict, status in said.items() if status == "OK"] == [Verdict.PASSED]
     assert set(said.values()) == {"OK", "Timeout", "SyntaxError", "Exception"}
     assert said[Verdict.UNSUPPORTED] == "SyntaxError"
-    with pytest.raises(ValueError, match="sandbox error is no result"):
+    with pytest.raises(ValueError, match="sandbox error is not a result"):
         multipl_e.status("py", Verdict.SANDBOX_ERROR, "")
 
 
@@ -208,7 +208,7 @@ def test_results_with_lists_compared_otherwise_are_not_gone_on_with(tmp_path: pa
     file = write(tmp_path / "a.json", problem("x", "y", language="cs", tests=LISTS))
     kept = {"results": [{"program": f"x\n{LISTS}", "status": "Exception", "exit_code": 1}]}
     write(tmp_path / "a.results.json", kept)
-    with pytest.raises(ValueError, match=r"a.results.json: has results with C# lists as-shipped, and repaired"):
+    with pytest.raises(ValueError, match=r"a.results.json: has results with C# lists as-shipped, but .* is repaired"):
         list(multipl_e.read_evaluated(file, tmp_path, "repaired"))
     (evaluated,) = multipl_e.read_evaluated(file, tmp_path, "as-shipped")
     assert evaluated.results == {**kept, "csharp_lists": "as-shipped"}
@@ -289,9 +289,9 @@ def test_a_failing_sandbox_is_no_result(
         patched.setitem(pool.JUDGES, "py", dies)
         assert evaluate(tmp_path / "in", tmp_path / "out") == 1
     said = capsys.readouterr().err
-    assert re.search(r"a\.json, completion 2: sandbox: died 3 times.*gone", said)
+    assert re.search(r"a\.json, completion 2: sandbox: the box died 3 times.*gone", said)
     assert "b.json, completion 1: " in said
-    assert "failed under 2 programs" in said
+    assert "failed on 2 programs" in said
     assert written(tmp_path / "out") == ["a.results.json"]
     assert statuses(tmp_path / "out" / "a.results.json") == ["OK"]
     assert evaluate(tmp_path / "in", tmp_path / "out") == 0
@@ -347,10 +347,14 @@ def test_flags_reach_the_sandbox(tmp_path: pathlib.Path, monkeypatch: pytest.Mon
         ("a.json", {"results": []}, "a.json: field 'completions' is missing"),
         ("a.json", problem(RIGHT, completions="x"), "a.json: field 'completions' must be list"),
         ("a.json", [problem(RIGHT)], "a.json: expected a JSON object with named fields, got list"),
-        ("a.json", problem(RIGHT, language="cobol"), "a.json: field 'language': language is 'cobol'; known: py"),
+        ("a.json", problem(RIGHT, language="cobol"), "a.json: field 'language': language is 'cobol'; use one of py"),
         ("a.jsonl", problem(RIGHT, name=""), "a.jsonl, row 2: field 'name' is empty"),
-        ("a.jsonl", problem(RIGHT, name="first"), "a.jsonl, row 2 and .*row 1 both have their results in .*; rename"),
-        ("a.jsonl.gz", problem(RIGHT, completions=["x", 1]), "row 2: field 'completions' must hold strings; number 2"),
+        ("a.jsonl", problem(RIGHT, name="first"), "a.jsonl, row 2 and .*row 1 both write their results to .*; rename"),
+        (
+            "a.jsonl.gz",
+            problem(RIGHT, completions=["x", 1]),
+            "row 2: field 'completions' must contain only strings; number 2",
+        ),
         ("a.jsonl.gz", problem(RIGHT, tests=1), "a.jsonl.gz, row 2: field 'tests' must be str, got 1"),
         ("a.txt", problem(RIGHT), "a.txt: its name must end in one of .json, "),
     ],
@@ -370,8 +374,8 @@ def test_bad_input_is_refused_before_anything_runs(
     [
         ([{}] * 3, "has 3 results, more than the 2 completions; choose another --output-dir, or remove"),
         ([{"status": "OK"}], "result 1: field 'program' is missing"),
-        ([{"status": "OK", "program": "x"}], "result 1 is of another program than completion 1; choose another"),
-        (["OK"], "field 'results' must hold objects; number 1 is 'OK'"),
+        ([{"status": "OK", "program": "x"}], "result 1 is for a different program than completion 1; choose another"),
+        (["OK"], "field 'results' must contain only objects; number 1 is 'OK'"),
         (None, "field 'results' must be list"),
     ],
 )
@@ -403,7 +407,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: pathlib.Path, capsys: pyt
     (tmp_path / "bare" / "below").mkdir(parents=True)
     for source, said in (
         (tmp_path / "absent.json", "No such file"),
-        (tmp_path / "bare", "has no file that ends in .json, .json.gz, .jsonl, .jsonl.gz; with --recursive"),
+        (tmp_path / "bare", "no file ends in .json, .json.gz, .jsonl, .jsonl.gz; use --recursive"),
     ):
         assert evaluate(source, tmp_path / "out") == 2
         assert said in capsys.readouterr().err

@@ -142,7 +142,7 @@ def test_bad_input_is_refused_by_name() -> None:
         Limits(cpu_seconds=0)
     with pytest.raises(ValueError, match="workers is 0"):
         sandbox.run([], workers=0)
-    with pytest.raises(ValueError, match="program 1: language is 'cobol'; known: py"):
+    with pytest.raises(ValueError, match="program 1: language is 'cobol'; use one of py"):
         list(sandbox.run([HONEST, Program("cobol", "")], workers=1))
 
 
@@ -466,7 +466,7 @@ def test_missing_bubblewrap_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> No
 def test_refused_namespaces_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     pool.check.cache_clear()
     monkeypatch.setattr(box, "CAPABILITIES", ())
-    with pytest.raises(SandboxError, match=r"no box starts here: [^$]*not permitted[^$]*user namespaces"):
+    with pytest.raises(SandboxError, match=r"the box does not start: [^$]*not permitted[^$]*user namespaces"):
         sandbox.run([HONEST])
 
 

@@ -80,7 +80,7 @@ def test_replies_that_are_not_as_agreed_are_refused() -> None:
     good |= {"spent": False, "metered_seconds": 0.0, "exit_code": 0, "signal": None}
     box._check_reply(good)
     for name, value in {"killed": "yes", "said": None, "exit_code": "0", "cpu_seconds": "1", "spent": 1}.items():
-        with pytest.raises(ValueError, match="a reply"):
+        with pytest.raises(ValueError, match="reply"):
             box._check_reply(good | {name: value})
-    with pytest.raises(ValueError, match="a reply"):
+    with pytest.raises(ValueError, match="reply"):
         box._check_reply({})

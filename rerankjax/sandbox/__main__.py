@@ -1,15 +1,15 @@
-"""Evaluate MultiPL-E's completions in the sandbox: its files in, its results files out, in the place of its evaluator.
+"""Evaluate MultiPL-E's completions in the sandbox: the same input and output files as MultiPL-E's own evaluator.
 
     python -m rerankjax.sandbox --dir completions --output-dir results
     python -m rerankjax.sandbox --file samples.jsonl.gz --output-dir results --cpu-seconds 5
 
-A file is one JSON object {"name", "language", "prompt", "tests", "completions": [...], ...} (.json, .json.gz), or has
-one a row (.jsonl, .jsonl.gz). The results of NAME.json go to OUTPUT_DIR/NAME.results.json, those of NAME.json.gz to
-NAME.results.json.gz, those of a row to ROW_NAME.results.json.gz, "/" in the name made "_". What is there already is
-kept and only what is missing runs, so the same command resumes.
+A file has one JSON object {"name", "language", "prompt", "tests", "completions": [...], ...} (.json, .json.gz), or one
+object per row (.jsonl, .jsonl.gz). The results of NAME.json are written to OUTPUT_DIR/NAME.results.json, those of
+NAME.json.gz to NAME.results.json.gz, those of a row to ROW_NAME.results.json.gz, with "_" for "/" in the name. Existing
+results are kept and only missing ones are run, so the same command resumes.
 
-Exit code: 0 all evaluated, whatever came out; 1 the sandbox itself failed under some programs, whose results are left
-out; 2 bad input, or something missing here; 130 interrupted.
+Exit code: 0 all programs are evaluated, passed or not; 1 the sandbox itself failed on some programs, whose results are
+left out; 2 bad input, or a missing tool; 130 interrupted.
 """
 
 import argparse
@@ -65,14 +65,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; {args.output_dir} has what is done; the same command resumes", file=sys.stderr)
+        print(
+            f"{PROGRAM}: interrupted; the results so far are in {args.output_dir}; the same command resumes",
+            file=sys.stderr,
+        )
         return 130
     console.print(_table(statuses))
     for failure in failures[:SHOWN_FAILURES]:
         print(f"{PROGRAM}: {failure}", file=sys.stderr)
     if failures:
-        note = "their results, and those after them of the same problem, are left out; the same command tries again"
-        print(f"{PROGRAM}: the sandbox failed under {len(failures)} programs: {note}", file=sys.stderr)
+        note = "their results, and later results of the same problems, are left out; the same command tries again"
+        print(f"{PROGRAM}: the sandbox failed on {len(failures)} programs: {note}", file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -80,54 +83,57 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--file", type=Path, help="the file to evaluate")
-    source.add_argument("--dir", type=Path, help="the directory whose files to evaluate")
-    parser.add_argument("--recursive", action="store_true", help="with --dir: and those of the directories in it")
-    parser.add_argument("--output-dir", type=Path, required=True, help="where the results files go; made if need be")
+    source.add_argument("--dir", type=Path, help="the directory with the files to evaluate")
+    parser.add_argument("--recursive", action="store_true", help="with --dir: also search its subdirectories")
     parser.add_argument(
-        "--max-workers", type=_positive(int), metavar="N", help="programs at a time (default: one a core)"
+        "--output-dir", type=Path, required=True, help="directory of the results files; created if missing"
+    )
+    parser.add_argument(
+        "--max-workers", type=_positive(int), metavar="N", help="programs at a time (default: one per core)"
     )
     parser.add_argument(
         "--cpu-seconds",
         type=_positive(float),
         metavar="S",
         default=Limits().cpu_seconds,
-        help="CPU time of one program, all its processes together (default: %(default)s)",
+        help="CPU seconds per program, over all its processes (default: %(default)s)",
     )
     parser.add_argument(
         "--memory-bytes",
         type=_positive(int),
         metavar="N",
         default=Limits().memory_bytes,
-        help="memory of one program, all its processes together (default: %(default)s)",
+        help="bytes of memory per program, over all its processes (default: %(default)s)",
     )
     parser.add_argument(
         "--csharp-lists",
         choices=multipl_e.CSHARP_LISTS,
         default=multipl_e.AS_SHIPPED,
-        help="how C# tests compare lists: as MultiPL-E ships them, by reference, which no normal solution passes, or "
-        "repaired, by their entries; the results say which (default: %(default)s)",
+        help="how C# tests compare lists: by reference, as MultiPL-E ships the tests (no normal solution passes), or "
+        "repaired, by their entries; the results record the choice (default: %(default)s)",
     )
     parser.add_argument(
         "--control",
         choices=("one", "every", "none"),
         default="one",
-        help="where tests run in the program's own process, believe a pass only where the program fails with an "
-        "expected value made wrong: one of them, or by turns every one, for final tables; the results say what stands "
-        "behind each pass (default: %(default)s)",
+        help="if tests run in the program's own process, a pass counts only if the program fails when an expected "
+        "value is made wrong: one value, or each in turn ('every', for final tables); the results record the control "
+        "of each pass (default: %(default)s)",
     )
     parser.add_argument(
         "--fast",
         action="store_true",
-        help="let JavaScript and TypeScript fail in a node that programs share; what passes runs in one of its own",
+        help="run JavaScript and TypeScript first in a node process that programs share; programs that do not fail "
+        "there run in a process of their own",
     )
     parser.add_argument(
         "--uncontained",
         action="store_true",
-        help="run the programs with your rights, for a kernel that refuses containment and programs you trust",
+        help="run trusted programs with your permissions and no containment, if the kernel refuses containment",
     )
     args = parser.parse_args(argv)
     if args.recursive and args.file:
-        parser.error("--recursive goes with --dir, not with --file")
+        parser.error("--recursive needs --dir, not --file")
     return args
 
 
@@ -156,7 +162,7 @@ def _survey(args: argparse.Namespace, files: list[Path]) -> tuple[Statuses, dict
         for evaluated in _read(args, file):
             where, path = evaluated.where, evaluated.path
             if path in sources:
-                raise ValueError(f"{where} and {sources[path]} both have their results in {path}; rename one of them.")
+                raise ValueError(f"{where} and {sources[path]} both write their results to {path}; rename one of them.")
             sources[path] = where
             kept = evaluated.results["results"]
             statuses[path] = (evaluated.language, evaluated.statuses, multipl_e.without_control(kept))

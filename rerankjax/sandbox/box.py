@@ -23,7 +23,8 @@ from rerankjax.sandbox.conversation import MESSAGE_BYTES, Conversation, Listener
 from rerankjax.sandbox.verdict import Limits, SandboxError, Verdict
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "TZ": "UTC", "PYTHONHASHSEED": "0"}
-# unshare, mount and setns for each program; drop what is left of them; read the memory use of what runs
+# CAP_SYS_ADMIN: unshare, mount and setns for each program; CAP_SETPCAP: drop capabilities; CAP_SYS_PTRACE: read the
+# memory use of programs.
 CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETPCAP", "CAP_SYS_PTRACE")
 REPLY_GRACE_SECONDS = 30.0  # beyond the program's own wall limits, before the box counts as dead
 FAST_MILLISECONDS = "1000"  # what needs longer gets a node of its own
@@ -58,7 +59,7 @@ def _tool(name: str, package: str) -> str:
 
 @functools.cache
 def _shared() -> dict[str, str]:
-    """What of this machine a program sees, read-only: where it appears -> where it is."""
+    """Host paths that are bind-mounted read-only into the box: path in the box -> path on the host."""
     base = pathlib.Path(sys.base_prefix)
     python = os.path.realpath(sys.executable)
     paths = ["/usr", *CONFIGURATION, python, str(toolchains.MADE), toolchains.NODE]
@@ -70,7 +71,7 @@ def _shared() -> dict[str, str]:
 
 
 def kept() -> list[str]:
-    """What a box has in its /tmp from the beginning: where this project's environment lies there."""
+    """Host paths below /tmp that are bind-mounted into the box, if this project's environment is there."""
     return [path for path in _shared() if path.startswith("/tmp/")]
 
 
@@ -213,15 +214,15 @@ class Box:
             raise
         except (OSError, EOFError, ValueError, RecursionError) as error:
             output = self.close()
-            raise BoxDiedError(f"{error or 'it ended'}; it said: {output or 'nothing'}") from None
+            raise BoxDiedError(f"{error or 'the box ended'}; its output: {output or 'none'}") from None
 
     def _message(self, most: int) -> dict[str, Any]:
         length = int.from_bytes(self._read(4), "big")
         if length > most:
-            raise ValueError(f"a reply of {length} bytes")
+            raise ValueError(f"the reply has {length} bytes, more than {most}")
         message = json.loads(self._read(length))
         if not isinstance(message, dict):
-            raise ValueError("a reply that is no object")
+            raise ValueError("the reply is not an object")
         return message
 
     def compile(self, source: bytes) -> dict[str, Any]:
@@ -282,7 +283,7 @@ class Box:
     def _check_limits(self) -> None:
         """Of a compiler, by all its processes; a program is watched from inside the box."""
         if self._kind not in SERVICES:
-            raise TimeoutError("it did not answer in time")
+            raise TimeoutError("the box did not answer in time")
         assert self._process
         memory, cpu = _usage(self._process.pid)
         if self._before is None:  # CPU time of starting up, or a fraction of a second of this program's
@@ -336,11 +337,11 @@ def _check_reply(reply: dict[str, Any]) -> None:
         "cpu_seconds": float,
     }
     if any(not isinstance(reply.get(name), kind) for name, kind in kinds.items()):
-        raise ValueError("a reply without its fields")
+        raise ValueError("a field of the reply is missing or has the wrong type")
     if reply["killed"] and reply["killed"] not in list(Verdict):
-        raise ValueError("a reply with an unknown verdict")
+        raise ValueError("the reply has an unknown verdict")
     if any(not isinstance(reply.get(name), int | None) for name in ("exit_code", "signal")):
-        raise ValueError("a reply without an exit code")
+        raise ValueError("the reply has no valid exit code and signal")
 
 
 def _usage(pid: int) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""A cgroup for each box, where one can be made: its clock counts what no process in it can hide."""
+"""A cgroup for each box, if one can be made: it counts the CPU time of every process that ever ran in the box."""
 
 import pathlib
 import secrets
@@ -6,7 +6,7 @@ import time
 
 
 def make() -> pathlib.Path | None:
-    """A new cgroup below this process's own, whose CPU time no process in it can hide; None where none can be made."""
+    """A new cgroup below the cgroup of this process; None if it cannot be made."""
     try:
         with open("/proc/self/mountinfo") as mounts, open("/proc/self/cgroup") as groups:
             mount = next(line.split()[4] for line in mounts if " - cgroup2 " in line)

@@ -128,7 +128,7 @@ class _Actors:
         """Raises where a host lacks what programs have needed, or there is none. Asks the new ones, busy or not."""
         hosts = _hosts()
         if not hosts:
-            raise SandboxError("sandbox: no host with a CPU in the Ray cluster; add one: ray start --address=...")
+            raise SandboxError("sandbox: the Ray cluster has no host with a CPU; add one: ray start --address=...")
         ask = ray.remote(_lacks)
         replies = {}
         for node in hosts.keys() - self._lacks.keys():
@@ -139,7 +139,9 @@ class _Actors:
                 self._lacks[node] = ray.get(reply)
             except RayError as error:
                 if node in _hosts():  # it has not just been lost
-                    raise SandboxError(f"host {hosts[node]}: is this package installed there? {error}") from None
+                    raise SandboxError(
+                        f"host {hosts[node]}: the check of the host failed; is rerankjax installed there? {error}"
+                    ) from None
         for node, name in hosts.items():
             for language in self._languages & self._lacks.get(node, {}).keys():
                 raise SandboxError(f"host {name}: {self._lacks[node][language]}")
@@ -215,7 +217,7 @@ class _Actors:
             self._deaths[key] += 1
             if self._deaths[key] == DEATHS:
                 del given[0]
-                stderr = f"sandbox: its actor died {DEATHS} times under this program: {error}"
+                stderr = f"sandbox: the actor died {DEATHS} times while it ran this program: {error}"
                 judged = key, {**pool.EMPTY, "stderr": stderr, "verdict": Verdict.SANDBOX_ERROR}
         self._todo.extendleft(reversed(given))
         self.start()

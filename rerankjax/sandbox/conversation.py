@@ -60,7 +60,7 @@ class Conversation:
         poller.register(self._tell, select.POLLIN)
         ready = [fd for fd, _ in poller.poll(max(0.0, deadline - time.monotonic()) * 1000)]
         if not ready:
-            raise TimeoutError("it did not answer in time")
+            raise TimeoutError("the box did not answer in time")
         if self._tell in ready:
             self.finish()
         return reply not in ready and self._going

@@ -51,7 +51,7 @@ def _run(*command: str | os.PathLike[str]) -> None:
     try:
         subprocess.run([os.fspath(part) for part in command], check=True, stdin=subprocess.DEVNULL)
     except FileNotFoundError as error:
-        raise SystemExit(f"install: {error.filename} is not here; the packages come first: make languages") from None
+        raise SystemExit(f"install: {error.filename} is missing; install the packages first: make languages") from None
 
 
 def _cpp() -> None:

@@ -20,8 +20,8 @@ from rerankjax.sandbox.verdict import Control, Program, Verdict
 
 Boxes = Callable[[str], Box]  # by kind
 
-CAUGHT = "sandbox: the program passes even when a test is made wrong, so its pass proves nothing"
-UNMASKED = "sandbox: the program passes where it can see its tests, and fails where it can not"
+CAUGHT = "sandbox: the program passes even if an expected value is made wrong, so its pass proves nothing"
+UNMASKED = "sandbox: the program passes if it can see its tests, and fails if it cannot"
 LINES, LINE_LETTERS = 10_000, 400  # of a C# program, to look at for what is newer than the compiler
 # What mcs, which knows C# 7, does not: switch expressions, ranges, new(), ??=, `is not`, static local functions.
 _NEWER_CSHARP = re.compile(
@@ -239,7 +239,7 @@ def _decoded(text: Any) -> bytes:
     try:
         return base64.b64decode(text)
     except (ValueError, TypeError) as error:
-        raise BoxDiedError(f"a compiler's answer is not as agreed: {error}") from None
+        raise BoxDiedError(f"a compiler's reply is invalid: {error}") from None
 
 
 # What any compiler that is well makes something of.
@@ -259,14 +259,14 @@ def _compiled(boxes: Boxes, kind: str, source: bytes, fields: dict[str, type]) -
                 isinstance(compiled.get(name), expected) for name, expected in (fields | {"succeeded": bool}).items()
             ):
                 return compiled
-            ended = "its answer is not as agreed"
+            ended = "its reply is invalid"
         except LimitError as error:
             return error.verdict, {"stderr": f"{kind}: {error}"}
         except BoxDiedError as error:
             ended = str(error)
     if box.compile(_TRIVIAL[kind]).get("succeeded") is not True:
-        raise BoxDiedError(f"{kind} compiles nothing: {ended}")
-    return Verdict.COMPILE_ERROR, {"stderr": f"{kind} ended under this program: {ended}", "exit_code": 1}
+        raise BoxDiedError(f"{kind} does not compile even a trivial program: {ended}")
+    return Verdict.COMPILE_ERROR, {"stderr": f"{kind} failed twice on this program: {ended}", "exit_code": 1}
 
 
 _ATTEMPTS: dict[str, Callable[..., Judged]] = {

@@ -48,8 +48,8 @@ def find_files(directory: Path, *, recursive: bool) -> list[Path]:
     paths = sorted(directory.glob("**/*" if recursive else "*"))
     files = [p for p in paths if p.name.endswith(INPUTS) and not p.name.endswith(RESULTS) and p.is_file()]
     if not files:
-        more = "" if recursive else "; with --recursive the directories in it are searched too"
-        raise ValueError(f"{directory}: has no file that ends in {', '.join(INPUTS)}{more}.")
+        more = "" if recursive else "; use --recursive to search its subdirectories too"
+        raise ValueError(f"{directory}: no file ends in {', '.join(INPUTS)}{more}.")
     return files
 
 
@@ -82,7 +82,9 @@ def _evaluated(where: str, problem: dict[str, Any], path: Path, csharp_lists: st
         tests = repair_csharp_lists(tests)
     for number, completion in enumerate(problem["completions"], start=1):
         if not isinstance(completion, str):
-            raise ValueError(f"{where}: field 'completions' must hold strings; number {number} is {completion!r}.")
+            raise ValueError(
+                f"{where}: field 'completions' must contain only strings; number {number} is {completion!r}."
+            )
     programs = tuple(Program(language, f"{prompt}{completion}\n", tests) for completion in problem["completions"])
     results = {name: value for name, value in problem.items() if name != "completions"} | {"results": []}
     if path.exists():
@@ -94,19 +96,19 @@ def _evaluated(where: str, problem: dict[str, Any], path: Path, csharp_lists: st
 
 
 def _check_kept(where: str, results: dict[str, Any], programs: tuple[Program, ...], csharp_lists: str) -> None:
-    remedy = "choose another --output-dir, or remove that file to run all of them"
+    remedy = "choose another --output-dir, or remove that file to run all completions again"
     kept = field(results, where, "results", list)
     if len(kept) > len(programs):
         raise ValueError(f"{where}: has {len(kept)} results, more than the {len(programs)} completions; {remedy}.")
     had = results.get("csharp_lists", AS_SHIPPED)
     if kept and had != csharp_lists:
-        raise ValueError(f"{where}: has results with C# lists {had}, and {csharp_lists} is asked for; {remedy}.")
+        raise ValueError(f"{where}: has results with C# lists {had}, but --csharp-lists is {csharp_lists}; {remedy}.")
     for number, (result, program) in enumerate(zip(kept, programs, strict=False), start=1):
         if not isinstance(result, dict):
-            raise ValueError(f"{where}: field 'results' must hold objects; number {number} is {result!r}.")
+            raise ValueError(f"{where}: field 'results' must contain only objects; number {number} is {result!r}.")
         field(result, f"{where}, result {number}", "status", str)
         if field(result, f"{where}, result {number}", "program", str) != program.source + program.tests:
-            raise ValueError(f"{where}: result {number} is of another program than completion {number}; {remedy}.")
+            raise ValueError(f"{where}: result {number} is for a different program than completion {number}; {remedy}.")
 
 
 def repair_csharp_lists(tests: str) -> str:
@@ -145,7 +147,7 @@ def result_object(program: Program, result: Result, timestamp: int) -> dict[str,
 def status(language: str, verdict: Verdict, stderr: str) -> str:
     """MultiPL-E's word for `verdict`. Raises ValueError for SANDBOX_ERROR, which says nothing about the program."""
     if verdict is Verdict.SANDBOX_ERROR:
-        raise ValueError(f"status: {verdict} is no result of the program: {stderr}")
+        raise ValueError(f"status: {verdict} is not a result of the program: {stderr}")
     if verdict not in _STATUSES and language in ("js", "ts"):
         return next((name for name in ("AssertionError", "ReferenceError") if name in stderr), "Exception")
     return _STATUSES.get(verdict, "Exception")

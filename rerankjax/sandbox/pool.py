@@ -40,16 +40,16 @@ PROBE = """
 import os
 status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines())
 assert status["Seccomp"] == "2", "no seccomp filter"
-assert status["NoNewPrivs"] == "1", "it may gain privileges"
-assert all(int(status[kind], 16) == 0 for kind in ("CapPrm", "CapEff", "CapBnd", "CapAmb")), "it has capabilities"
-assert os.getpid() == 1, "it has no PID namespace"
-assert [line.split(":")[0].strip() for line in list(open("/proc/net/dev"))[2:]] == ["lo"], "it has a network"
+assert status["NoNewPrivs"] == "1", "program may gain privileges"
+assert all(int(status[kind], 16) == 0 for kind in ("CapPrm", "CapEff", "CapBnd", "CapAmb")), "program has capabilities"
+assert os.getpid() == 1, "program has no PID namespace of its own"
+assert [line.split(":")[0].strip() for line in list(open("/proc/net/dev"))[2:]] == ["lo"], "program has a network"
 try:
     os.memfd_create("probe")
 except PermissionError:
     pass
 else:
-    raise AssertionError("the seccomp filter lets through what it must not")
+    raise AssertionError("the seccomp filter lets through memfd_create")
 children = 0
 try:
     while children < 8:
@@ -59,7 +59,7 @@ try:
 except BlockingIOError:
     pass
 else:
-    raise AssertionError("the kernel does not limit its processes")
+    raise AssertionError("the kernel does not limit the number of processes")
 """
 
 
@@ -70,21 +70,21 @@ def check() -> None:
     Starts a box and has a program in it try what it must not be able to do; the answer is kept for this process.
     """
     if sys.platform != "linux":
-        raise SandboxError(f"sandbox: needs Linux (namespaces, seccomp), and this is {sys.platform}")
+        raise SandboxError(f"sandbox: needs Linux (namespaces, seccomp), but this is {sys.platform}")
     box = Box(Limits(processes=4))
     try:
         reply = box.ask({"source": PROBE, "tests": "", "keep_output": False})
     except BoxDiedError as error:
         raise SandboxError(
-            f"sandbox: no box starts here: {error}\nIt needs bubblewrap with unprivileged user namespaces. In a "
-            "container: run it with --privileged, or with seccomp=unconfined, apparmor=unconfined and CAP_SYS_ADMIN. "
-            "On a host: sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000 "
-            "kernel.apparmor_restrict_unprivileged_userns=0, as far as it has these."
+            f"sandbox: the box does not start: {error}\nThe sandbox needs bubblewrap with unprivileged user namespaces."
+            " In a container: run the container with --privileged, or with seccomp=unconfined, apparmor=unconfined and "
+            "CAP_SYS_ADMIN. On a host: sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000 "
+            "kernel.apparmor_restrict_unprivileged_userns=0 (those of these settings that the host has)."
         ) from None
     finally:
         box.close()
     if reply["said"] != "passed":
-        raise SandboxError(f"sandbox: a box starts but does not contain programs: {reply['stderr'] or reply}")
+        raise SandboxError(f"sandbox: the box starts but does not contain programs: {reply['stderr'] or reply}")
 
 
 class Worker:
@@ -118,7 +118,7 @@ class Worker:
         stdin = (len(program.stdin), self._limits.stdin_bytes, "stdin_bytes")
         for size, most, name in (sizes, stdin):
             if size > most:
-                return Verdict.INPUT_LIMIT, {"stderr": f"sandbox: {size} characters, more than Limits.{name}, {most}"}
+                return Verdict.INPUT_LIMIT, {"stderr": f"sandbox: {size} characters, more than Limits.{name} = {most}"}
         fast = {"fast": True} if self._fast and program.language in FAST else {}
         attempt = 0
         while True:
@@ -128,7 +128,7 @@ class Worker:
             except BoxDiedError as error:
                 if attempt == ATTEMPTS or self.closing:
                     return Verdict.SANDBOX_ERROR, {
-                        "stderr": f"sandbox: died {attempt} times under this program: {error}"
+                        "stderr": f"sandbox: the box died {attempt} times while it ran this program: {error}"
                     }
             except Exception:  # a fault of ours ends this program's judgement, not the run
                 self.close()
@@ -187,7 +187,7 @@ def run(
 def prepare(workers: int | None, contained: bool, control: bool | str) -> None:
     """What `run` says of its arguments, here and in cluster.py."""
     if workers is not None and workers < 1:
-        raise ValueError(f"run: workers is {workers}; it must be at least 1, or None for one a core")
+        raise ValueError(f"run: workers is {workers}; it must be at least 1, or None for one per core")
     if control not in (True, False, Control.ONE, Control.EVERY, Control.NONE):
         raise ValueError(f"run: control is {control!r}; it must be True, False or 'every'")
     if not contained:

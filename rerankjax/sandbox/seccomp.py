@@ -39,7 +39,7 @@ def bpf() -> bytes:
     try:
         lib = ctypes.CDLL("libseccomp.so.2")
     except OSError as error:
-        raise SandboxError(f"sandbox: {error}; install it: apt-get install libseccomp2") from None
+        raise SandboxError(f"sandbox: {error}; install the library: apt-get install libseccomp2") from None
     lib.seccomp_init.restype = ctypes.c_void_p
     lib.seccomp_rule_add_array.argtypes = (
         ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p,
@@ -49,11 +49,13 @@ def bpf() -> bytes:
     def refuse(call: str, error: int, *comparison: int) -> None:
         number = lib.seccomp_syscall_resolve_name(call.encode())
         if number == -1:
-            raise SandboxError(f"sandbox: libseccomp does not know the system call {call}; upgrade it to 2.5 or later")
+            raise SandboxError(
+                f"sandbox: libseccomp does not know the system call {call}; upgrade libseccomp to 2.5 or later"
+            )
         compared = ctypes.byref(_Comparison(*comparison)) if comparison else None
         code = lib.seccomp_rule_add_array(context, ERRNO | error, number, bool(comparison), compared)
         if code < 0:
-            raise SandboxError(f"sandbox: libseccomp took no rule for {call}: {os.strerror(-code)}")
+            raise SandboxError(f"sandbox: libseccomp rejected the rule for {call}: {os.strerror(-code)}")
 
     try:
         for call in REFUSED.split():
@@ -67,7 +69,7 @@ def bpf() -> bytes:
             refuse("socket", errno.EAFNOSUPPORT, 0, EQUAL, family)
         with open(os.memfd_create("filter"), "w+b") as file:
             if code := lib.seccomp_export_bpf(context, file.fileno()):
-                raise SandboxError(f"sandbox: libseccomp exported no filter: {os.strerror(-code)}")
+                raise SandboxError(f"sandbox: libseccomp did not export the filter: {os.strerror(-code)}")
             file.seek(0)
             rules = file.read()
     finally:

@@ -140,8 +140,8 @@ class _Hearing:
         if index < len(self._wanted) and (frame == self._word if expected is None else self._equal(expected, frame)):
             self._right += 1
             return True
-        shown = expected.text.strip() if expected else "nothing more"
-        self.wrong = f"test {index + 1}: {shown}\nthe program has {frame[:SHOWN_BYTES].decode(errors='replace')}\n"
+        shown = expected.text.strip() if expected else "no further value"
+        self.wrong = f"test {index + 1}: {shown}\nthe program gave {frame[:SHOWN_BYTES].decode(errors='replace')}\n"
         return False
 
     def _equal(self, expected: Expected, frame: bytes) -> bool:

@@ -1,7 +1,8 @@
-"""The compilers and interpreters of the eight languages: where they are, and whether all of them is there.
+"""The compilers and interpreters of the eight languages: their paths, and a check that they are installed.
 
 Versions are Debian 12's (g++ 12, PHP 8.2, OpenJDK 17, mono 6.8) and pinned ones of node (20.18.0, from a wheel) and
-TypeScript (5.4.5, as MultiPL-E), so that a verdict does not depend on the machine. install.py makes what is to be made.
+TypeScript (5.4.5, as MultiPL-E), so that a verdict does not depend on the machine. install.py makes the
+files below `MADE`.
 """
 
 import functools
@@ -71,7 +72,7 @@ WITH_TOOLCHAIN = tuple(_NEEDS)
 def check(language: str) -> None:
     """Raises SandboxError, naming what `language` lacks here and the remedy. ValueError for an unknown language."""
     if language not in _NEEDS:
-        raise ValueError(f"language is {language!r}; known: {', '.join(WITH_TOOLCHAIN)}")
+        raise ValueError(f"language is {language!r}; use one of {', '.join(WITH_TOOLCHAIN)}")
     missing = [f"{path} ({remedy})" for path, remedy in _NEEDS[language].items() if not os.path.exists(path)]
     if missing:
         raise SandboxError(f"sandbox: language {language!r} lacks {'; '.join(missing)}. In a checkout: make languages")

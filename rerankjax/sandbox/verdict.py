@@ -57,7 +57,7 @@ class Program:
             if not isinstance(value := getattr(self, name), str):
                 raise TypeError(f"Program: {name} must be str, got {type(value).__name__}; decode it first")
         if self.tests and self.expected_output is not None:
-            raise ValueError("Program: tests and expected_output are both set; give the one that decides")
+            raise ValueError("Program: tests and expected_output are both set; give only one of them")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -342,7 +342,7 @@ def fork_php(
         lines.flush()
         answer = answers.readline()
         if not answer:
-            raise SystemExit(f"the warm PHP ended with {zygote.wait()}")
+            raise SystemExit(f"the warm PHP process ended with exit code {zygote.wait()}")
         return answer
 
     def fork(nonce: bytes) -> Child:
