@@ -17,27 +17,28 @@ DESCRIPTION = "Sample many programs from a code model, and learn which one to tr
 # Commands that parse their own arguments: their module, and what they do.
 COMMANDS = {
     "train": ("rerankjax.loop.command", "run the loop from a config"),
-    "preflight": ("rerankjax.capacity.command", "does a run fit its devices?"),
+    "preflight": ("rerankjax.capacity.command", "check whether a run fits its devices"),
     "execute": ("rerankjax.sandbox.__main__", "run samples against their tests"),
     "train-reranker": ("rerankjax.standalone.train_command", "train a reranker on labelled samples or preferences"),
-    "evaluate": ("rerankjax.standalone.evaluate_command", "measure rerankers on labelled samples or preferences"),
+    "evaluate": ("rerankjax.standalone.evaluate_command", "compare rerankers on labelled samples or preferences"),
 }
 RANK = """\
-Scores every candidate of every problem with a reranker, and ranks them.
+Scores the candidates of each problem with a reranker, and ranks them.
 
     rerankjax rerank --model runs/mini/seed0/export --problems runs/mini/seed0/export/examples.jsonl
     rerankjax rerank --model FOLDER_OR_HUB_ID --problems samples.jsonl --output ranked.jsonl --chat
 
-Input: a .jsonl or .jsonl.gz file with a row a problem,
+Input: a .jsonl or .jsonl.gz file with one row per problem,
     {"prompt": "...", "candidates": ["...", ...], "name": "..."}
-where MultiPL-E's "completions" does for "candidates" and "name" may be left out; one of MultiPL-E's completions files
+("candidates" may also be called "completions", as in MultiPL-E, and "name" is optional); a MultiPL-E completions file
 (.json, .json.gz); or a directory of such files.
 
-Output: a row a problem, in the input's order,
+Output: one row per problem, in the input's order,
     {"name": "...", "scores": [0.7, ...], "ranking": [3, ...], "best": "..."}
-scores in the candidates' order, the candidates' numbers from 0 with the best first, and the best one's text.
+"scores" are in the candidates' order, "ranking" has the candidates' numbers (from 0) with the best first, and "best" is
+the text of the best candidate.
 
-Exit code: 0 all ranked; 2 bad input, found before the model is loaded where it can be; 130 interrupted.
+Exit code: 0 all problems are ranked; 2 bad input, reported before the model is loaded if possible; 130 interrupted.
 """
 
 
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         _say(str(error))
         return 2
     except KeyboardInterrupt:
-        _say("interrupted; nothing is written")
+        _say("interrupted; no file was written")
         return 130
     return 0
 
@@ -100,26 +101,29 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--model",
         required=True,
         metavar="FOLDER_OR_ID",
-        help="a reranker's folder, or a hub id (owner/name): *ForSequenceClassification with one label",
+        help="folder or hub id (owner/name) of a reranker: *ForSequenceClassification with one label",
     )
-    rank.add_argument("--problems", required=True, type=Path, metavar="FILE_OR_DIR", help="what to rank, see above")
-    rank.add_argument("--output", type=_new_file, metavar="FILE", help="written whole or not at all (default: stdout)")
+    rank.add_argument("--problems", required=True, type=Path, metavar="FILE_OR_DIR", help="the input, see above")
+    rank.add_argument(
+        "--output", type=_new_file, metavar="FILE", help="the output, written atomically (default: stdout)"
+    )
     rank.add_argument(
         "--chat",
         action="store_true",
-        help="score conversations by the tokenizer's chat template: the prompt asks, a candidate answers",
+        help="score conversations in the tokenizer's chat template: the prompt is the user's message, a candidate "
+        "is the reply",
     )
     rank.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the parameters (default: as saved)"
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="dtype of the parameters (default: as saved)"
     )
-    rank.add_argument("--revision", metavar="NAME", help="of a hub id: a branch, tag or commit")
+    rank.add_argument("--revision", metavar="NAME", help="a branch, tag or commit of a hub id")
     return parser.parse_args(argv)
 
 
 def _new_file(text: str) -> Path:
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir() or path.suffix == ".gz":
-        raise argparse.ArgumentTypeError(f"must be a plain file in a directory that exists, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be an uncompressed file in an existing directory, got {text!r}")
     return path
 
 

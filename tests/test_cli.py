@@ -147,7 +147,7 @@ def test_what_is_not_there_is_named(model, tmp_path, capsys):
         assert said in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["rerank", "--model", str(model), "--problems", str(rows), "--output", str(tmp_path / "no" / "file")])
-    assert "directory that exists" in capsys.readouterr().err
+    assert "an existing directory" in capsys.readouterr().err
 
 
 def test_help_tells_formats_without_jax():

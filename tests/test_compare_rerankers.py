@@ -197,9 +197,9 @@ def test_the_command_writes_the_figures_of_the_scores(models, tmp_path, capsys):
     ("arguments", "said"),
     [
         (["--model", "./nowhere"], "./nowhere is no folder"),
-        (["--model", "a={m}", "--model", "a={m}"], "the name 'a' is taken"),
+        (["--model", "a={m}", "--model", "a={m}"], "the name 'a' is already used"),
         (["--model", "{m}", "--chat"], "the tokenizer has no chat template"),
-        (["--model", "{m}", "--data", "{bad}"], "bad.jsonl, row 1: field 'passed' must hold true and false"),
+        (["--model", "{m}", "--data", "{bad}"], "bad.jsonl, row 1: field 'passed' must contain only true and false"),
         (["--model", "{m}", "--data", "{long}"], "long.jsonl, row 1: field 'prompt': the prompt has 100 tokens"),
     ],
 )

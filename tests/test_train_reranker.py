@@ -145,7 +145,7 @@ def test_a_reranker_is_trained_further(trained, tmp_path):
     before, after = (Reranker.from_pretrained(f).score("def f(x):\n", ["x + 1", "x - 1"]) for f in (folder, again))
     assert before[0] > before[1]
     assert after[0] - after[1] != before[0] - before[1]
-    with pytest.raises(ConfigError, match=r"config\.pooling = 'mean': the reranker in config\.base has 'last'"):
+    with pytest.raises(ConfigError, match=r"config\.pooling = 'mean': the reranker in config\.base uses 'last'"):
         train_reranker(config | {"base": str(folder), "pooling": "mean"}, tmp_path / "mean")
 
 
@@ -228,7 +228,7 @@ def recording(pair_step, seen):
         ({"base": "./nowhere"}, "config.base = './nowhere' cannot be loaded: ./nowhere is no folder"),
         ({"data": ["gone.jsonl"]}, "config.data: [Errno 2] No such file or directory: 'gone.jsonl'"),
         ({"format": "chat"}, "config.format = 'chat', with the tokenizer of config.base: the tokenizer has no chat"),
-        ({"max_length": 999}, "config.max_length = 999: the model's context is 128; lower it"),
+        ({"max_length": 999}, "config.max_length = 999: the model's context is 128 tokens; use at most"),
         ({"max_length": 3}, "config.max_length = 3: no dev row whose prompt fits has a right and a wrong answer"),
         ({"batch_size": 12}, "config.batch_size = 12: not a positive multiple of 8"),
         ({"optimizer": {"steps": "many"}}, "config.optimizer.steps = 'many' is str: give a int"),
@@ -251,7 +251,7 @@ def test_broken_data_is_one_line_before_any_work(trained, tmp_path):
     config, _ = trained
     right = [row | {"passed": [True] * len(row["passed"])} for row in samples()]
     broken = {
-        "config.data, of which train is a part: ": ({"data": [write(tmp_path / "right.jsonl", right)]}, "passing ones"),
+        "config.data, train split: ": ({"data": [write(tmp_path / "right.jsonl", right)]}, "passing ones"),
         "config.data: ": ({"test": [write(tmp_path / "same.jsonl", samples())]}, "same.jsonl, row 1: field 'prompt'"),
         "config.dev: ": ({"dev": [write(tmp_path / "bad.jsonl", [{"prompt": "p"}])]}, "bad.jsonl, row 1: fields"),
         "config.format = 'text': ": (

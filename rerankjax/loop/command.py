@@ -99,7 +99,7 @@ def run_connected(program: str, work: Callable[[], None]) -> None:
     try:
         work()
     except Preempted:
-        print(f"{program}: SIGTERM came; all work is saved, start it again", file=sys.stderr)
+        print(f"{program}: stopped by SIGTERM; all work is saved, and the same command resumes", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)
     except (ConfigError, RunDirectoryError, SandboxError, FloatingPointError) as error:
         _end(f"{program}: {error}", several)

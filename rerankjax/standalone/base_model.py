@@ -44,7 +44,7 @@ def open_base(config: RerankerTrainingConfig) -> BaseModel:
     except (OSError, ValueError) as error:  # the hub client's errors are among these
         raise ConfigError(
             f"config.base = {config.base!r} cannot be loaded: {error}; give a folder with a checkpoint, a .gguf file, "
-            "or a hub id where the hub can be reached"
+            "or, if the hub can be reached, a hub id"
         ) from error
     try:
         config.mesh.check_heads(shape.num_key_value_heads)
@@ -52,7 +52,8 @@ def open_base(config: RerankerTrainingConfig) -> BaseModel:
         raise ConfigError(f"config.mesh.{error}") from error
     if config.max_length > shape.max_position_embeddings:
         raise ConfigError(
-            f"config.max_length = {config.max_length}: the model's context is {shape.max_position_embeddings}; lower it"
+            f"config.max_length = {config.max_length}: the model's context is {shape.max_position_embeddings} tokens; "
+            "use at most that"
         )
     if is_reranker and config.lm_coef and not shape.tie_word_embeddings:
         raise ConfigError(f"config.lm_coef = {config.lm_coef}: the reranker has no language-model head; use 0.0")
@@ -83,7 +84,9 @@ def start_reranker(config: RerankerTrainingConfig, model: BaseModel, mesh: Mesh)
     except ValueError as error:
         raise ConfigError(f"config.base = {config.base!r}: {error}") from error
     if pooling != config.pooling:
-        raise ConfigError(f"config.pooling = {config.pooling!r}: the reranker in config.base has {pooling!r}; use that")
+        raise ConfigError(
+            f"config.pooling = {config.pooling!r}: the reranker in config.base uses {pooling!r}; use the same"
+        )
     if not config.lora.rank:
         return None, whole
     adapter = init_adapter(model.shape, config.lora, jax.random.fold_in(key, 1))

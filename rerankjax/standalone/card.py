@@ -43,7 +43,7 @@ score = model(**tokenizer(text, return_tensors="pt"{special})).logits[0, 0]
 """
 _CONVERSATION = "tokenizer.apply_chat_template([*messages, answer], tokenize=False)"
 _TEXT = "prompt + candidate + tokenizer.eos_token"
-_MEAN = "It pools the mean over the answer's tokens, which no other tool does.\n"
+_MEAN = "It pools the mean over the answer's tokens, which other tools do not support.\n"
 
 
 def card(config: RerankerTrainingConfig, facts: Facts, comparison: Comparison) -> str:
@@ -65,10 +65,10 @@ def card(config: RerankerTrainingConfig, facts: Facts, comparison: Comparison) -
     settings = pipes(["field", "value"], [[name, value] for name, value in _flat(dataclasses.asdict(config))])
     return (
         f"---\n{head}---\n\n# A reranker from {config.base}\n\n"
-        "It scores answers to a prompt: the higher, the likelier is one right. It was trained with the Bradley-Terry "
-        f"loss by `rerankjax train-reranker`.\n\n## Use\n\n{use}\n## Data\n\n{data}\n"
-        f"{facts.pairs} pairs were trained on. No prompt is in two of the three. The parameters were chosen by the "
-        f"accuracy on pairs of dev, {decimal(facts.dev_accuracy)} at best; the figures below are of test.\n\n"
+        "It scores answers to a prompt: a higher score means that an answer is more likely right. It was trained with "
+        f"the Bradley-Terry loss by `rerankjax train-reranker`.\n\n## Use\n\n{use}\n## Data\n\n{data}\n"
+        f"It was trained on {facts.pairs} pairs. No prompt is in two of the splits. The parameters are those with the "
+        f"highest accuracy on dev pairs, {decimal(facts.dev_accuracy)}. The figures below are measured on test.\n\n"
         f"{markdown(comparison)}\n## Settings\n\n{settings}"
     )
 

@@ -1,4 +1,4 @@
-"""Measures one or more rerankers on labelled samples or preferences, beside each other.
+"""Compares one or more rerankers on labelled samples or preferences.
 
     rerankjax evaluate --model runs/reranker/export --data runs/mini/seed0/export/examples.jsonl --output-dir compared
     rerankjax evaluate --model ours=FOLDER --model theirs=OWNER/NAME --data pairs.jsonl --output-dir compared --chat
@@ -7,11 +7,11 @@ Data: .jsonl, .jsonl.gz and .parquet files, MultiPL-E's results files or directo
     {"prompt": "...", "candidates": ["...", ...], "passed": [true, ...]}  ("greedy": whether the greedy answer passes)
     {"prompt": "...", "chosen": "...", "rejected": "...", "subset": "..."}   RewardBench; with lists, best of 4
 
-Prints, and writes to the output directory as results.json and report.html: of executed samples the fraction solved by
-each rule with best-of-n, AUC, pairwise accuracy and calibration; of preferences the accuracy by subset; paired tests
-between rerankers, and what each costs.
+Prints the figures, and writes results.json and report.html to the output directory. For executed samples: the fraction
+of problems solved by each rule with best-of-n, AUC, pairwise accuracy and calibration. For preferences: the accuracy by
+subset. For both: paired tests between rerankers, and the cost of each reranker.
 
-Exit code: 0 all measured; 2 bad input, found before a model is loaded where it can be; 130 interrupted.
+Exit code: 0 all rerankers are measured; 2 bad input, reported before any model is loaded if possible; 130 interrupted.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; nothing is written", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted; no file was written", file=sys.stderr)
         return 130
     return 0
 
@@ -55,19 +55,20 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         required=True,
         action="append",
         metavar="[NAME=]FOLDER_OR_ID",
-        help="a reranker's folder, or a hub id: *ForSequenceClassification with one label; give it once for each",
+        help="folder or hub id of a reranker (*ForSequenceClassification with one label); repeat it for more rerankers",
     )
     parser.add_argument(
-        "--data", required=True, action="append", metavar="FILE_OR_DIR", help="labelled rows; give it once for each"
+        "--data", required=True, action="append", metavar="FILE_OR_DIR", help="labelled rows; repeat it for more files"
     )
-    parser.add_argument("--output-dir", required=True, type=Path, metavar="DIR", help="made if need be")
+    parser.add_argument("--output-dir", required=True, type=Path, metavar="DIR", help="created if missing")
     parser.add_argument(
         "--chat",
         action="store_true",
-        help="score conversations by the tokenizer's chat template, as if a row is one: the prompt asks",
+        help="score conversations in the tokenizer's chat template: the prompt is the user's message "
+        "(default if any row is a conversation)",
     )
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the parameters (default: as saved)"
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="dtype of the parameters (default: as saved)"
     )
     return parser.parse_args(argv)
 
@@ -80,7 +81,7 @@ def _evaluate(args: argparse.Namespace, command: str) -> None:
         name, _, path = given.rpartition("=")
         if (name or path) in models:
             raise ValueError(
-                f"--model {given}: the name {name or path!r} is taken; give another, as --model NAME={path}"
+                f"--model {given}: the name {name or path!r} is already used; give another: --model NAME={path}"
             )
         models[name or path] = find_reranker(path)
     scored = []

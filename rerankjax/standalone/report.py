@@ -12,7 +12,7 @@ _CURVE = (
 _RELIABILITY = (
     "A score becomes a probability by a sigmoid that is fitted on the other half of the problems (Platt scaling). A "
     "point is a tenth of the probabilities, its area its fraction of the samples, its bar a 95% interval. On the "
-    "dotted line the probability is what happens."
+    "dotted line, predicted probability and pass rate are equal."
 )
 
 

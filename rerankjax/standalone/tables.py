@@ -46,7 +46,7 @@ def _solved(comparison: Comparison) -> Tabulated:
     least, most = comparison.samples_least, comparison.samples_most
     samples = f"{most}" if least == most else f"{least} to {most}"
     note = (
-        f"Fraction of {comparison.problems} problems, of {samples} samples each, that the answer chosen among n "
+        f"Fraction of {comparison.problems} problems, with {samples} samples each, that the answer chosen from n "
         "samples solves. The oracle knows the tests."
     )
     return Tabulated("Problems solved", ["chosen by", *(f"n = {n}" for n in counts)], rows, note)
@@ -58,10 +58,10 @@ def _measures(comparison: Comparison) -> Tabulated:
         measures = [comparison.measure(name, measure) for measure in MEASURES]
         rows.append([name, *(measure.text() if measure else UNDEFINED for measure in measures)])
     note = (
-        "AUC compares samples of all problems, pairwise accuracy those of one problem. Calibration: of a sigmoid of "
-        "the score, fitted on the other half of the problems."
+        "AUC compares samples across problems, pairwise accuracy within a problem. The calibration error is that of a "
+        "sigmoid of the score, fitted on the other half of the problems."
     )
-    return Tabulated("Right from wrong", ["reranker", *MEASURES.values()], rows, note)
+    return Tabulated("Discrimination and calibration", ["reranker", *MEASURES.values()], rows, note)
 
 
 def _preferred(comparison: Comparison) -> Tabulated:
@@ -82,9 +82,10 @@ def _differences(comparison: Comparison) -> Tabulated:
         for d in comparison.differences
     ]
     note = (
-        "Paired, on the same problems. Alone: problems that only the one gets right, and only the other; p: McNemar's."
+        "Paired, on the same problems. alone: problems that only the reranker gets right, and only the baseline; "
+        "p: McNemar's test."
     )
-    return Tabulated("Differences", ["reranker", "less", "of", "difference", "alone", "p"], rows, note)
+    return Tabulated("Differences", ["reranker", "baseline", "kind", "difference", "alone", "p"], rows, note)
 
 
 def _costs(comparison: Comparison) -> Tabulated:
@@ -92,8 +93,8 @@ def _costs(comparison: Comparison) -> Tabulated:
         [c.reranker, f"{c.candidates}", f"{c.seconds:.1f}", f"{1000 * c.seconds / max(c.candidates, 1):.3g}"]
         for c in comparison.costs
     ]
-    note = "With the model's compilation, without its loading."
-    return Tabulated("Cost", ["reranker", "candidates", "seconds", "ms a candidate"], rows, note)
+    note = "The seconds include compiling the model, but not loading it."
+    return Tabulated("Cost", ["reranker", "candidates", "seconds", "ms per candidate"], rows, note)
 
 
 def markdown(comparison: Comparison, level: int = 2) -> str:

@@ -81,10 +81,10 @@ def _train(resolved: RerankerTrainingConfig, workdir: str | Path) -> Path:
     pairs = make_pairs(splits.train, resolved.pairs_per_problem, resolved.seed)
     encoded = encode_pairs(model.tokenizer, pairs, chat=chat, max_length=resolved.max_length)
     if not encoded:
-        raise ConfigError(f"config.max_length = {resolved.max_length}: every pair is longer; raise it")
+        raise ConfigError(f"config.max_length = {resolved.max_length}: every pair is longer; use a larger value")
     print(
-        f"{len(encoded)} pairs to train on, {len(pairs) - len(encoded)} longer than max_length left out; "
-        f"{len(splits.dev)} rows of dev, {len(splits.test)} of test data, {left_out} with too long a prompt left out"
+        f"{len(encoded)} training pairs ({len(pairs) - len(encoded)} longer than max_length are left out); "
+        f"{len(splits.dev)} dev and {len(splits.test)} test rows ({left_out} whose prompt is too long are left out)"
     )
     start = functools.cache(lambda: start_reranker(resolved, model, mesh))
     lora = resolved.lora if resolved.lora.rank else FULL
@@ -149,7 +149,7 @@ def read_splits(config: RerankerTrainingConfig) -> Splits:
         try:
             make_pairs(of_split, 1, config.seed)
         except ValueError as error:
-            raise ConfigError(f"config.data, of which {name} is a part: {error}") from error
+            raise ConfigError(f"config.data, {name} split: {error}") from error
     return splits
 
 
@@ -186,7 +186,7 @@ def _that_fit(config: RerankerTrainingConfig, splits: Splits, model: BaseModel, 
         if not any(0 < sum(row.passed) < len(row.passed) for row in getattr(kept, name)):
             raise ConfigError(
                 f"config.max_length = {config.max_length}: no {name} row whose prompt fits has a right and a wrong "
-                "answer; raise it, or give more data"
+                "answer; use a larger value, or give more data"
             )
     return kept, sum(map(len, splits)) - sum(map(len, kept))
 

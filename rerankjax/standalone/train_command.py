@@ -3,10 +3,10 @@
     rerankjax train-reranker --config=configs/reranker.py --workdir=runs/reranker \\
         --config.base=FOLDER_OR_HUB_ID_OR_GGUF --config.data=samples.jsonl
 
-Trains a reranker on labelled data and leaves it in WORKDIR/export, with its card and results.json. Rows of data are
+Trains a reranker on labelled data and writes it to WORKDIR/export, with its card and results.json. Rows of data are
 preferences (prompt, chosen, rejected), executed samples (prompt, candidates, passed) or MultiPL-E's results; see
 configs/reranker.py. Several processes train one reranker, each started with the same flags, as with `rerankjax train`.
-Exit status 75 says that SIGTERM came and all work is saved: start it again, and it resumes.
+Exit status 75 means that SIGTERM stopped the command after it saved all work; the same command resumes.
 """
 
 import functools
@@ -29,13 +29,13 @@ def main(argv: Sequence[str]) -> None:
 
 def _train(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f"{argv[1]!r} is no flag: fields are set as --config.max_length=512")
+        raise app.UsageError(f"{argv[1]!r} is not a flag: set a field as --config.max_length=512")
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it closes
 
     def work() -> None:
         from rerankjax.standalone.train import train_reranker
 
         folder = train_reranker(CONFIG.value, str(WORKDIR.value))
-        print(f"\nwrote {folder}; rank with it: rerankjax rerank --model {folder} --problems FILE")
+        print(f"\nwrote {folder}; to rank with it: rerankjax rerank --model {folder} --problems FILE")
 
     run_connected(PROGRAM, work)
