@@ -157,6 +157,22 @@ def test_the_dev_split_chooses_and_the_test_split_is_told(summary: results.Resul
     assert finding.interval() in render.best_text(finding)
 
 
+def test_the_second_iteration_is_compared_with_what_it_should_beat() -> None:
+    """Of two systems the one that dev prefers; a control is not a second iteration."""
+    dev = {"ppo": 0.6, "same_data": 0.9, "self_training": 0.7, "self_training+ppo": 0.5}
+    found = one_set([with_outputs(0, system, {"reranker": value}) for system, value in dev.items()])
+    assert found.second_iteration == "self_training"
+    findings = claims.second_iteration(found)
+    figure = found.figure("self_training", "reranker").value
+    others = [("self_training", "random"), ("ppo", "reranker"), ("self_training", "greedy")]
+    for finding, (system, rule) in zip(findings.values(), others, strict=True):
+        assert finding.difference.value == pytest.approx(figure - found.figure(system, rule).value, abs=2e-6)
+    line = render.second_iteration_text(found)
+    assert line.startswith("Second iteration, its reranker alone (PPO, reranker 2 (self-training), chosen on the dev")
+    assert all(f"{name} {finding.interval()}, {finding.verdict}" in line for name, finding in findings.items())
+    assert render.second_iteration_text(one_set([with_outputs(0, "ppo", {"reranker": 0.6})])) == ""
+
+
 def test_the_paper_s_answer_can_be_the_best() -> None:
     found = one_set([with_outputs(0, "ppo", {"random": 0.6, "reranker": 0.6, "mass": 0.5})])  # of equals the paper's
     assert found.best_answer == found.paper_answer

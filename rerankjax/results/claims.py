@@ -254,6 +254,26 @@ def best_finding(results: Results) -> Finding | None:
     return _find(Claim(title, sentence, results.best_answer, results.paper_answer), results)
 
 
+def second_iteration(results: Results) -> dict[str, Finding]:
+    """The second iteration's reranker alone, chosen on the dev split, against what `comparisons_of` names."""
+    system = results.second_iteration
+    return {
+        name: _find(Claim(name, f"The second iteration's reranker alone against {name}.", better, baseline), results)
+        for name, better, baseline in comparisons_of(system)
+    }
+
+
+def comparisons_of(system: str | None) -> list[tuple[str, tuple[str, str], tuple[str, str]]]:
+    """(name, answer, baseline) of the comparisons of `second_iteration`; none without a system."""
+    if system is None:
+        return []
+    return [
+        ("one sample of its policy", (system, "reranker"), (system, "random")),
+        ("the first iteration", (system, "reranker"), ("ppo", "reranker")),
+        ("its policy's greedy answer", (system, "reranker"), (system, "greedy")),
+    ]
+
+
 def _find(claim: Claim, results: Results) -> Finding:
     of_claim = [
         d

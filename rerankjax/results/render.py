@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rerankjax.results.claims import Finding, best_finding, findings_of, tally
+from rerankjax.results.claims import Finding, best_finding, findings_of, second_iteration, tally
 from rerankjax.results.results import MEAN, MEASURES, Cost, Discrimination, Figure, Results, System
 from rerankjax.results.selection import FURTHER_HEADS, FURTHER_RULES, POLICY_RULES, RULE_HEADS, RULES, sample_counts
 from rerankjax.results.statistics import Estimate, decimal
@@ -83,6 +83,17 @@ def best_text(finding: Finding) -> str:
     )
 
 
+def second_iteration_text(results: Results) -> str:
+    """What the second iteration's reranker alone is better than, in one line; "" if the run has no second iteration."""
+    findings = second_iteration(results)
+    if not findings:
+        return ""
+    label = next(s.label for s in results.systems if s.system == results.second_iteration)
+    figure = results.figure(results.second_iteration or "", "reranker").text()
+    against = "; ".join(f"{name} {f.interval()}, {f.verdict}" for name, f in findings.items())
+    return f"Second iteration, its reranker alone ({label}, chosen on the dev split): {figure}. Against {against}."
+
+
 def _measure(results: Results, system: System, measure: str) -> Cell:
     if not system.reranker:
         return ABSENT
@@ -154,6 +165,9 @@ def _print_further(results: Results, console: Console) -> None:
         console.print()
     if best := best_finding(results):
         console.print(Text(best_text(best), style="bold"))
+        console.print()
+    if second := second_iteration_text(results):
+        console.print(Text(second, style="bold"))
         console.print()
 
 
@@ -275,6 +289,8 @@ def _markdown(results: Results) -> str:
         page += f"\n{FURTHER} {execution_price(results)}\n"
     if best := best_finding(results):
         page += f"\n{best_text(best)}\n"
+    if second := second_iteration_text(results):
+        page += f"\n{second}\n"
 
     page += "\n## pass@k\n\n" + pipes(
         ["policy", *(f"k = {k}" for k in sample_counts(results.samples))],

@@ -9,7 +9,16 @@ from rerankjax.results import plots, sections
 from rerankjax.results.claims import Finding, best_finding, findings_of, tally
 from rerankjax.results.evaluation import Evaluation
 from rerankjax.results.markup import block, figure, folded, page, section, table, text
-from rerankjax.results.render import ABSENT, ALONE, best_text, caption, further_rows, reranked, table_rows
+from rerankjax.results.render import (
+    ABSENT,
+    ALONE,
+    best_text,
+    caption,
+    further_rows,
+    reranked,
+    second_iteration_text,
+    table_rows,
+)
 from rerankjax.results.results import Results
 from rerankjax.results.selection import RULE_HEADS, RULES
 from rerankjax.results.statistics import Estimate, decimal
@@ -161,6 +170,7 @@ def _headline(results: Results) -> str:
         )
     finding = best_finding(results)
     best = f" {text(best_text(finding))}" if finding else ""
+    best += f" {text(second_iteration_text(results))}"
     return f"""<header><h1>Iterative self-training with a reinforced reranker</h1>
 <p class="lead">A model writes {n} programs for every problem; a reranker, which never sees the tests, chooses one. PPO
 then trains the model to please the reranker, and so finds what the reranker wrongly likes; those mistakes retrain it.

