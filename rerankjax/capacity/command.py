@@ -24,12 +24,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from rerankjax.capacity import preflight, preflight_search, topology
-from rerankjax.capacity.roofline import adapter_count, parameter_count
-from rerankjax.capacity.run_shapes import find_models
 from rerankjax.loop.command import CONFIG, parse
-from rerankjax.loop.config import ExperimentConfig
-from rerankjax.loop.resolve import resolve
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "v5e:4x4, v5p:2x2x1, h100:8, cpu:8 ...")
 MEMORY = flags.DEFINE_float("memory_gb", None, "1e9 bytes that a chip has, in place of what it is sold with.", 0.001)
@@ -46,6 +41,12 @@ def main(argv: Sequence[str]) -> None:
 def _preflight(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"{argv[1]!r} is no flag: fields are set as --config.ppo.kl_coef=0.1")
+
+    # Importing JAX takes seconds: help and a wrong flag do not wait for it.
+    from rerankjax.capacity import topology
+    from rerankjax.capacity.preflight_report import run
+    from rerankjax.loop.resolve import resolve
+
     try:
         topology.prepare(str(TOPOLOGY.value))
         target = topology.find(str(TOPOLOGY.value), MEMORY.value)
@@ -53,38 +54,3 @@ def _preflight(argv: list[str]) -> None:
     except ValueError as error:
         sys.exit(f"rerankjax preflight: {error}")
     sys.exit(wrong and f"rerankjax preflight: {wrong}")
-
-
-def run(config: ExperimentConfig, target: topology.Topology, max_compilations: int) -> str | None:
-    """Prints the tables. Returns what is wrong, and what to do about it; None if all fits.
-
-    Raises:
-        ConfigError: a checkpoint's shape cannot be determined.
-    """
-    generator, reranker = find_models(config, target.attention)
-    for model in (generator, reranker) if reranker is not generator else (generator,):
-        lora = config.lora
-        trained = f"an adapter trains {adapter_count(model.shape, lora):,} of them" if lora.rank else "all are trained"
-        print(f"{model.name}: {parameter_count(model.shape):,} parameters; {trained}")
-    print(f"{len(target.devices)} x {target.chip.name}\n")
-    compiler = preflight.Compiler(target, lambda text: print(text, file=sys.stderr, flush=True))
-
-    def report(config: ExperimentConfig) -> bool:
-        estimates = preflight.estimates_of(config, compiler)
-        print(f"{preflight_search.described(config, target)}\n\n{preflight.table(estimates, target)}", flush=True)
-        return all(estimate.fits for estimate in estimates)
-
-    if report(config):
-        print(f"It fits ({compiler.count} compilations).")
-        return None
-    variant = preflight_search.suggest(config, compiler, max_compilations)
-    if variant is None:
-        return (
-            f"it does not fit, and no mesh, remat and microbatches were found that do ({compiler.count} compilations). "
-            + preflight_search.closest(config, target)
-        )
-    report(variant)
-    return (
-        f"it does not fit, but with {' '.join(preflight_search.flags(config, variant))} it does, as the second table "
-        f"shows ({compiler.count} compilations)."
-    )

@@ -22,15 +22,6 @@ from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
 
-from rerankjax.model.weights import find_reranker
-from rerankjax.pairs.data import DataSource, read_data
-from rerankjax.problems.jsonl import write_text
-from rerankjax.reranker.rerank import Reranker
-from rerankjax.standalone.comparison import write_comparison
-from rerankjax.standalone.measure import compare, score
-from rerankjax.standalone.report import report
-from rerankjax.standalone.tables import print_comparison
-
 PROGRAM = "rerankjax evaluate"
 
 
@@ -74,6 +65,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _evaluate(args: argparse.Namespace, command: str) -> None:
+    # Importing JAX and transformers takes seconds: help and a wrong flag do not wait for them.
+    from rerankjax.model.weights import find_reranker
+    from rerankjax.pairs.data import DataSource, read_data
+    from rerankjax.problems.jsonl import write_text
+    from rerankjax.reranker.rerank import Reranker
+    from rerankjax.standalone.comparison import write_comparison
+    from rerankjax.standalone.measure import compare, score
+    from rerankjax.standalone.report import report
+    from rerankjax.standalone.tables import print_comparison
+
     rows = read_data([DataSource(source) for source in args.data])
     chat = args.chat or any(not isinstance(row.prompt, str) for row in rows)
     models = {}
