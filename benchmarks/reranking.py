@@ -239,7 +239,7 @@ def compare_training(
     state = jax.jit(lambda p: init_state(p, make_optimizer(optimizer)), out_shardings=replicated(mesh))(params)
     step = make_reranker_step(config, RerankerConfig("last", 0.0), optimizer, mesh)
     items = [(prompt, completions[2 * i : 2 * i + 2]) for i, prompt in enumerate(prompts.tolist())]
-    batch = batch_of(items, PackConfig.of(pairs, 1, prompt_length, length, 2, row_shards(mesh)))
+    batch = batch_of(items, PackConfig.from_batch_size(pairs, 1, prompt_length, length, 2, row_shards(mesh)))
 
     def ours() -> float:
         nonlocal state

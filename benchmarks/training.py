@@ -92,7 +92,9 @@ def compare_sft(folder: pathlib.Path, mesh: Mesh, steps: int, rows: int, P: int,
     optimizer = OptimizerConfig(LEARNING_RATE, steps=steps)
     state, step = start_state(params, optimizer, mesh), make_sft_step(config, optimizer, mesh)
     tokens = random_tokens(rows, P + C, seed=2)
-    batch = batch_of([(row[:P], [row[P:]]) for row in tokens], PackConfig.of(rows, 1, P, C, shards=row_shards(mesh)))
+    batch = batch_of(
+        [(row[:P], [row[P:]]) for row in tokens], PackConfig.from_batch_size(rows, 1, P, C, shards=row_shards(mesh))
+    )
 
     def ours() -> float:
         nonlocal state

@@ -205,7 +205,9 @@ def test_sft_trains_the_adapter_alone(tiny, base):
     before, rows = jax.device_get(base), SequenceBatch(jnp.asarray(TOKENS), jnp.asarray(MASK))
     losses = []
     for _ in range(20):
-        state, metrics = step(state, base, *batch_of(items(1), PackConfig.of(4, 1, P, C, shards=row_shards(mesh))))
+        state, metrics = step(
+            state, base, *batch_of(items(1), PackConfig.from_batch_size(4, 1, P, C, shards=row_shards(mesh)))
+        )
         losses.append(float(metrics["loss"]))
     expected = -masked_mean(completion_log_probs(tiny, before, rows, P)[0], rows.mask[:, P:])
     assert losses[0] == pytest.approx(float(expected), rel=1e-5)
@@ -224,7 +226,7 @@ def test_a_reranker_is_an_adapter_and_a_head(tiny, base):
     )
     whole = init_reranker(base, jax.random.key(5))
     params = whole | {"decoder": init_adapter(tiny, LORA, jax.random.key(6))}
-    pairs = batch_of(items(2), PackConfig.of(2, 1, P, C, 2, row_shards(mesh)))
+    pairs = batch_of(items(2), PackConfig.from_batch_size(2, 1, P, C, 2, row_shards(mesh)))
     optimizer = make_optimizer(dataclasses.replace(config, max_grad_norm=1e9))
     adapted, trained = (make_reranker_step(tiny, reranker, config, mesh, lora) for lora in (LORA, FULL))
     state, metrics = adapted(start(params, optimizer, mesh), base, *pairs)

@@ -112,7 +112,7 @@ def test_a_step_holds_no_logits_of_all_positions(tiny):
     """The compiled SFT step's temporary memory, beside the size of [batch, length, vocabulary]."""
     config = dataclasses.replace(tiny, vocab_size=64_000)
     optimizer = OptimizerConfig(1e-3, steps=2)
-    sizes = PackConfig.of(8, 1, 1, 255)
+    sizes = PackConfig.from_batch_size(8, 1, 1, 255)
     update = make_sft_step(config, optimizer, MESH)
     state = jax.eval_shape(
         lambda key: init_state(init_decoder(config, key), make_optimizer(optimizer)), jax.random.key(0)

@@ -30,13 +30,13 @@ def items_of(count, each=1, seed=0, prompt=P, completion=C):
 @pytest.mark.parametrize("each", [1, 2, 3])
 def test_every_token_is_there_once_and_where_it_says(each):
     items = items_of(40, each)
-    parts, sources = pack(items, PackConfig.of(16, 4, P, C, each))
+    parts, sources = pack(items, PackConfig.from_batch_size(16, 4, P, C, each))
     assert {part.tokens.shape for part in parts[:-1]} == {(2, 2 * (P + each * C))}
     found = {}
     for part, source in zip(parts, sources, strict=True):
         for row, sequences in enumerate(part.sequence):
             for target in np.flatnonzero(part.mask[row]):
-                place = part.at[row, target]
+                place = part.target_place[row, target]
                 key = int(source.item[row, target]), int(source.token[row, target]), part.completion[row, target] % each
                 assert key not in found
                 found[key] = part.tokens[row, place]
@@ -57,9 +57,11 @@ def test_every_token_is_there_once_and_where_it_says(each):
 
 
 def test_the_last_microbatch_is_as_small_as_its_rows_allow():
-    sizes = PackConfig.of(32, 2, P, C, shards=2)  # rows 8: 4 pairs of the longest sequences in each of two shards
+    sizes = PackConfig.from_batch_size(
+        32, 2, P, C, shards=2
+    )  # rows 8: 4 pairs of the longest sequences in each of two shards
     assert [sizes.parts(n) for n in (1, 3, 5, 8, 9, 20)] == [[2], [4], [8], [8], [8, 2], [8, 8, 4]]
-    assert PackConfig.of(4, 2, P, C, shards=2).parts(3) == [2, 2]  # a shard has no half row
+    assert PackConfig.from_batch_size(4, 2, P, C, shards=2).parts(3) == [2, 2]  # a shard has no half row
     for count, shapes in ((0, [8]), (2, [2]), (20, [8, 2])):
         longest = [([2] * P, [[3] * C])] * count
         assert [len(part.tokens) for part in pack(longest, sizes)[0]] == shapes
@@ -74,7 +76,7 @@ def test_lengths_like_mbpps_leave_little_padding():
         strict=True,
     )
     items = [([2] * p, [[3] * c]) for p, c in lengths]
-    of_batches = [pack(items[i : i + 32], PackConfig.of(32, 16, 380, 237))[0] for i in range(0, 512, 32)]
+    of_batches = [pack(items[i : i + 32], PackConfig.from_batch_size(32, 16, 380, 237))[0] for i in range(0, 512, 32)]
     assert real_fraction([part for parts in of_batches for part in parts]) > 0.8
     padded = sum(len(p) + len(c) for p, (c,) in items) / (512 * (380 + 237))
     assert padded < 0.4
@@ -86,7 +88,7 @@ def test_log_probabilities_are_those_of_padded_rows(tiny):
     with jax.default_matmul_precision("highest"):
         expected = jax.jit(lambda p, rows: completion_log_probs(tiny, p, rows, P, 0.7)[0])(params, rows)
         found = jax.jit(lambda p, part: packed_log_probs(tiny, p, part, 0.7)[0])
-        parts, sources = pack(items, PackConfig.of(8, 2, P, C))
+        parts, sources = pack(items, PackConfig.from_batch_size(8, 2, P, C))
         assert len(parts) > 1
         for part, source in zip(parts, sources, strict=True):
             log_probs = found(params, part)
@@ -102,7 +104,7 @@ def test_scores_are_those_of_rows_of_their_own(tiny, pooling):
     with jax.default_matmul_precision("highest"):
         expected = np.asarray(jax.jit(lambda p, rows: score_rows(tiny, pooling, p, rows, P))(reranker, rows))
         found = jax.jit(lambda p, part: packed_scores(tiny, pooling, p, part))
-        parts, sources = pack(items, PackConfig.of(12, 3, P, C, 3))
+        parts, sources = pack(items, PackConfig.from_batch_size(12, 3, P, C, 3))
         for part, source in zip(parts, sources, strict=True):
             scores = np.asarray(found(reranker, part))
             for row, target in zip(*np.nonzero(part.mask), strict=True):
@@ -142,7 +144,7 @@ def test_splash_sees_what_blocks_see():
 
 
 def test_what_fits_no_row_is_refused():
-    sizes = PackConfig.of(1, 1, P, C)
+    sizes = PackConfig.from_batch_size(1, 1, P, C)
     most = 3 * C // 2
     with pytest.raises(
         ValueError, match=rf"item 1 has 3 \+ {most + 1} tokens, a row {P + C} with {most} of completions"

@@ -182,7 +182,7 @@ def test_policy_starts_without_divergence_from_the_reference(tiny, setting):
 def batch_of(seed=0):
     rng = np.random.default_rng(seed)
     items = [([*rng.integers(2, 97, P)], [[*rng.integers(2, 97, rng.integers(2, C))]]) for _ in range(B)]
-    (part,), _ = pack(items, PackConfig.of(B, 1, P, C))
+    (part,), _ = pack(items, PackConfig.from_batch_size(B, 1, P, C))
     figures = [np.where(part.mask, rng.normal(size=part.mask.shape), 0).astype(np.float32) for _ in range(4)]
     return PPOBatch(part, figures[0] - 3, *figures[1:])
 

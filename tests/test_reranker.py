@@ -94,7 +94,7 @@ def pairs_of(seed, batch=4):
 
 def packed(pairs):
     """All in one part."""
-    (part,), _ = batch_of(pairs, PackConfig.of(len(pairs), 1, P, C, 2))
+    (part,), _ = batch_of(pairs, PackConfig.from_batch_size(len(pairs), 1, P, C, 2))
     return part
 
 
@@ -142,7 +142,7 @@ def test_training_learns_which_of_two_tokens_is_better(tiny, reranker, pooling):
     for i in range(30):
         pairs, _, _ = pairs_of(i, batch=16)
         pairs = [(prompt, ([40, *a[1:]], [50, *b[1:]])) for prompt, (a, b) in pairs]
-        state, metrics = step(state, None, *batch_of(pairs, PackConfig.of(16, 1, P, C, 2)))
+        state, metrics = step(state, None, *batch_of(pairs, PackConfig.from_batch_size(16, 1, P, C, 2)))
     assert metrics["accuracy"] == 1.0
     assert metrics["pair_loss"] < 0.3
 

@@ -91,7 +91,8 @@ def packable(trainer, microbatches):
     found = [tokens[real].tolist() for tokens, real in zip(completions, mask, strict=True)]
     each = len(found) // B
     items = [(prompt, found[each * i : each * (i + 1)]) for i, prompt in enumerate(prompts)]
-    return items, PackConfig.of(B, microbatches, P, C, each, shards=B // microbatches)  # a row for each device
+    # A row for each device.
+    return items, PackConfig.from_batch_size(B, microbatches, P, C, each, shards=B // microbatches)
 
 
 def problem(trainer):
@@ -131,7 +132,7 @@ def ppo_batch(microbatches):
         PPOBatch(part, *(np.where(part.mask, f[source.item, source.token], 0) for f in figures))
         for part, source in zip(parts, sources, strict=True)
     ]
-    return batch, Counts.of(parts, 1)
+    return batch, Counts.from_parts(parts, 1)
 
 
 @functools.cache

@@ -203,9 +203,10 @@ def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
     reward = run.with_head(run.reranker, run.trunk)
     reward["decoder"] = run.attached(run.trunk, reward["decoder"])
     rewards = (reward,) * (1 if ppo.reward == OWN_SCORE else config.reranker.members)
-    of_run = programs.ppo(config, shape, reward_shape, params, base, run.sft, rewards, mesh)
-    (state, total), sizes, lora = of_run.apply.arguments, of_run.programs.sizes, programs.adapters(config, base)
-    packed, part = of_run.outputs.arguments[2], of_run.add.arguments[3]
+    ppo_programs = programs.ppo(config, shape, reward_shape, params, base, run.sft, rewards, mesh)
+    (state, total), sizes = ppo_programs.apply.arguments, ppo_programs.programs.sizes
+    lora = programs.adapters(config, base)
+    packed, part = ppo_programs.outputs.arguments[2], ppo_programs.add.arguments[3]
     held = [*resident, rewards, best]
     read = functools.partial(prefill_cost, shape, sizes.rows, sizes.length, dtype_bytes=dtype_bytes(shape))
     scored = prefill_cost(reward_shape, sizes.rows, sizes.length, logits=0, dtype_bytes=dtype_bytes(reward_shape))
@@ -219,7 +220,7 @@ def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
         Step(
             "PPO scores",
             "PPO scores",
-            of_run.score,
+            ppo_programs.score,
             {"weights": (run.sft, rewards), "batch": packed},
             [*held, state],
             read(logits=sizes.targets) + scored * len(rewards),
@@ -228,7 +229,7 @@ def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
         Step(
             "PPO outputs",
             "PPO outputs",
-            of_run.outputs,
+            ppo_programs.outputs,
             {"weights": weights, "batch": packed},
             [*held, state],
             read(logits=sizes.targets),
@@ -237,7 +238,7 @@ def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
         Step(
             "PPO update",
             "PPO update",
-            of_run.add,
+            ppo_programs.add,
             {"weights": weights, "optimiser": (state.opt_state, state.step), "batch": (total, part)},
             held,
             learning + read(logits=sizes.targets),  # one more forward pass, whatever remat computes again
@@ -247,7 +248,7 @@ def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
         Step(
             "PPO update, Adam",
             "PPO update, Adam",
-            of_run.apply,
+            ppo_programs.apply,
             {"weights": state.params, "optimiser": (state.opt_state, state.step), "batch": total},
             [*held, base],
             adam_cost(shape, lora),

@@ -98,7 +98,9 @@ def _update(
 ) -> UpdatePrograms:
     """each: completions per sequence."""
     lengths = config.max_prompt_length, config.sampling.max_completion_length
-    sizes = PackConfig.of(training.batch_size, training.optimizer.microbatches, *lengths, each, row_shards(mesh))
+    sizes = PackConfig.from_batch_size(
+        training.batch_size, training.optimizer.microbatches, *lengths, each, row_shards(mesh)
+    )
     state = _state(params, training.optimizer, mesh)
     part, counts = _part(sizes, mesh)
     return UpdatePrograms(

@@ -45,19 +45,19 @@ def token_log_probs(
     """
     B, C = tokens.shape
 
-    def of(block: tuple[Array, Array]) -> Array:
+    def block_log_probs(block: tuple[Array, Array]) -> Array:
         return select_log_probs(to_logits(config, params, block[0]) / temperature, block[1])
 
     width = max(1, BLOCK // (B * config.vocab_size))
     if width >= C:
-        return of((hidden, tokens))
+        return block_log_probs((hidden, tokens))
     blocks = -(-C // width)
 
     def cut(a: Array) -> Array:
         a = jnp.pad(a, [(0, 0), (0, blocks * width - C)] + [(0, 0)] * (a.ndim - 2))
         return a.reshape(B, blocks, width, *a.shape[2:]).swapaxes(0, 1)
 
-    log_probs = jax.lax.map(jax.checkpoint(of), (cut(hidden), cut(tokens)))
+    log_probs = jax.lax.map(jax.checkpoint(block_log_probs), (cut(hidden), cut(tokens)))
     return log_probs.swapaxes(0, 1).reshape(B, -1)[:, :C]
 
 
@@ -76,7 +76,7 @@ def packed_log_probs(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B L D"]]:
     """As `completion_log_probs`, for packed sequences."""
     hidden = packed_hidden_states(config, params, packed)
-    tokens = jnp.take_along_axis(packed.tokens, packed.at, axis=1)
+    tokens = jnp.take_along_axis(packed.tokens, packed.target_place, axis=1)
     log_probs = token_log_probs(config, params, take_places(hidden, packed.before), tokens, temperature)
     return jnp.where(packed.mask, log_probs, 0.0), hidden
 

@@ -49,14 +49,14 @@ def adapter_shapes(config: ModelConfig, lora: LoraConfig) -> Params:
     """An adapter's shapes and types, without its values."""
     decoder = jax.eval_shape(functools.partial(init_decoder, config), jax.random.key(0))
 
-    def of(name: str) -> Params:
+    def shapes(name: str) -> Params:
         layers, inputs, outputs = decoder["layers"][name]["kernel"].shape
         return {
             "lora_a": jax.ShapeDtypeStruct((layers, inputs, lora.rank), jnp.float32),
             "lora_b": jax.ShapeDtypeStruct((layers, lora.rank, outputs), jnp.float32),
         }
 
-    return {"layers": {name: of(name) for name in lora.targets}}
+    return {"layers": {name: shapes(name) for name in lora.targets}}
 
 
 def init_adapter(config: ModelConfig, lora: LoraConfig, key: Array) -> Params:

@@ -26,7 +26,7 @@ class Packed(NamedTuple):
     sequence: Int[Array, "B L"]  # which of the row's sequences, from 1
     branch: Int[Array, "B L"] | None  # which of the sequence's completions, from 1; 0: the prompt; None: all have one
     before: Int[Array, "B T"]  # the place of the token that predicts a completion's token
-    at: Int[Array, "B T"]  # the place of the completion's token
+    target_place: Int[Array, "B T"]  # the place of the completion's token
     mask: Bool[Array, "B T"]
     completion: Int[Array, "B T"]  # which of the row's completions it belongs to
     last: Int[Array, "B N"]  # the place of a completion's last token
@@ -55,7 +55,7 @@ class PackConfig:
     shards: int = 1
 
     @classmethod
-    def of(
+    def from_batch_size(
         cls, batch_size: int, microbatches: int, prompt: int, completion: int, each: int = 1, shards: int = 1
     ) -> "PackConfig":
         """For batches of sequences of at most `prompt` tokens with `each` completions of at most `completion` tokens.
@@ -162,7 +162,7 @@ def _fill(packed: Packed, sources: Sources, row: int, items: Iterable[tuple[int,
             if packed.branch is not None:
                 packed.branch[row, here] = branch
             packed.before[row, there] = [prompt_end - 1, *range(place, place + size - 1)]
-            packed.at[row, there] = np.arange(place, place + size)
+            packed.target_place[row, there] = np.arange(place, place + size)
             packed.mask[row, there] = True
             packed.completion[row, there] = number
             packed.last[row, number], packed.real[row, number] = place + size - 1, True

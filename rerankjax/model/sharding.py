@@ -159,11 +159,11 @@ def to_global(batch: Any, sharding: NamedSharding) -> Any:
 def shardings_of(tree: T, mesh: Mesh, rules: Rules = RULES) -> T:
     """A sharding for each array, or shape, of a tree of parameters or of a training state."""
 
-    def of(path: Any, leaf: Any) -> NamedSharding:
+    def leaf_sharding(path: Any, leaf: Any) -> NamedSharding:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         return sharding_of(names, leaf.shape, mesh, rules)
 
-    return jax.tree_util.tree_map_with_path(of, tree)
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
 def constrain(tree: T, mesh: Mesh, rules: Rules = RULES) -> T:

@@ -85,7 +85,7 @@ class Counts(NamedTuple):
     tokens: Int[Array, ""]  # of each sequence's first completion
 
     @classmethod
-    def of(cls, parts: Sequence[Packed], each: int) -> "Counts":
+    def from_parts(cls, parts: Sequence[Packed], each: int) -> "Counts":
         """The counts of a batch of sequences with `each` completions."""
         sequences = sum(int(np.sum(part.real)) for part in parts) // each
         tokens = sum(int(np.sum(part.mask & (part.completion % each == 0))) for part in parts)
@@ -95,7 +95,7 @@ class Counts(NamedTuple):
 def batch_of(items: Sequence[Item], sizes: PackConfig) -> tuple[list[Packed], Counts]:
     """A batch of sequences as `Update` takes it, on the host."""
     parts, _ = pack(items, sizes)
-    return parts, Counts.of(parts, sizes.each)
+    return parts, Counts.from_parts(parts, sizes.each)
 
 
 def feed_batch(items: Sequence[Item], sizes: PackConfig, mesh: Mesh) -> tuple[list[Packed], Counts, float]:

@@ -53,7 +53,7 @@ def make_ppo_programs(
     """
     rows, everywhere = by_row(mesh), replicated(mesh)
     minibatch, lengths = ppo.batch_size // ppo.minibatches, (prompt_length, completion_length)
-    sizes = PackConfig.of(minibatch, ppo.microbatches, *lengths, shards=row_shards(mesh))
+    sizes = PackConfig.from_batch_size(minibatch, ppo.microbatches, *lengths, shards=row_shards(mesh))
 
     def score(reference: Params, rerankers: Sequence[Params], packed: Packed) -> tuple[Array, Array]:
         log_probs, _ = packed_log_probs(config, reference, packed, temperature)
@@ -114,7 +114,7 @@ def make_ppo_step(
         kl_coef: Float[Array, ""],
     ) -> tuple[TrainState, Array, dict[str, Any]]:
         items = [(prompt, (d.tokens,)) for prompt, d in zip(prompts, drawn, strict=True)]
-        minibatches = [_Minibatch.of(items, index, sizes) for index in np.asarray(orders(key))]
+        minibatches = [_Minibatch.from_items(items, index, sizes) for index in np.asarray(orders(key))]
         first = minibatches[: ppo.minibatches]
         shape = ppo.batch_size, sizes.targets
         mask = np.arange(sizes.targets) < np.array([len(d.tokens) for d in drawn])[:, None]
@@ -140,7 +140,7 @@ def make_ppo_step(
         updates = []
         for minibatch in minibatches:
             parts = [_batch(*one, host) for one in zip(minibatch.parts, minibatch.sources, strict=True)]
-            counts = to_global(Counts.of(minibatch.parts, sizes.each), everywhere)
+            counts = to_global(Counts.from_parts(minibatch.parts, sizes.each), everywhere)
             state, update_metrics = update(state, base, to_global(parts, rows), counts)
             updates.append(update_metrics)
         mean = {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
@@ -162,6 +162,6 @@ class _Minibatch(NamedTuple):
     sources: list[Sources]  # of the iteration's items
 
     @classmethod
-    def of(cls, items: Sequence[Any], index: np.ndarray, sizes: PackConfig) -> "_Minibatch":
+    def from_items(cls, items: Sequence[Any], index: np.ndarray, sizes: PackConfig) -> "_Minibatch":
         parts, sources = pack([items[i] for i in index], sizes)
         return cls(parts, [source._replace(item=index[source.item]) for source in sources])

@@ -82,7 +82,7 @@ def pool_packed(
         return jnp.take_along_axis(per_token, packed.last, axis=1)
     own = packed.completion[..., None] == jnp.arange(packed.last.shape[1])
     own &= packed.mask[..., None]
-    of_completions = jnp.take_along_axis(per_token, packed.at, axis=1)[..., None]
+    of_completions = jnp.take_along_axis(per_token, packed.target_place, axis=1)[..., None]
     return masked_mean(of_completions, own, axis=1)
 
 
@@ -106,7 +106,7 @@ def reranker_loss(
     metrics = {"pair_loss": pair_loss, "accuracy": masked_mean(chosen > rejected, real, count=count)}
     if not reranker.lm_coef:
         return pair_loss, metrics
-    tokens = jnp.take_along_axis(pairs.tokens, pairs.at, axis=1)
+    tokens = jnp.take_along_axis(pairs.tokens, pairs.target_place, axis=1)
     log_probs = token_log_probs(config, params["decoder"], take_places(hidden, pairs.before), tokens)
     of_chosen = pairs.mask & (pairs.completion % 2 == 0)
     lm_loss = -masked_mean(log_probs, of_chosen, count=None if counts is None else counts.tokens)

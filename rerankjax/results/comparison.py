@@ -36,10 +36,10 @@ def _shown(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _beside(of_runs: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+def _beside(columns: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
     """Each run's text for every row; "" where a run lacks the row."""
-    rows = dict.fromkeys(row for of_run in of_runs for row in of_run)
-    return {row: [of_run.get(row, "") for of_run in of_runs] for row in rows}
+    rows = dict.fromkeys(row for column in columns for row in column)
+    return {row: [column.get(row, "") for column in columns] for row in rows}
 
 
 def _solved(results: Results) -> dict[str, str]:

@@ -204,11 +204,11 @@ def reliability(results: Results) -> str:
     return reliability_of(reliabilities, "Reliability: pass rate against predicted probability, for each system")
 
 
-def reliability_of(found: Mapping[str, tuple[Sequence[Bin], Estimate | None]], title: str) -> str:
+def reliability_of(reliabilities: Mapping[str, tuple[Sequence[Bin], Estimate | None]], title: str) -> str:
     """`reliability` for each label's bins and calibration error."""
     with matplotlib.rc_context(_STYLE):
-        figure, panels = _panels(len(found), height=2.4, sharey=True)
-        for (label, (bins, error)), axes in zip(found.items(), panels, strict=True):
+        figure, panels = _panels(len(reliabilities), height=2.4, sharey=True)
+        for (label, (bins, error)), axes in zip(reliabilities.items(), panels, strict=True):
             predicted, rate = [b.predicted for b in bins], [b.value for b in bins]
             # A bootstrap interval may exclude its own estimate by a rounding error.
             below = [max(0.0, b.value - b.low) for b in bins]

@@ -92,13 +92,13 @@ def report(
             groups += section(title, _set_sections(of_set, evaluations, level=3), f"set-{i}")
             links.append((f"set-{i}", title))
     gallery = f"<p>{_NEGATIVES}</p>" + "".join(_negative(negative) for negative in negatives)
-    of_run = [
+    run_sections = [
         ("ppo", "PPO", figure(plots.ppo_curves(ppo), _PPO) if ppo else ""),
         ("losses", "Training losses", figure(plots.loss_curves(losses), _SEEDS) if losses else ""),
         ("negatives", "The hardest negatives", gallery if negatives else ""),
         ("run", "The run", _run(run, results[0])),
     ]
-    shown = [part for part in of_run if part[2]]
+    shown = [part for part in run_sections if part[2]]
     links += [(anchor, title) for anchor, title, _ in shown]
     items = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title in links)
     navigation = f"<nav>{items}</nav>\n" if len(results) > 1 else ""

@@ -44,7 +44,7 @@ def pair_step(
     prompt = max(len(pair.prompt) for pair in pairs)
     completion = max(len(row) for pair in pairs for row in (pair.chosen, pair.rejected))
     microbatches = config.optimizer.microbatches
-    return update, PackConfig.of(config.batch_size, microbatches, prompt, completion, 2, row_shards(mesh))
+    return update, PackConfig.from_batch_size(config.batch_size, microbatches, prompt, completion, 2, row_shards(mesh))
 
 
 def fit(
