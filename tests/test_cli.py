@@ -139,7 +139,7 @@ def test_bad_input_is_named_before_the_model_is_loaded(tmp_path, capsys, name, t
 def test_what_is_not_there_is_named(model, tmp_path, capsys):
     rows = as_file(tmp_path, "rows.jsonl", as_rows())
     for arguments, said in (
-        (["--model", "./missing", "--problems", str(rows)], "./missing is no folder"),
+        (["--model", "./missing", "--problems", str(rows)], "./missing is not a folder"),
         (["--model", str(model), "--problems", str(tmp_path / "none.jsonl")], "none.jsonl"),
         (["--model", str(model), "--problems", str(tmp_path / "none")], "must end in"),
     ):

@@ -196,7 +196,7 @@ def test_the_command_writes_the_figures_of_the_scores(models, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model", "./nowhere"], "./nowhere is no folder"),
+        (["--model", "./nowhere"], "./nowhere is not a folder"),
         (["--model", "a={m}", "--model", "a={m}"], "the name 'a' is already used"),
         (["--model", "{m}", "--chat"], "the tokenizer has no chat template"),
         (["--model", "{m}", "--data", "{bad}"], "bad.jsonl, row 1: field 'passed' must contain only true and false"),

@@ -268,14 +268,14 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"model\.safetensors is not a complete GGUF file"):
         load(tmp_path / "model.safetensors")
     for missing in ("missing.gguf", "owner/missing.gguf"):  # not asked of the hub
-        with pytest.raises(FileNotFoundError, match=r"missing\.gguf is no folder or \.gguf file"):
+        with pytest.raises(FileNotFoundError, match=r"missing\.gguf is not a folder or \.gguf file"):
             load(missing)
 
 
 def test_a_reranker_needs_a_head(tmp_path):
     path = write_gguf(tmp_path / "m.gguf", make_model())
     for from_file in (load_reranker, Reranker.from_pretrained):
-        with pytest.raises(ValueError, match=r"m\.gguf is a file, and a reranker needs a score head"):
+        with pytest.raises(ValueError, match=r"m\.gguf is a file, but a reranker needs a score head"):
             from_file(path)
 
 

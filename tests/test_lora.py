@@ -168,7 +168,7 @@ def test_without_a_base_parameters_are_whole(base):
     [
         ({"rank": -1}, "rank = -1"),
         ({"alpha": 0.0}, "alpha = 0.0"),
-        ({"targets": ("q_proj", "lm_head")}, "lm_head is no projection: use some of q_proj"),
+        ({"targets": ("q_proj", "lm_head")}, "lm_head is unknown: use some of q_proj"),
         ({"targets": ("q_proj", "q_proj")}, "each once"),
         ({"targets": ()}, "at least one"),
     ],

@@ -147,7 +147,7 @@ def test_what_fits_no_row_is_refused():
     sizes = PackConfig.from_batch_size(1, 1, P, C)
     most = 3 * C // 2
     with pytest.raises(
-        ValueError, match=rf"item 1 has 3 \+ {most + 1} tokens, a row {P + C} with {most} of completions"
+        ValueError, match=rf"item 1 has 3 \+ {most + 1} tokens, but a row fits {P + C}, and {most} of completions"
     ):
         pack([([1], [[2]]), ([1] * 3, [[2] * (most + 1)])], sizes)
     with pytest.raises(ValueError, match="item 0 has an empty prompt or completion"):

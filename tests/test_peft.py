@@ -144,7 +144,7 @@ Q = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
         ({"target_modules": ["q_proj", "o_proj"]}, [], {}, "layers.0.self_attn.o_proj.lora_A.weight (one of 4)"),
         ({"task_type": "SEQ_CLS"}, [], {}, "lacks base_model.model.score.weight"),
         ({"lora_alpha": 0}, [], {}, "alpha = 0.0"),
-        ({"r": 8}, [], {}, "lora_A.weight has shape (4, 32), but the model and r = 8 ask for (8, 32)"),
+        ({"r": 8}, [], {}, "lora_A.weight has shape (4, 32), but the model and r = 8 need (8, 32)"),
         ({}, [Q], {}, f"lacks {Q}"),
         ({}, [], {Q.replace("1", "2"): torch.ones(4, 32)}, f"unexpected {Q.replace('1', '2')}"),
         ({}, [], {Q: torch.ones(4, 30)}, f"{Q} has shape (4, 30)"),

@@ -246,7 +246,7 @@ def test_what_a_tokenizer_lacks_is_named(theirs, reranker):
     tokenizer.chat_template = (
         "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}<{% endif %}"
     )
-    with pytest.raises(ValueError, match=r"goes on with '<', and with an answer behind it with '\[b\]'"):
+    with pytest.raises(ValueError, match=r"continues with '<' without an answer, and with '\[b\]' before"):
         change(reranker, chat=True, tokenizer=tokenizer).score("a", ["b"])
     tokenizer.pad_token = None
     np.testing.assert_array_equal(change(reranker, tokenizer=tokenizer).score("a", TEXTS), reranker.score("a", TEXTS))

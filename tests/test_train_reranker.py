@@ -225,7 +225,7 @@ def recording(pair_step, seen):
     ("change", "said"),
     [
         ({"data": []}, "config.data = (): give it with --config.data=..."),
-        ({"base": "./nowhere"}, "config.base = './nowhere' cannot be loaded: ./nowhere is no folder"),
+        ({"base": "./nowhere"}, "config.base = './nowhere' cannot be loaded: ./nowhere is not a folder"),
         ({"data": ["gone.jsonl"]}, "config.data: [Errno 2] No such file or directory: 'gone.jsonl'"),
         ({"format": "chat"}, "config.format = 'chat', with the tokenizer of config.base: the tokenizer has no chat"),
         ({"max_length": 999}, "config.max_length = 999: the model's context is 128 tokens; use at most"),

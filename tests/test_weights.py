@@ -335,7 +335,7 @@ def test_what_is_wrong_with_a_tensor_is_named(causal, drop, changes, said):
 
 
 def test_a_reward_head_is_never_made_up(causal):
-    with pytest.raises(ValueError, match=r"lacks score\.weight, and nothing is initialised"):
+    with pytest.raises(ValueError, match=r"lacks score\.weight, and missing tensors are not initialised"):
         load_reranker(causal)
 
 
@@ -382,7 +382,7 @@ def test_files_that_are_not_there_are_named(causal, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         load(causal)
     for missing in (tmp_path / "missing", "./missing", "/missing/model", "a/b/c"):
-        with pytest.raises(FileNotFoundError, match="is no folder"):
+        with pytest.raises(FileNotFoundError, match="is not a folder"):
             find_folder(missing)
 
 

@@ -31,8 +31,8 @@ class RopeScaling:
             raise ValueError(f"factor = {self.factor} shortens RoPE's context: use 1 or more")
         if self.high_freq_factor <= self.low_freq_factor:
             raise ValueError(
-                f"high_freq_factor = {self.high_freq_factor} leaves nothing above low_freq_factor = "
-                f"{self.low_freq_factor}: raise it"
+                f"high_freq_factor = {self.high_freq_factor} is not above low_freq_factor = {self.low_freq_factor}: "
+                "raise high_freq_factor"
             )
 
 
@@ -95,7 +95,7 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim = {self.head_dim} is odd: RoPE rotates pairs of dimensions, use an even number")
         if self.attention_bias and self.model_type == "qwen2":
-            raise ValueError("attention_bias = True is no field of qwen2, whose biases are fixed: leave it out")
+            raise ValueError("attention_bias = True is not supported for qwen2, whose biases are fixed: leave it out")
 
     @property
     def qkv_bias(self) -> bool:

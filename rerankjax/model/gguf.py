@@ -109,8 +109,8 @@ def _rope_scaling(header: GGUFFile, architecture: str, theta: float, head_dim: i
     expected = frequency / scale_frequency(frequency, scaling)
     if kind != "none" or divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-3):
         raise ValueError(
-            f'{ROPE_FREQS} with rope.scaling.type = "{kind}" is not supported: only the divisors that '
-            f"{scaling} gives are; load the model from its safetensors"
+            f'{ROPE_FREQS} with rope.scaling.type = "{kind}" is not supported: only "none" with '
+            f"the divisors of {scaling} is; load the model from its safetensors"
         )
     return scaling
 

@@ -30,10 +30,10 @@ class LoraConfig:
         if self.rank < 0:
             raise ValueError(f"rank = {self.rank} is negative: use 1 or more, or 0 to train without adapters")
         if not self.alpha > 0:
-            raise ValueError(f"alpha = {self.alpha} lets an adapter change nothing: use more than 0")
+            raise ValueError(f"alpha = {self.alpha} is not positive: use more than 0")
         for name in self.targets:
             if name not in TARGETS:
-                raise ValueError(f"targets = {self.targets}: {name} is no projection: use some of {', '.join(TARGETS)}")
+                raise ValueError(f"targets = {self.targets}: {name} is unknown: use some of {', '.join(TARGETS)}")
         if not self.targets or len(set(self.targets)) < len(self.targets):
             raise ValueError(f"targets = {self.targets}: name at least one projection, each once")
 

@@ -124,12 +124,14 @@ def _size(number: int, item: Item, config: PackConfig) -> np.ndarray:
     prompt, completions = item
     lengths = [len(completion) for completion in completions]
     if not prompt or len(lengths) != config.each or not min(lengths, default=0):
-        raise ValueError(f"item {number} has an empty prompt or completion, or not {config.each}: drop it")
+        raise ValueError(
+            f"item {number} has an empty prompt or completion, or not {config.each} completions: drop the item"
+        )
     size = np.array((len(prompt) + sum(lengths), sum(lengths), len(lengths)))
     if (size > (config.length, config.targets, config.completions)).any():
         raise ValueError(
-            f"item {number} has {len(prompt)} + {sum(lengths)} tokens, a row {config.length} with {config.targets} of "
-            "completions: drop it, or raise max_prompt_length or max_completion_length"
+            f"item {number} has {len(prompt)} + {sum(lengths)} tokens, but a row fits {config.length}, and "
+            f"{config.targets} of completions: drop the item, or raise max_prompt_length or max_completion_length"
         )
     return size
 

@@ -119,7 +119,7 @@ def load_adapter(path: Path, config: ModelConfig) -> tuple[LoraConfig, Params, F
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise ValueError(
-                f"{path / TENSORS}: {name} has shape {tensors[name].shape}, but the model and r = {rank} ask for "
+                f"{path / TENSORS}: {name} has shape {tensors[name].shape}, but the model and r = {rank} need "
                 f"{shape}: give the adapter of this model"
             )
 
@@ -151,7 +151,7 @@ def _check_fields(file: Path, fields: dict[str, Any]) -> None:
     if fields.get("init_lora_weights", True) not in (True, False, "gaussian"):
         refuse("init_lora_weights", "it changes the base too; convert the adapter to LoRA as PEFT's guide says")
     if set(fields.get("modules_to_save") or ()) - {"score", "classifier"}:
-        refuse("modules_to_save", "of whole modules only the reward head, score, is read")
+        refuse("modules_to_save", "the only whole module that is read is the reward head, score")
     for name in sorted(fields.keys() - READ - IGNORED):
         if fields[name] and not (name == "bias" and fields[name] == "none"):
             refuse(name, "merge the adapter with PEFT's merge_and_unload and load the merged model")

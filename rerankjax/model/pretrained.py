@@ -44,7 +44,7 @@ def find_folder(path_or_id: Path | str, revision: str | None = None) -> Path:
         or text.endswith(".gguf")
         or text.count("/") > 1
     ):
-        raise FileNotFoundError(f"{path_or_id} is no folder or .gguf file: give one, or a hub id such as owner/name")
+        raise FileNotFoundError(f"{path_or_id} is not a folder or .gguf file: give one, or a hub id such as owner/name")
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(path_or_id, revision=revision, allow_patterns=[*FILES, *TOKENIZER_FILES]))
@@ -71,7 +71,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, PretrainedConfig]:
     if any(kind != "full_attention" for kind in getattr(hf, "layer_types", None) or ()):
         raise ValueError(
             f"{path}: use_sliding_window = True, or layer_types with {sorted(set(hf.layer_types))}, is not supported: "
-            "every layer attends to the whole context; write false if yours is no longer than sliding_window"
+            "every layer attends to the whole context; write false if your context is not longer than sliding_window"
         )
     rope = hf.rope_parameters
     try:

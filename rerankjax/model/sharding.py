@@ -34,7 +34,9 @@ class MeshConfig:
     def __post_init__(self) -> None:
         for axis in AXES:
             if getattr(self, axis) < (axis != "data"):
-                raise ValueError(f"{axis} = {getattr(self, axis)}: an axis has 1 device or more (data: 0 for the rest)")
+                raise ValueError(
+                    f"{axis} = {getattr(self, axis)}: use 1 or more (data = 0 takes the remaining devices)"
+                )
 
     def shape(self, devices: int) -> dict[str, int]:
         """Devices along each axis, of `devices` in all. Raises ValueError unless their product is `devices`."""
@@ -43,7 +45,7 @@ class MeshConfig:
         if data * others != devices:
             raise ValueError(
                 f"data = {self.data}, fsdp = {self.fsdp}, sequence = {self.sequence}, tensor = {self.tensor} do not "
-                f"fill {devices} devices: their product must be that number (data = 0 takes what the others leave)"
+                f"fill {devices} devices: their product must be {devices} (data = 0 takes the remaining devices)"
             )
         return {"data": data, "fsdp": self.fsdp, "sequence": self.sequence, "tensor": self.tensor}
 
@@ -80,9 +82,9 @@ class Rules:
             used = [mesh_axis for axis in axes if axis for mesh_axis in getattr(self, axis)]
             for mesh_axis in used:
                 if mesh_axis not in AXES:
-                    raise ValueError(f"{what}: {mesh_axis!r} is no mesh axis; use some of {', '.join(AXES)}")
+                    raise ValueError(f"{what}: {mesh_axis!r} is not a mesh axis; use some of {', '.join(AXES)}")
                 if used.count(mesh_axis) > 1:
-                    raise ValueError(f"{what}, {axes}: mesh axis {mesh_axis!r} would split it twice; change a rule")
+                    raise ValueError(f"{what}: mesh axis {mesh_axis!r} would split {axes} twice; change a rule")
 
 
 # The logical axes of each array, except the leading one over layers, which is never split. Other arrays are replicated.

@@ -71,7 +71,7 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
                 tensors[name] = Tensor(name, file, tuple(part.get_shape()), part.get_dtype())
     for name, file_name in file_of.items():
         if name not in tensors:
-            raise ValueError(f"{folder / file_name} lacks {name}, which {INDEX} says it holds: complete the download")
+            raise ValueError(f"{folder / file_name} lacks {name}, which {INDEX} lists there: complete the download")
     return tensors
 
 

@@ -45,11 +45,11 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if self.microbatches < 1:
-            raise ValueError(f"microbatches = {self.microbatches}: a batch has at least one part")
+            raise ValueError(f"microbatches = {self.microbatches}: use 1 or more")
         if self.schedule not in ("cosine", "linear"):
             raise ValueError(f'schedule = "{self.schedule}" is unknown: use "cosine" or "linear"')
         if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps = {self.warmup_steps} leaves nothing of steps = {self.steps}: lower it")
+            raise ValueError(f"warmup_steps = {self.warmup_steps} is not below steps = {self.steps}: lower it")
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:

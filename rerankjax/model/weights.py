@@ -82,11 +82,11 @@ def load_reranker(
     tensors = find_tensors(folder)
     poolings = [pooling for pooling, head in HEADS.items() if f"{head}.weight" in tensors] or ["last"]
     if len(poolings) > 1:
-        raise ValueError(f"{folder} holds both {' and '.join(SCORES)}: remove the one that was not trained")
+        raise ValueError(f"{folder} has both {' and '.join(SCORES)}: remove the one that was not trained")
     head = HEADS[poolings[0]]
     if f"{head}.weight" in tensors and hf.num_labels != 1:
         raise ValueError(
-            f"{folder / 'config.json'}: num_labels = {hf.num_labels} is not supported: a reranker has one score, give "
+            f"{folder / 'config.json'}: num_labels = {hf.num_labels} is not supported: a reranker has one score; give "
             "a reward model with num_labels = 1"
         )
     decoder = {k: v for k, v in _decoder_shapes(config).items() if k != "lm_head" or LM_HEAD in tensors}
@@ -100,8 +100,8 @@ def find_reranker(path_or_id: Path | str, revision: str | None = None) -> Path:
     folder = find_folder(path_or_id, revision)
     if folder.is_file():
         raise ValueError(
-            f"{folder} is a file, and a reranker needs a score head, which GGUF files of these models do not have: "
-            "give a reward model's folder; a language model is loaded with load, and gets a head with init_reranker"
+            f"{folder} is a file, but a reranker needs a score head, and GGUF files of these models have none: give a "
+            "reward model's folder, or load the language model with load and add a head with init_reranker"
         )
     return folder
 
@@ -147,11 +147,11 @@ def save_reranker(
     if pooling not in HEADS:
         raise ValueError(f'pooling = "{pooling}" is unknown: use one of {", ".join(HEADS)}')
     if not 0 <= pad_token_id < config.vocab_size:
-        raise ValueError(f"pad_token_id = {pad_token_id} is no token: use one of 0 to {config.vocab_size - 1}")
+        raise ValueError(f"pad_token_id = {pad_token_id} is not in the vocabulary: use 0 to {config.vocab_size - 1}")
     if pooling == "last" and tokenizer is not None and pad_token_id == tokenizer.eos_token_id:
         raise ValueError(
-            f"pad_token_id = {pad_token_id} is also the tokenizer's end of text, which would count as padding: give "
-            "padding a token of its own"
+            f"pad_token_id = {pad_token_id} is also the tokenizer's end of text, which would count as padding: use "
+            "another token for padding"
         )
     decoder = {name: value for name, value in params["decoder"].items() if name != "lm_head"}
     reranker = {"decoder": decoder, HEADS[pooling]: {"kernel": params["score"][:, None]}}
@@ -243,18 +243,17 @@ def _check_tensors(source: Path, config: ModelConfig, leaves: list[tuple[ParamPa
     missing = sorted(expected.keys() - tensors.keys(), key=lambda name: (name not in (*SCORES, LM_HEAD), name))
     if missing:
         remedy = {
-            SCORES[0]: "this is no reward model; load it with load and give it a head with init_reranker",
-            LM_HEAD: "this is no *ForCausalLM, or its config.json should have tie_word_embeddings = true",
+            SCORES[0]: "this is not a reward model; load it with load and add a head with init_reranker",
+            LM_HEAD: "this is not a *ForCausalLM, or its config.json should have tie_word_embeddings = true",
         }.get(missing[0], "complete the checkpoint")
         raise ValueError(
-            f"{source} lacks {_listed(map(stored_name, missing))}, and nothing is initialised instead: {remedy}"
+            f"{source} lacks {_listed(map(stored_name, missing))}, and missing tensors are not initialised: {remedy}"
         )
     for name, shape in expected.items():
         tensor = tensors[name]
         if tensor.shape != shape:
             raise ValueError(
-                f"{tensor.file}: {tensor.name} has shape {tensor.shape}, but {asks} asks for {shape}: correct one of "
-                "them"
+                f"{tensor.file}: {tensor.name} has shape {tensor.shape}, but {asks} gives {shape}: correct one of them"
             )
         if tensor.dtype not in FLOATS:
             raise ValueError(f"{tensor.file}: {name} is {tensor.dtype}, not one of {', '.join(FLOATS)}: convert it")
@@ -264,8 +263,8 @@ def _check_tensors(source: Path, config: ModelConfig, leaves: list[tuple[ParamPa
     if LM_HEAD in surplus and config.tie_word_embeddings:
         if not same(tensors[LM_HEAD], tensors["model.embed_tokens.weight"]):
             raise ValueError(
-                f"{tensors[LM_HEAD].file}: {LM_HEAD} is not the embedding, but config.json has tie_word_embeddings = "
-                "true: write false there, or remove the tensor"
+                f"{tensors[LM_HEAD].file}: {LM_HEAD} differs from the embedding, but config.json has "
+                "tie_word_embeddings = true: write false there, or remove the tensor"
             )
         surplus.remove(LM_HEAD)
     if surplus:

@@ -26,8 +26,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, chat: bool) -> None:
         raise ValueError("the tokenizer has no chat template: score without chat, or give it the model's chat_template")
     if not chat and tokenizer.eos_token_id is None:
         raise ValueError(
-            "the tokenizer has no end-of-text token, with which a candidate ends: set its eos_token to the "
-            "one that the model was trained with, or score with chat if it was trained on conversations"
+            "the tokenizer has no end-of-text token, which marks the end of a candidate: set its eos_token to the one "
+            "that the model was trained with, or score with chat if the model was trained on conversations"
         )
 
 
@@ -69,9 +69,9 @@ def _encode_chat(
         if not text.startswith(opening):
             place = next((i for i, (a, b) in enumerate(zip(text, opening, strict=False)) if a != b), len(text))
             raise ValueError(
-                "the chat template asks for an answer otherwise than it writes one: the prompt goes on with "
-                f"{opening[place : place + 40]!r}, and with an answer behind it with {text[place : place + 40]!r}; "
-                "correct the tokenizer's chat_template"
+                "the chat template renders a prompt differently when an answer follows it: the prompt continues with "
+                f"{opening[place : place + 40]!r} without an answer, and with {text[place : place + 40]!r} before an "
+                "answer; correct the tokenizer's chat_template"
             )
     opening_ids, *rows = tokenizer([opening, *texts], add_special_tokens=False)["input_ids"]
     return opening_ids, dict(zip(candidates, rows, strict=True))

@@ -61,8 +61,8 @@ class PromptLengthError(ValueError):
     def __init__(self, problem: int, length: int, context: int) -> None:
         self.problem = problem
         self.reason = (
-            f"the prompt has {length} tokens; a prompt needs 1 to {context - 1}, for the context holds it and its "
-            "candidates: shorten it, or drop the problem"
+            f"the prompt has {length} tokens, but a prompt needs 1 to {context - 1}, because it shares the context "
+            "with its candidates: shorten the prompt, or drop the problem"
         )
         super().__init__(f"problem {problem}: {self.reason}")
 

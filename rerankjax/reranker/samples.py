@@ -36,7 +36,7 @@ def read_samples(path: Path) -> list[Samples]:
         by_row = file.name.endswith((".jsonl", ".jsonl.gz"))
         samples += [_samples(file, where, record) for where, record in read_objects(file, by_row=by_row)]
     if not samples:
-        raise ValueError(f"{path}: has no row; give one a problem.")
+        raise ValueError(f"{path}: has no rows; give one row per problem.")
     return samples
 
 
@@ -44,7 +44,8 @@ def _samples(file: Path, where: str, record: dict[str, Any]) -> Samples:
     given = [name for name in CANDIDATES if name in record]
     if len(given) != 1:
         raise ValueError(
-            f"{where}: needs one of the fields {' and '.join(map(repr, CANDIDATES))}; the row has {sorted(record)}."
+            f"{where}: needs exactly one of the fields {' and '.join(map(repr, CANDIDATES))}; the row has "
+            f"{sorted(record)}."
         )
     candidates = field(record, where, given[0], list)
     for number, candidate in enumerate(candidates, start=1):
