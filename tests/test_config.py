@@ -70,25 +70,25 @@ TEST = {"sources": ["synthetic"], "samples": 4}
     ("field", "value", "said"),
     [
         # What a value may be.
-        ("ppo.kl_coef", "high", "config.ppo.kl_coef = 'high' is str: give a float"),
-        ("sft.optimizer.steps", 2.5, "config.sft.optimizer.steps = 2.5 is float: give a int"),
-        ("sft.enabled", 1, "config.sft.enabled = 1 is int: give a bool"),
-        ("problems", 5, "config.problems = 5 is no section: it holds the fields of ProblemsConfig"),
-        ("iterations", 5, "config.iterations = 5 is no section: it holds a section for each name"),
-        ("iterations.hard", "hard", "config.iterations.hard = 'hard' is no section"),
-        ("problems.train", 3000, r"config.problems.train = 3000 is no tuple: write it as \(a, b\)"),
-        ("problems.train", "p.jsonl", r"config.problems.train = 'p.jsonl' is no tuple"),
-        ("seeds", [0, "b"], r"config.seeds\[1\] = 'b' is str: give a int"),
-        ("seeds", [0, 0], r"config.seeds = \(0, 0\): give different seeds"),
-        ("seeds", [], r"config.seeds = \(\): give different seeds, at least one"),
+        ("ppo.kl_coef", "high", "config.ppo.kl_coef = 'high' has type str: give a value of type float"),
+        ("sft.optimizer.steps", 2.5, "config.sft.optimizer.steps = 2.5 has type float: give a value of type int"),
+        ("sft.enabled", 1, "config.sft.enabled = 1 has type int: give a value of type bool"),
+        ("problems", 5, "config.problems = 5 is not a section: give the fields of ProblemsConfig"),
+        ("iterations", 5, "config.iterations = 5 is not a section: give one section per name"),
+        ("iterations.hard", "hard", "config.iterations.hard = 'hard' is not a section"),
+        ("problems.train", 3000, r"config.problems.train = 3000 is not a tuple: write it as \(a, b\)"),
+        ("problems.train", "p.jsonl", r"config.problems.train = 'p.jsonl' is not a tuple"),
+        ("seeds", [0, "b"], r"config.seeds\[1\] = 'b' has type str: give a value of type int"),
+        ("seeds", [0, 0], r"config.seeds = \(0, 0\): give at least one seed, and each seed once"),
+        ("seeds", [], r"config.seeds = \(\): give at least one seed"),
         ("log_prob_weights", [], r"config.log_prob_weights = \(\): give at least one"),
         ("ppo.kl_coef", -0.1, "config.ppo.kl_coef = -0.1 is negative"),
         ("max_prompt_length", 0, "config.max_prompt_length = 0: use 1 or more"),
         ("candidates.train", 0, "config.candidates.train = 0: use 1 or more"),
         ("candidates.train_problems", -1, "config.candidates.train_problems = -1: use 0 or more"),
         ("mining.later_pairs", 0, "config.mining.later_pairs = 0: use 1 or more"),
-        ("mining.hard_fraction", 1.5, r"config.mining.hard_fraction = 1.5: a fraction lies in \(0, 1\]"),
-        ("mining.new_fraction", 0, "config.mining.new_fraction = 0.0: a fraction"),
+        ("mining.hard_fraction", 1.5, r"config.mining.hard_fraction = 1.5: use a fraction above 0, up to 1"),
+        ("mining.new_fraction", 0, "config.mining.new_fraction = 0.0: use a fraction above 0"),
         ("early_stopping.every", 0, "config.early_stopping.every = 0: use 1 or more"),
         ("early_stopping.criterion", "best", "config.early_stopping.criterion = 'best': use 'pass_rate' or 'reranked'"),
         ("checkpoints.keep", 0, "config.checkpoints.keep = 0: use 1 or more"),
@@ -96,9 +96,9 @@ TEST = {"sources": ["synthetic"], "samples": 4}
         ("lora.targets", ["lm_head"], "config.lora.targets = .*: lm_head is unknown"),
         ("sandbox.engine", "cloud", 'config.sandbox.engine = "cloud" is unknown: use one of local, ray'),
         ("sandbox.workers", 0, "config.sandbox.workers = 0: use 1 or more"),
-        ("sampling.top_p", 0.9, "config.sampling.top_p = 0.9: PPO learns from whole distributions; use 1.0"),
-        ("sampling.top_k", 5, "config.sampling.top_k = 5: PPO learns from whole distributions; use 0"),
-        ("sampling.temperature", 0.0, "config.sampling.temperature = 0.0: greedy never explores"),
+        ("sampling.top_p", 0.9, "config.sampling.top_p = 0.9: PPO needs samples of the full distribution; use 1.0"),
+        ("sampling.top_k", 5, "config.sampling.top_k = 5: PPO needs samples of the full distribution; use 0"),
+        ("sampling.temperature", 0.0, "config.sampling.temperature = 0.0: PPO cannot explore with greedy samples"),
         # The mesh and what its devices share: two devices here.
         ("mesh.data", 3, "config.mesh.data = 3, .* do not fill 2 devices"),
         (
@@ -113,11 +113,15 @@ TEST = {"sources": ["synthetic"], "samples": 4}
         (
             "generator.shape.max_position_embeddings",
             52,
-            "config.generator.shape.max_position_embeddings = 52: .* raise it to 53",
+            "config.generator.shape.max_position_embeddings = 52: .* use 53 or more",
         ),
-        ("generator.shape.remat", "full", "config.generator.shape.remat = 'full': give it beside shape, not in it"),
+        ("generator.shape.remat", "full", "config.generator.shape.remat = 'full': set remat outside of shape"),
         ("generator.shape", None, "config.generator.checkpoint = '': give a checkpoint, or a shape to train"),
-        ("generator.checkpoint", "here", "config.generator.checkpoint = 'here': there is a shape too; give one of"),
+        (
+            "generator.checkpoint",
+            "here",
+            "config.generator.checkpoint = 'here': a shape is given too; give only one of",
+        ),
         ("generator.dtype", "float99", "config.generator.dtype = 'float99': "),
         ("generator.remat", "some", "config.generator.remat = 'some' is unknown: use one of 'none', 'full', 'dots'"),
         ("generator.attention", "flash", "config.generator.attention = 'flash' is unknown: use one of 'auto', "),
@@ -126,7 +130,7 @@ TEST = {"sources": ["synthetic"], "samples": 4}
         ("reranker.pooling", "first", 'config.reranker.pooling = "first" is unknown: use one of last, mean'),
         ("reranker.lm_coef", -1.0, "config.reranker.lm_coef = -1.0"),
         ("reranker.remat", "full", "config.reranker.remat = 'full': .* set generator.remat"),
-        ("sft.enabled", False, "config.sft.enabled = False: a generator from scratch knows nothing before SFT"),
+        ("sft.enabled", False, "config.sft.enabled = False: a generator from scratch needs SFT"),
         ("ppo.reward", "minimum", "config.ppo.reward = 'minimum': it combines the scores of several rerankers; set"),
         ("reranker.members", 0, "config.reranker.members = 0: use 1 or more"),
         # Problems.
@@ -137,9 +141,9 @@ TEST = {"sources": ["synthetic"], "samples": 4}
         ),
         ("problems.synthetic.test", 0, "config.problems.synthetic.test = 0: use 1 or more"),
         ("problems.synthetic.steps", (), r"config.problems.synthetic.steps = \(\): use numbers of 1 or more"),
-        ("problems.synthetic", None, "config.problems.train = synthetic: give problems.synthetic its sizes"),
+        ("problems.synthetic", None, "config.problems.train = synthetic: set the sizes in problems.synthetic"),
         ("problems.train", [], r"config.problems.train = \(\): give at least one source"),
-        ("problems.train", ["held_out"], "config.problems.train = held_out: it is for an evaluation set"),
+        ("problems.train", ["held_out"], "config.problems.train = held_out: only an evaluation set can use it"),
         (
             "problems.train",
             [{"source": "p", "languages": ["py", "py"]}],
@@ -156,11 +160,11 @@ TEST = {"sources": ["synthetic"], "samples": 4}
         ("problems.decontamination_ngram", 2, "config.problems.decontamination_ngram = 2: use 3 or more, or 0"),
         # Prompts.
         ("prompts.style", "ask", 'config.prompts.style = "ask" is unknown: use one of completion, chat'),
-        ("prompts.shots", ["synthetic"], "config.prompts.shots = synthetic: shots are of a file or a dataset"),
+        ("prompts.shots", ["synthetic"], "config.prompts.shots = synthetic: shots come from a file or a dataset"),
         (
             "evaluation.test.prompts",
             {"style": "chat", "shots": ["held_out"]},
-            "config.evaluation.test.prompts.shots = held_out: shots are of a file",
+            "config.evaluation.test.prompts.shots = held_out: shots come from a file",
         ),
         # Evaluation sets.
         ("evaluation", {}, "config.evaluation = {}: give at least one set of problems"),
@@ -168,38 +172,50 @@ TEST = {"sources": ["synthetic"], "samples": 4}
         (
             "evaluation.test.sources",
             ["held_out"],
-            "config.evaluation.test.sources = held_out: .*, of problems.test_problems problems",
+            "config.evaluation.test.sources = held_out: .* problems.test_problems must be 1 or more",
         ),
         ("evaluation.test.samples", 0, "config.evaluation.test.samples = 0: use 1 or more"),
         ("evaluation.test.max_problems", -1, "config.evaluation.test.max_problems = -1: use 0 or more"),
-        ("evaluation.test.max_prompt_length", 41, "max_position_embeddings = 64: .* = 65 .* raise it to 66"),
+        ("evaluation.test.max_prompt_length", 41, "max_position_embeddings = 64: .* = 65 .* use 66 or more"),
         ("evaluation.test.csharp_lists", "fixed", "csharp_lists = fixed: use as-shipped or repaired"),
-        ("evaluation.dev", TEST, r"config.evaluation.dev = \.\.\.: it is a training split's .* rename it"),
-        ("evaluation.corpus", TEST, r"config.evaluation.corpus = \.\.\.: .* another file's name; rename it"),
-        ("evaluation.a/b", TEST, r"config.evaluation.a/b = \.\.\.: its name becomes a directory's"),
+        (
+            "evaluation.dev",
+            TEST,
+            r"config.evaluation.dev = \.\.\.: the name is reserved for a training split .* rename the set",
+        ),
+        ("evaluation.corpus", TEST, r"config.evaluation.corpus = \.\.\.: .* another file; rename the set"),
+        ("evaluation.a/b", TEST, r"config.evaluation.a/b = \.\.\.: the name is also a directory name"),
         # Iterations.
-        ("iterations.other", FIRST, r"config.iterations = \['first', 'other'\]: just one has no `after`"),
-        ("iterations.first.after", "hard", r"config.iterations = \[\]: just one has no `after`"),
+        (
+            "iterations.other",
+            FIRST,
+            r"config.iterations = \['first', 'other'\]: exactly one iteration needs an empty `after`",
+        ),
+        ("iterations.first.after", "hard", r"config.iterations = \[\]: exactly one iteration needs an empty `after`"),
         ("iterations.first.pairs", "hard", "config.iterations.first.pairs = 'hard': use one of sampled"),
         (
             "iterations.hard.pairs",
             "sampled",
             "config.iterations.hard.pairs = 'sampled': use one of same_data, random, ",
         ),
-        ("iterations.hard.after", "frist", "config.iterations.hard.after = 'frist': there is no such iteration"),
-        ("iterations.hard.after", "hard", "config.iterations.hard.after = 'hard': they follow each other in a circle"),
-        ("iterations.first.ppo", False, "config.iterations.same_data.after = 'first': that one trains no policy"),
+        (
+            "iterations.hard.after",
+            "frist",
+            "config.iterations.hard.after = 'frist': unknown; use one of first, ",
+        ),
+        ("iterations.hard.after", "hard", "config.iterations.hard.after = 'hard': these iterations form a cycle"),
+        ("iterations.first.ppo", False, "config.iterations.same_data.after = 'first': this iteration trains no policy"),
         ("iterations.first.run", False, "config.iterations.same_data.after = 'first': .* set its ppo and run to True"),
-        ("iterations.hard.after", "random", "config.iterations.hard.after = 'random': that one trains no policy"),
+        ("iterations.hard.after", "random", "config.iterations.hard.after = 'random': this iteration trains no policy"),
         (
             "iterations.sft",
             FIRST | {"pairs": "hard", "after": "first"},
-            r"config.iterations.sft = \.\.\.: .* rename it",
+            r"config.iterations.sft = \.\.\.: .* rename the iteration",
         ),
         (
             "iterations.a-b",
             FIRST | {"after": "first"},
-            r"config.iterations.a-b = \.\.\.: its name becomes a directory's",
+            r"config.iterations.a-b = \.\.\.: the name is also a directory name",
         ),
     ],
 )
@@ -216,7 +232,7 @@ def test_a_mesh_that_would_split_heads_is_refused_before_any_work():
 
 def test_a_circle_of_iterations_is_refused():
     circle = {"iterations.random.after": "hard", "iterations.hard.after": "random"}
-    with pytest.raises(ConfigError, match="they follow each other in a circle"):
+    with pytest.raises(ConfigError, match="these iterations form a cycle"):
         resolve(changed(circle), devices=1)
 
 
@@ -229,7 +245,7 @@ def test_missing_and_unknown_fields_are_named():
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_a_renamed_field_is_refused_with_a_name_that_there_is(old, new):
-    with pytest.raises(ConfigError, match=re.escape(f"config.{old} is called {new} now")):
+    with pytest.raises(ConfigError, match=re.escape(f"config.{old} is now called {new}")):
         resolve(changed({old: 1}), devices=1)
     section = get_config()
     for name in new.replace("iterations.NAME", "iterations.first").replace("NAME", "test").split("."):

@@ -107,7 +107,7 @@ def test_the_sft_model_has_no_distance_from_itself_and_policies_have_one(whole):
 
 def test_the_command_it_prints_ranks_as_the_loop_scored(whole):
     workdir, output = whole
-    command = shlex.split(output.rsplit("rank with it: ", 1)[1])
+    command = shlex.split(output.rsplit("rank with the exported reranker: ", 1)[1])
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]

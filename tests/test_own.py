@@ -108,7 +108,7 @@ def test_four_flags_lead_from_a_checkpoint_and_problems_to_a_report(own, tmp_pat
     assert "<svg" in (tmp_path / "report.html").read_text()
     exported = json.loads((tmp_path / "seed0/export/config.json").read_text())
     assert exported["pad_token_id"] != exported["eos_token_id"]
-    assert "rank with it" in done.stdout
+    assert "rank with the exported reranker" in done.stdout
 
 
 def config_of(arg, file):

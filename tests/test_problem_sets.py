@@ -198,7 +198,7 @@ def test_shots_are_a_splits_own_and_of_the_names_asked_for(tmp_path: Path) -> No
         "dev": ["s0", "s1", "s2", "s3"],
         "test": ["s1", "s3"],
     }
-    with pytest.raises(ConfigError, match=r"config.prompts.shot_names: s7 are in none of prompts.shots"):
+    with pytest.raises(ConfigError, match=r"config.prompts.shot_names: s7 not found in prompts.shots"):
         open_problems(config_of(prompts=shots | {"shot_names": ["s1", "s7"]}), 0, tmp_path / "other")
 
 

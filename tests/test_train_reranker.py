@@ -231,7 +231,7 @@ def recording(pair_step, seen):
         ({"max_length": 999}, "config.max_length = 999: the model's context is 128 tokens; use at most"),
         ({"max_length": 3}, "config.max_length = 3: no dev row whose prompt fits has a right and a wrong answer"),
         ({"batch_size": 12}, "config.batch_size = 12: not a positive multiple of 8"),
-        ({"optimizer": {"steps": "many"}}, "config.optimizer.steps = 'many' is str: give a int"),
+        ({"optimizer": {"steps": "many"}}, "config.optimizer.steps = 'many' has type str: give a value of type int"),
         ({"optimiser": {}}, "config.optimiser is unknown"),
         ({"dev_fraction": 0.7}, "config.dev_fraction = 0.7: use more than 0 and less than .5"),
         ({"pooling": "first"}, 'config.pooling = "first" is unknown'),

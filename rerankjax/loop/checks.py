@@ -38,17 +38,24 @@ def check(config: ExperimentConfig, devices: int) -> None:
         bool(config.generator.checkpoint) or config.sft.enabled,
         "sft.enabled",
         False,
-        "a generator from scratch knows nothing before SFT; use True, or give generator.checkpoint",
+        "a generator from scratch needs SFT; use True, or give generator.checkpoint",
     )
     for name, source in (("generator", config.generator), ("reranker", config.reranker)):
         if source.shape is not None:
             check_shape(config, source.shape, f"{name}.shape.max_position_embeddings")
     sampling = config.sampling
-    require(sampling.top_p == 1.0, "sampling.top_p", sampling.top_p, "PPO learns from whole distributions; use 1.0")
-    require(sampling.top_k == 0, "sampling.top_k", sampling.top_k, "PPO learns from whole distributions; use 0")
-    require(sampling.temperature > 0, "sampling.temperature", sampling.temperature, "greedy never explores; raise it")
+    require(
+        sampling.top_p == 1.0, "sampling.top_p", sampling.top_p, "PPO needs samples of the full distribution; use 1.0"
+    )
+    require(sampling.top_k == 0, "sampling.top_k", sampling.top_k, "PPO needs samples of the full distribution; use 0")
+    require(
+        sampling.temperature > 0,
+        "sampling.temperature",
+        sampling.temperature,
+        "PPO cannot explore with greedy samples; use more than 0",
+    )
     seeds = config.seeds
-    require(bool(seeds) and len(set(seeds)) == len(seeds), "seeds", seeds, "give different seeds, at least one")
+    require(bool(seeds) and len(set(seeds)) == len(seeds), "seeds", seeds, "give at least one seed, and each seed once")
     require(bool(config.log_prob_weights), "log_prob_weights", (), "give at least one, such as 0.0")
 
 
@@ -65,8 +72,8 @@ def check_shape(config: ExperimentConfig, model: ModelConfig, field: str) -> Non
         longest < model.max_position_embeddings,
         field,
         model.max_position_embeddings,
-        f"max_prompt_length + sampling.max_completion_length = {longest} and an end-of-text token do not fit; raise it "
-        f"to {longest + 1} or shorten those",
+        f"max_prompt_length + sampling.max_completion_length = {longest} and an end-of-text token do not fit; use "
+        f"{longest + 1} or more, or lower the two limits",
     )
 
 
@@ -123,7 +130,7 @@ def _check_numbers(config: ExperimentConfig) -> None:
     )
     for name in ("new_fraction", "hard_fraction"):
         value = getattr(config.mining, name)
-        require(0 < value <= 1, f"mining.{name}", value, "a fraction lies in (0, 1]")
+        require(0 < value <= 1, f"mining.{name}", value, "use a fraction above 0, up to 1")
 
 
 def _check_iterations(config: ExperimentConfig) -> None:
@@ -132,25 +139,33 @@ def _check_iterations(config: ExperimentConfig) -> None:
         len(starts) == 1 or not config.iterations,
         "iterations",
         starts,
-        f"just one has no `after`, on pairs {SAMPLED!r}: the others say whose policy's samples they mine",
+        f"exactly one iteration needs an empty `after` and pairs {SAMPLED!r}; set `after` in every other iteration to "
+        "the iteration whose policy's samples it mines",
     )
     for name, iteration in config.iterations.items():
         field = f"iterations.{name}"
-        require(name.isidentifier(), field, "...", "its name becomes a directory's: use letters, digits and _")
-        require(name not in TAKEN_ITERATIONS, field, "...", "it is a policy's or a stage's name; rename it")
+        require(name.isidentifier(), field, "...", "the name is also a directory name; use letters, digits and _")
+        require(
+            name not in TAKEN_ITERATIONS,
+            field,
+            "...",
+            "the name is reserved for a policy or a stage; rename the iteration",
+        )
         known = PAIR_SOURCES if iteration.after else (SAMPLED,)
         require(iteration.pairs in known, f"{field}.pairs", repr(iteration.pairs), f"use one of {', '.join(known)}")
         if not iteration.after:
             continue
         seen, parent = {name}, iteration.after
         while parent:
-            require(parent in config.iterations, f"{field}.after", repr(parent), "there is no such iteration")
-            require(parent not in seen, f"{field}.after", repr(parent), "they follow each other in a circle")
+            names = ", ".join(config.iterations)
+            require(parent in config.iterations, f"{field}.after", repr(parent), f"unknown; use one of {names}")
+            require(parent not in seen, f"{field}.after", repr(parent), "these iterations form a cycle; change `after`")
             seen.add(parent)
             parent = config.iterations[parent].after
         before = config.iterations[iteration.after]
         runs = not iteration.run or (before.run and before.ppo)
-        require(runs, f"{field}.after", repr(iteration.after), "that one trains no policy; set its ppo and run to True")
+        remedy = "this iteration trains no policy; set its ppo and run to True"
+        require(runs, f"{field}.after", repr(iteration.after), remedy)
 
 
 def _check_problems(config: ExperimentConfig) -> None:
@@ -161,24 +176,30 @@ def _check_problems(config: ExperimentConfig) -> None:
         sets[f"evaluation.{name}.sources"] = evaluation.sources
         if evaluation.prompts:
             shots[f"evaluation.{name}.prompts.shots"] = evaluation.prompts.shots
-        require(name.isidentifier(), f"evaluation.{name}", "...", "its name becomes a directory's: use letters, digits")
-        taken = "it is a training split's or another file's name; rename it"
+        require(
+            name.isidentifier(),
+            f"evaluation.{name}",
+            "...",
+            "the name is also a directory name; use letters, digits and _",
+        )
+        taken = "the name is reserved for a training split or another file; rename the set"
         require(name not in TAKEN_SETS, f"evaluation.{name}", "...", taken)
-        require(bool(evaluation.sources), f"evaluation.{name}.sources", "()", "give at least one")
+        require(bool(evaluation.sources), f"evaluation.{name}.sources", "()", "give at least one source")
         value = evaluation.csharp_lists
         require(value in CSHARP_LISTS, f"evaluation.{name}.csharp_lists", value, f"use {' or '.join(CSHARP_LISTS)}")
     require(bool(config.evaluation), "evaluation", "{}", "give at least one set of problems")
     for field, sources in sets.items():
         wanted = any(source.source == SYNTHETIC for source in sources)
-        require(synthetic is not None or not wanted, field, SYNTHETIC, "give problems.synthetic its sizes")
+        require(synthetic is not None or not wanted, field, SYNTHETIC, "set the sizes in problems.synthetic")
     for field, sources in shots.items():
         for source in sources:
             named = source.source not in (SYNTHETIC, HELD_OUT)
-            require(named, field, source.source, "shots are of a file or a dataset; name it")
+            require(named, field, source.source, "shots come from a file or a dataset; give its name")
     for field, sources in sets.items():
         wanted = any(source.source == HELD_OUT for source in sources)
         given = field.startswith("evaluation.") and problems.test_problems > 0
-        require(given or not wanted, field, HELD_OUT, "it is for an evaluation set, of problems.test_problems problems")
+        remedy = "only an evaluation set can use it, and problems.test_problems must be 1 or more"
+        require(given or not wanted, field, HELD_OUT, remedy)
     if synthetic is not None:
         try:
             SourceConfig(SYNTHETIC, languages=synthetic.languages)

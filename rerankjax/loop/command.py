@@ -2,10 +2,10 @@
 
     rerankjax train --config=configs/mini.py --workdir=runs/mini --config.ppo.kl_coef=0.1
 
-Several processes make one run, each started with the same flags: with --distributed where JAX knows the cluster (Cloud
-TPU, Slurm), else with --coordinator=HOST:PORT --num_processes=N --process_id=I. Exit status 75 says that SIGTERM came
-and all work is saved: start it again, and it resumes. On CPUs --cpu_devices, as many as cores, makes large models
-faster: a compiled loop, over layers or tokens, uses one core of a device.
+To run on several hosts, start one process per host with the same flags: with --distributed if JAX can detect the
+cluster (Cloud TPU, Slurm), otherwise with --coordinator=HOST:PORT --num_processes=N --process_id=I. Exit status 75
+means that the process received SIGTERM and saved all work: start the command again to resume. On CPUs, set
+--cpu_devices to the number of cores for large models: a compiled loop, over layers or tokens, uses one core per device.
 """
 
 import functools
@@ -20,17 +20,19 @@ from ml_collections import config_flags
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # the warning advises to install torch
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment: a Python file with get_config, as in configs/.", lock_config=True
+    "config", None, "The experiment's config: a Python file with get_config, as in configs/.", lock_config=True
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory, or a bucket's address: made, or resumed.")
-REUSE = flags.DEFINE_multi_string("reuse", [], "Another run, whose stages are taken where they are the same.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory or bucket address; an existing run resumes.")
+REUSE = flags.DEFINE_multi_string("reuse", [], "Another run's directory; identical stages are taken from it.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of this cluster.")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where the cluster does not tell.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are, with --coordinator.", lower_bound=1)
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0, with --coordinator.", lower_bound=0)
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if JAX cannot detect the cluster.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Index of this process, from 0, with --coordinator.", lower_bound=0
+)
 
 CPU_DEVICES = flags.DEFINE_integer(
-    "cpu_devices", None, "Without an accelerator: devices made of the cores, which share batches.", lower_bound=1
+    "cpu_devices", None, "Number of devices that share batches, on a machine without an accelerator.", lower_bound=1
 )
 
 
@@ -65,7 +67,7 @@ def parse(argv: list[str], module: str) -> list[str]:
 
 def _train(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f"{argv[1]!r} is no flag: fields are set as --config.ppo.kl_coef=0.1")
+        raise app.UsageError(f"{argv[1]!r} is not a flag: set fields as in --config.ppo.kl_coef=0.1")
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it closes
 
     def work() -> None:
@@ -108,7 +110,9 @@ def run_connected(program: str, work: Callable[[], None]) -> None:
             raise
         traceback.print_exc()
         first = str(error).splitlines()[0]
-        _end(f"{program}: process {jax.process_index()} stops, as another has most likely ended: {first}", several)
+        _end(
+            f"{program}: process {jax.process_index()} stops, probably because another process ended: {first}", several
+        )
 
 
 def _end(message: str, several: bool) -> None:

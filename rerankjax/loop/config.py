@@ -52,10 +52,10 @@ class ModelSource:
 
     def __post_init__(self) -> None:
         if self.checkpoint and self.shape is not None:
-            raise ValueError(f"checkpoint = {self.checkpoint!r}: there is a shape too; give one of them")
+            raise ValueError(f"checkpoint = {self.checkpoint!r}: a shape is given too; give only one of them")
         for name in COMPUTATION if self.shape is not None else ():
             if getattr(self.shape, name) != getattr(ModelConfig, name):
-                raise ValueError(f"shape.{name} = {getattr(self.shape, name)!r}: give it beside shape, not in it")
+                raise ValueError(f"shape.{name} = {getattr(self.shape, name)!r}: set {name} outside of shape")
         for name, known in (("compute_dtype", COMPUTE_DTYPES), ("remat", REMATS), ("attention", ATTENTIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -96,8 +96,8 @@ class RerankerSource(ModelSource):
         for field in dataclasses.fields(ModelSource) if not self.given else ():
             if getattr(self, field.name) != field.default:
                 raise ValueError(
-                    f"{field.name} = {getattr(self, field.name)!r}: without a checkpoint or shape the reranker is "
-                    f"computed as the generator; set generator.{field.name}"
+                    f"{field.name} = {getattr(self, field.name)!r}: without a checkpoint or shape the reranker uses "
+                    f"the generator's settings; set generator.{field.name}"
                 )
 
     @property
@@ -278,7 +278,7 @@ class SelectionConfig:
             raise ValueError(f"made_inputs = {self.made_inputs}: use 0 to {MOST_MADE}")
         unknown = [name for name in self.ensembles if name not in ENSEMBLES]
         if unknown:
-            raise ValueError(f"ensembles = {self.ensembles}: {unknown[0]!r} is none of {', '.join(ENSEMBLES)}")
+            raise ValueError(f"ensembles = {self.ensembles}: {unknown[0]!r} is unknown; use {', '.join(ENSEMBLES)}")
         if not self.spreads:
             raise ValueError("spreads = (): give at least one, such as 1.0")
 

@@ -70,7 +70,7 @@ def open_model(config: ExperimentConfig, name: str, root: Path, seed: int, texts
         except (OSError, ValueError) as error:  # the hub client's errors are among these
             raise ConfigError(
                 f"config.{name}.checkpoint = {source.checkpoint!r} cannot be loaded: {error}; give a folder with a "
-                "checkpoint, or a hub id where the hub can be reached"
+                "checkpoint, or a hub id if the hub can be reached"
             ) from error
         check_shape(config, shape, f"{name}.checkpoint's max_position_embeddings")
     else:
@@ -113,7 +113,8 @@ def _write_tokenizer(directory: Path, folder: Path | None, shape: ModelConfig, t
             raise ConfigError(f"config.generator.checkpoint = {str(folder)!r}: {error}") from error
         if tokenizer.eos_token_id is None:
             raise ConfigError(
-                f"config.generator.checkpoint = {str(folder)!r}: its tokenizer names no eos_token; save one with it"
+                f"config.generator.checkpoint = {str(folder)!r}: its tokenizer has no eos_token; set one and save the "
+                "tokenizer"
             )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token  # masks, not tokens, mark the padding
@@ -126,14 +127,14 @@ def check_same_tokens(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBa
         if reranker.shape.vocab_size < len(tokenizer):
             raise ConfigError(
                 f"config.reranker.shape.vocab_size = {reranker.shape.vocab_size}: the generator's tokenizer has "
-                f"{len(tokenizer)} tokens; raise it to that"
+                f"{len(tokenizer)} tokens; use {len(tokenizer)} or more"
             )
         return
     other = load_tokenizer(reranker.folder)
     if tokenizer.get_vocab() != other.get_vocab() or tokenizer.chat_template != other.chat_template:
         raise ConfigError(
-            f"config.reranker.checkpoint = {config.reranker.checkpoint!r}: its tokenizer or chat template is not the "
-            "generator's, whose tokens PPO hands it: take checkpoints of one family"
+            f"config.reranker.checkpoint = {config.reranker.checkpoint!r}: its tokenizer or chat template differs "
+            "from the generator's, but the reranker reads the generator's tokens: use checkpoints of one family"
         )
 
 

@@ -194,7 +194,9 @@ def _shots(split: str, sources: Sequence[SourceConfig], names: Sequence[str]) ->
     problems = _load(f"prompts.shots, for {split}", sources, ())
     missing = set(names) - {problem.name for problem in problems}
     if missing:
-        raise ConfigError(f"config.prompts.shot_names: {', '.join(sorted(missing))} are in none of prompts.shots")
+        raise ConfigError(
+            f"config.prompts.shot_names: {', '.join(sorted(missing))} not found in prompts.shots; correct the names"
+        )
     return [problem for problem in problems if problem.name in names or not names]
 
 

@@ -43,14 +43,14 @@ def build(kind: type, section: Any, path: str) -> Any:
     if kind in (SourceConfig, DataSource) and isinstance(section, str):
         section = {"source": section}
     if not isinstance(section, Mapping) and not hasattr(section, "items"):
-        raise ConfigError(f"{path} = {section!r} is no section: it holds the fields of {kind.__name__}")
+        raise ConfigError(f"{path} = {section!r} is not a section: give the fields of {kind.__name__}")
     hints = typing.get_type_hints(kind)
     given = dict(section.items())
     fields = dataclasses.fields(kind)
     optional = {f.name for f in fields if f.default is not dataclasses.MISSING}
     for name in given.keys() - hints.keys():
         old = f"{path}.{name}".removeprefix("config.")
-        remedy = f"is called {RENAMED[old]} now" if old in RENAMED else f"is unknown: {path} has {_listed(hints)}"
+        remedy = f"is now called {RENAMED[old]}" if old in RENAMED else f"is unknown: {path} has {_listed(hints)}"
         raise ConfigError(f"{path}.{name} {remedy}")
     for name in sorted(hints.keys() - given.keys() - optional):
         raise ConfigError(f"{path}.{name} is missing: give it a value")
@@ -73,14 +73,14 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return build(typing.cast(type, hint), value, path)
     if typing.get_origin(hint) is Mapping:
         if not hasattr(value, "items"):
-            raise ConfigError(f"{path} = {value!r} is no section: it holds a section for each name")
+            raise ConfigError(f"{path} = {value!r} is not a section: give one section per name")
         return {str(name): _convert(arguments[1], item, f"{path}.{name}") for name, item in value.items()}
     if isinstance(hint, types.GenericAlias):  # tuple[item, ...]
         if not isinstance(value, (tuple, list)):
-            raise ConfigError(f"{path} = {value!r} is no tuple: write it as (a, b)")
+            raise ConfigError(f"{path} = {value!r} is not a tuple: write it as (a, b)")
         return tuple(_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        raise ConfigError(f"{path} = {value!r} is {type(value).__name__}: give a {hint.__name__}")
+        raise ConfigError(f"{path} = {value!r} has type {type(value).__name__}: give a value of type {hint.__name__}")
     return value

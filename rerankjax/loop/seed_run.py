@@ -177,7 +177,7 @@ def _asked(config: ExperimentConfig, split: str, problems: Problems, tokenizer: 
     field = "max_prompt_length" if training else f"evaluation.{split}.max_prompt_length"
     message = f"config.{field} = {longest}: the prompt of {too_long.name} has {max(lengths)} tokens"
     if not training:
-        raise ConfigError(f"{message}; raise it to that, or shorten the problem")
+        raise ConfigError(f"{message}; raise the limit to {max(lengths)}, or shorten the problem")
     print(f"{message}; {fits.count(False)} of {len(fits)} {split} problems are left out")
     return asked.where(fits)
 
@@ -192,7 +192,7 @@ def _check_sizes(config: ExperimentConfig, asked: Mapping[str, ProblemSet]) -> N
             raise ConfigError(
                 f"config.{field}: {len(asked[split].asked)} problems are left, {least} are needed"
                 + (" (ppo.batch_size: an iteration takes each prompt once)" if least > 1 else "")
-                + "; give more, or raise max_prompt_length"
+                + "; give more problems, or raise max_prompt_length"
             )
     sampled, here = config.candidates.train_problems, len(asked[TRAIN].asked)
     if sampled > here:
@@ -207,5 +207,5 @@ def _check_corpus(config: ExperimentConfig, corpus: tuple[Solution, ...], tokeni
     if longest > allowed:
         raise ConfigError(
             f"config.sampling.max_completion_length = {allowed}: the longest solution of the corpus has {longest} "
-            "tokens; raise it to that"
+            f"tokens; use {longest} or more"
         )

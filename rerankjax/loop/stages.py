@@ -72,8 +72,8 @@ def sft_model(run: SeedRun, model: Model) -> Params:
         corpus = [*run.corpus, *(Solution(c.problem, c.completion, True) for c in right if c.passed)]
         if not corpus:
             raise ConfigError(
-                f"config.sft.enabled = True: none of {len(given)} given solutions passes and is no longer than "
-                "sampling.max_completion_length; give problems with solutions, or write False"
+                f"config.sft.enabled = True: none of the {len(given)} given solutions passes its tests and fits in "
+                "sampling.max_completion_length; give problems with solutions, or use False"
             )
         start = model.load(run.mesh) if model.folder else None
         work = run.work(directory, stage, "SFT" if model is run.generator else "SFT of the reranker")

@@ -68,7 +68,7 @@ def train(config: ConfigDict, workdir: str, others: Sequence[str] = ()) -> None:
             write_report(root, resolved, evaluations)
         wait_for_all("the end")
         if resolved.first_iteration:
-            print(f"rank with it: {rerank_command(runs[0].path('export'))}")
+            print(f"rank with the exported reranker: {rerank_command(runs[0].path('export'))}")
 
 
 def run_seed(run: SeedRun) -> Iterator[Evaluation]:

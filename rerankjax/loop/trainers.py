@@ -229,7 +229,8 @@ def _fit(
         if len(prompt) > prompt_limit or max(map(len, completions)) > completion_limit:
             raise ValueError(
                 f"item {number} has a prompt of {len(prompt)} tokens and completions of {list(map(len, completions))}, "
-                f"max_prompt_length = {prompt_limit}, max_completion_length = {completion_limit}: drop it or raise them"
+                f"but max_prompt_length = {prompt_limit} and max_completion_length = {completion_limit}: drop the item "
+                "or raise the limits"
             )
 
     with Recovery(work.recovery, every.steps, every.keep) as recovery:
@@ -272,4 +273,6 @@ def _checked(
         return write(step, **jax.device_get(metrics))
     except FloatingPointError as error:
         path = recovery.keep_inputs(step, inputs)
-        raise FloatingPointError(f"{error} That step's inputs are in {path}, beside the last checkpoints.") from None
+        raise FloatingPointError(
+            f"{error} The inputs of that step are in {path}, next to the last checkpoints."
+        ) from None
