@@ -199,8 +199,8 @@ def test_another_config_is_refused_by_the_bucket_s_name(objects):
     with pytest.raises(RunDirectoryError) as error:
         loop(made, {"seeds": [1], "ppo": {"kl_coef": 0.3, "epochs": 2}})
     assert str(error.value) == (
-        f"{URL} has stages that were made with another config (field: theirs -> given):\n  ppo.kl_coef: 0.15 -> 0.3\n"
-        f"Give another --workdir, with --reuse={URL} for the stages that stay the same; or remove {URL}."
+        f"{URL} has stages that were made with another config (field: old -> new):\n  ppo.kl_coef: 0.15 -> 0.3\n"
+        f"Give another --workdir, with --reuse={URL} to reuse the unchanged stages; or remove {URL}."
     )
     assert objects.objects() == before
     loop(made, {"seeds": [1], "ppo": {"kl_coef": 0.15, "epochs": 9}})  # no stage read those
@@ -267,7 +267,7 @@ def test_a_second_process_is_refused_while_the_first_shows_life(objects, monkeyp
     monkeypatch.setattr(bucket, "STALE_SECONDS", 30.0)
     monkeypatch.setattr(bucket, "BEAT_SECONDS", 0.05)
     with open_run(URL, CONFIG):
-        refused = pytest.raises(RunDirectoryError, match=rf"another process is at work on this run .*{os.getpid()}")
+        refused = pytest.raises(RunDirectoryError, match=rf"another process is working on this run .*{os.getpid()}")
         with refused, open_run(URL, CONFIG):
             pass
     with open_run(URL, CONFIG):
@@ -285,7 +285,7 @@ def test_a_dead_process_s_run_is_taken_over_and_a_revived_one_stops(objects, cap
             write_stage(old, "ppo", CONFIG, ["sft"], fill)
 
     before = {}
-    with pytest.raises(RunDirectoryError, match="another process has taken this run over"):
+    with pytest.raises(RunDirectoryError, match="another process has taken over this run"):
         revived()
     assert "taken over from a process that died" in capsys.readouterr().out
     assert {name: value for name, value in objects.objects().items() if not name.startswith("ppo/")} == before
@@ -331,7 +331,9 @@ def test_a_bucket_that_may_not_be_read_is_named_with_the_reason(objects, monkeyp
         raise PermissionError("403: no storage.objects.get")
 
     monkeypatch.setattr(Objects, "exists", refuse)
-    with pytest.raises(RunDirectoryError, match=rf"{URL} cannot be read: PermissionError: 403: .* may this machine"):
+    with pytest.raises(
+        RunDirectoryError, match=rf"{URL} cannot be read: PermissionError: 403: .* this machine's account"
+    ):
         loop([])
 
 

@@ -113,7 +113,7 @@ def test_stages_are_taken_whatever_the_age_of_their_files(tmp_path: Path) -> Non
 def test_a_stage_of_an_input_that_this_run_made_otherwise_is_not_taken(tmp_path: Path) -> None:
     root = tmp_path / "root"
     write_stage(root, "seed0/problems", CONFIG, [], lambda d, c: c.problems.train, facts={"p.jsonl": "changed"})
-    with pytest.raises(RunDirectoryError, match="as what is here was made from other stages or files"):
+    with pytest.raises(RunDirectoryError, match="the stages in this run were made from other stages or files"):
         reuse(root, [run_of(tmp_path / "other")], CONFIG, [0])
     assert stages_of(root) == {"seed0/problems"}
 
@@ -124,7 +124,7 @@ def test_nothing_to_take_is_an_error_that_says_why(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match=rf"--reuse={other}: .* differ in candidates.train, problems.train$"):
         reuse(root, [other], changed, [0])
     for nothing in (tmp_path / "nowhere", root):
-        with pytest.raises(RunDirectoryError, match=rf"--reuse={nothing}: no run is there \(no config.json\)"):
+        with pytest.raises(RunDirectoryError, match=rf"--reuse={nothing}: this is not a run \(no config.json\)"):
             reuse(root, [other, nothing], CONFIG, [0])
 
 
@@ -132,7 +132,9 @@ def test_a_run_of_the_old_layout_has_nothing_to_take(tmp_path: Path) -> None:
     (tmp_path / "old/seed0/problems").mkdir(parents=True)
     (tmp_path / "old/seed0/problems/stage.json").write_text('{"seconds": 1.0}')
     (tmp_path / "old/config.json").write_text(json.dumps(CONFIG))
-    with pytest.raises(RunDirectoryError, match="no stage is the same, it has none, or an older version made it"):
+    with pytest.raises(
+        RunDirectoryError, match="no stage can be reused: it has no stages, or an older version made them"
+    ):
         reuse(tmp_path / "root", [tmp_path / "old"], CONFIG, [0])
 
 

@@ -123,10 +123,10 @@ def test_a_field_that_a_stage_read_may_not(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError) as error, open_run(tmp_path, changed):
         pass
     assert str(error.value).splitlines() == [
-        f"{tmp_path} has stages that were made with another config (field: theirs -> given):",
+        f"{tmp_path} has stages that were made with another config (field: old -> new):",
         "  ppo.kl_coef: 0.15 -> 0.1",
         "  sft.steps: 3 -> (absent)",
-        f"Give another --workdir, with --reuse={tmp_path} for the stages that stay the same; or remove {tmp_path}.",
+        f"Give another --workdir, with --reuse={tmp_path} to reuse the unchanged stages; or remove {tmp_path}.",
     ]
     assert snapshot(tmp_path) == saved
 
@@ -136,7 +136,7 @@ def test_a_stage_of_another_input_or_fact_is_refused_with_the_difference(tmp_pat
     with pytest.raises(RunDirectoryError) as error:
         write_stage(tmp_path / "run", "seed0/sft", CONFIG, [], never, facts={"p.jsonl": "abd", "r.jsonl": "y"})
     assert str(error.value).splitlines() == [
-        f"{tmp_path}/run/seed0/sft was made from something else (theirs -> this run's):",
+        f"{tmp_path}/run/seed0/sft was made from other fields, stages or files (old -> new):",
         '  content of p.jsonl: "abc" -> "abd"',
         '  content of q.jsonl: "x" -> (absent)',
         '  content of r.jsonl: (absent) -> "y"',
@@ -252,7 +252,7 @@ def test_failed_stage_is_not_there_and_can_be_made_again(tmp_path: Path) -> None
 def test_a_directory_that_no_stage_made_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "sft").mkdir()
     (tmp_path / "sft/precious").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"no complete stage \(no stage\.json\); remove it"):
+    with pytest.raises(FileExistsError, match=r"not a complete stage \(no stage\.json\); remove it"):
         write_stage(tmp_path, "sft", CONFIG, [], text("new"))
     assert (tmp_path / "sft/precious").read_text() == "mine"
 
@@ -269,7 +269,7 @@ def test_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> No
     assert process.stdout is not None
     child = int(process.stdout.readline())
     try:
-        with pytest.raises(RunDirectoryError, match="another process is at work on this run"), open_run(tmp_path, {}):
+        with pytest.raises(RunDirectoryError, match="another process is working on this run"), open_run(tmp_path, {}):
             pass
         kill(process)
         os.kill(child, 0)  # still alive

@@ -195,12 +195,13 @@ def _check(bucket: Bucket) -> None:
         bucket.files.exists(f"{bucket.url}/config.json")
     except ImportError as error:
         raise RunDirectoryError(
-            f"--workdir={bucket.url}: {error}. For gs:// install rerankjax[tpu], or gcsfs; for the others as it says."
+            f"--workdir={bucket.url}: {error}. For gs://, install rerankjax[tpu] or gcsfs; for other stores, install "
+            "the package that the error names."
         ) from error
     except Exception as error:  # each store has its own errors
         raise RunDirectoryError(
-            f"--workdir={bucket.url} cannot be read: {type(error).__name__}: {error}. Is there such a bucket, and may "
-            "this machine's account use it?"
+            f"--workdir={bucket.url} cannot be read: {type(error).__name__}: {error}. Check that the bucket exists "
+            "and that this machine's account can access it."
         ) from error
 
 
@@ -227,8 +228,8 @@ def _is_owner(bucket: Bucket) -> bool:
 def _check_owner(bucket: Bucket) -> None:
     if not _is_owner(bucket):
         raise RunDirectoryError(
-            f"{bucket.url}: another process has taken this run over, as this one was not heard of for "
-            f"{STALE_SECONDS:.0f} seconds. It continues there; this one stops."
+            f"{bucket.url}: another process has taken over this run, because this process did not renew its lock for "
+            f"{STALE_SECONDS:.0f} seconds. The other process continues the run; this process stops."
         )
 
 
@@ -270,8 +271,8 @@ def _acquire(bucket: Bucket) -> None:
         else:
             if current is not None:
                 raise RunDirectoryError(
-                    f"{bucket.url}: another process is at work on this run ({_owner(current)}); wait for it or give "
-                    "another --workdir."
+                    f"{bucket.url}: another process is working on this run ({_owner(current)}); wait until it ends, or "
+                    "give another --workdir."
                 )
 
 

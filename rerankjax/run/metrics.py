@@ -34,8 +34,8 @@ def metric_writer(directory: Path, before: Sequence[dict[str, float]] = ()) -> I
             for name, value in values.items():
                 if not math.isfinite(value):
                     raise FloatingPointError(
-                        f"{name} is {value} at step {step} ({directory}); lower the learning rate or look at the "
-                        "rows before it in metrics.jsonl."
+                        f"{name} is {value} at step {step} ({directory}); lower the learning rate, or look at the "
+                        "previous rows of metrics.jsonl."
                     )
             row = {"step": int(step), **values}
             for rows in files:

@@ -22,7 +22,7 @@ def reuse(root: Path, others: Sequence[Path], config: Any, seeds: Sequence[int])
     now, taken = flatten(config), []
     for other in others:
         if not (other / "config.json").is_file():
-            raise RunDirectoryError(f"--reuse={other}: no run is there (no config.json); give a run's --workdir")
+            raise RunDirectoryError(f"--reuse={other}: this is not a run (no config.json); give a run's --workdir")
         refused: dict[str, tuple[str, str]] = {}
         same = 0
         made = _complete_stages(other, seeds)
@@ -39,12 +39,12 @@ def reuse(root: Path, others: Sequence[Path], config: Any, seeds: Sequence[int])
             same += _has(root / stage, digest)
         if not same:
             if not made:
-                reason = "it has none, or an older version made it"
+                reason = "it has no stages, or an older version made them"
             elif refused:
-                reason = f"as the configs differ in {', '.join(sorted(refused))}"
+                reason = f"the configs differ in {', '.join(sorted(refused))}"
             else:
-                reason = "as what is here was made from other stages or files"
-            raise RunDirectoryError(f"--reuse={other}: no stage is the same, {reason}")
+                reason = "the stages in this run were made from other stages or files"
+            raise RunDirectoryError(f"--reuse={other}: no stage can be reused: {reason}")
     return taken
 
 

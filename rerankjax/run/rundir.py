@@ -70,7 +70,7 @@ def open_run(workdir: Path | str, config: Any, primary: bool = True) -> Iterator
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunDirectoryError(
-                f"{root}: another process is at work on this run; wait for it or give another --workdir."
+                f"{root}: another process is working on this run; wait until it ends, or give another --workdir."
             ) from error
         _settle_config(root, config, str(root), primary)
         yield root
@@ -87,9 +87,9 @@ def _settle_config(root: Path, config: Any, name: str, primary: bool) -> None:
         }
     if changes:
         raise RunDirectoryError(
-            f"{name} has stages that were made with another config (field: theirs -> given):\n"
+            f"{name} has stages that were made with another config (field: old -> new):\n"
             + "\n".join(f"  {field}: {was} -> {given}" for field, (was, given) in sorted(changes.items()))
-            + f"\nGive another --workdir, with --reuse={name} for the stages that stay the same; or remove {name}."
+            + f"\nGive another --workdir, with --reuse={name} to reuse the unchanged stages; or remove {name}."
         )
     if primary:
         write_text(root / "config.json", json.dumps(now, indent=2) + "\n")
@@ -182,7 +182,7 @@ def write_stage(
         _check_stage(path, config, made_from, facts or {})
         return path
     if path.exists():
-        raise FileExistsError(f"{path} is there but is no complete stage (no stage.json); remove it and start again.")
+        raise FileExistsError(f"{path} exists but is not a complete stage (no stage.json); remove it and start again.")
     partial = _partial(path)
     if is_first() or store is not None:  # each process has its own mirror
         shutil.rmtree(partial, ignore_errors=True)
@@ -230,7 +230,7 @@ def _check_stage(path: Path, config: Any, inputs: Mapping[str, str], facts: Mapp
     ]
     if changes:
         raise RunDirectoryError(
-            f"{path} was made from something else (theirs -> this run's):\n"
+            f"{path} was made from other fields, stages or files (old -> new):\n"
             + "\n".join(changes)
             + f"\nGive another --workdir, or remove {path}."
         )
