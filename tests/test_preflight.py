@@ -157,7 +157,7 @@ def test_where_nothing_fits_nothing_is_compiled_and_the_step_is_named(small, com
     assert f"generator: {parameter_count(small.generator.shape):,} parameters; all are trained" in printed.out
     assert "8 x simulated CPU device" in printed.out
     assert printed.out.count("**too much**") == len(device_steps(small, compiler.topology))
-    assert re.search(r"\(0 compilations\). At best, .* takes 0.000\d+ GB of 0.0001 before its activations", said)
+    assert re.search(r"\(0 compilations\). In the best case, .* takes 0.000\d+ GB of 0.0001 without its", said)
     assert "--config.candidates.prompts_in_flight=2: use more chips" in said  # fewer prompts leave more room
     assert "compiling" not in printed.err
 
@@ -233,7 +233,7 @@ def test_a_checkpoints_shape_is_its_config_json(small, tmp_path, monkeypatch):
         ),
         (
             ["--config=configs/mini.py:smoke", "--topology=cpu:1", "--memory_gb=0.001", "--max_compilations=1"],
-            "rerankjax preflight: it does not fit",
+            "rerankjax preflight: the run does not fit",
         ),
     ],
 )
@@ -249,11 +249,11 @@ def test_the_command_says_what_is_wrong_in_one_line(arguments, said):
     ("name", "said"),
     [
         ("v7:4x4", "'v7' is unknown"),
-        ("v5e:16", "'16' is no shape of 2 numbers"),
-        ("v5p:2x2", "no shape of 3 numbers"),
-        ("h100:0", "no shape of 1 numbers"),
-        ("h100:12", "hosts have 8 GPUs; give a multiple"),
-        ("cpu:9", "JAX has 8 CPU devices"),
+        ("v5e:16", "'16' is not a shape of 2 numbers"),
+        ("v5p:2x2", "not a shape of 3 numbers"),
+        ("h100:0", "not a shape of 1 numbers"),
+        ("h100:12", "a host has 8 GPUs; give a multiple of 8"),
+        ("cpu:9", "JAX has only 8 CPU devices"),
     ],
 )
 def test_a_topology_that_is_none_is_refused(name, said):

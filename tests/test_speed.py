@@ -106,7 +106,7 @@ def test_the_table_has_each_time_and_the_caption_the_largest_n():
         ],
     )
     assert speed.caption(found).endswith(
-        "3 times faster, with 1 at a time: up to n = 4; 8 at a time: at no n of these."
+        "3 times faster, with 1 at a time: up to n = 4; 8 at a time: at no n in the table."
     )
     assert json.loads(speed.to_json(found))["timings"][3] == {
         "problems": 8,

@@ -3,19 +3,19 @@
     rerankjax preflight --config=configs/paper.py:6.7b --topology=v5e:4x4
     rerankjax preflight --config=configs/mini.py --topology=h100:8 --config.ppo.batch_size=512
 
-Does a run fit a TPU slice, or a host of GPUs? All of its device steps are compiled for chips that need not be there.
-Topologies: v5e, v5p and v6e with their shape in chips; h100 and h200 with how many; cpu:8 simulates devices. TPUs need
-libtpu (`[tpu]`), GPUs JAX's CUDA plugin (`[cuda]`), neither a device. No weights are read: a checkpoint's shape is in
-its config.json.
+Checks whether a run fits a TPU slice or a host of GPUs. It compiles all device steps of the run for chips that need
+not be present. Topologies: v5e, v5p and v6e with their shape in chips; h100 and h200 with their number; cpu:8 simulates
+devices. TPUs need libtpu (`[tpu]`), and GPUs need JAX's CUDA plugin (`[cuda]`); neither needs a device. No weights are
+read: a checkpoint's shape is in its config.json.
 
-Prints what every step takes of a chip's memory and the least time it can take; where one does not fit, the flags of the
-fastest config that does, and its table. Exit code 0: it fits; 1: it does not, or the arguments are wrong.
+Prints the memory per chip and the least time of every step. If a step does not fit, prints the flags and the table of
+the fastest config that fits. Exit code 0: the run fits; 1: it does not fit, or the arguments are wrong.
 
-What is counted: a step's weights, optimiser state and keys and values; activations, with gradients and whatever else
-the program makes and drops; and what is resident beside it: other models, and the copy that each host draws with. Time
-is the roofline's; chips exchange their parts at no cost. Where the config's attention is "auto", TPU steps are compiled
-with splash as they run, GPU steps with plain XLA, since cuDNN's kernel needs a GPU: there a run takes less. JAX takes
-three quarters of a GPU's memory: with XLA_PYTHON_CLIENT_MEM_FRACTION=.95 give --memory_gb=76.
+Memory includes a step's weights, optimiser state, keys and values, activations, gradients and other temporaries. It
+also includes what stays resident: other models, and the copy that each host samples with. Times are the roofline's;
+communication between chips is free. If the config's attention is "auto", TPU steps are compiled with splash, as in a
+run. GPU steps are compiled with plain XLA, because cuDNN's kernel needs a GPU: a run takes less memory there. JAX takes
+three quarters of a GPU's memory; with XLA_PYTHON_CLIENT_MEM_FRACTION=.95, give --memory_gb=76.
 """
 
 import functools
@@ -26,9 +26,9 @@ from absl import app, flags
 
 from rerankjax.loop.command import CONFIG, parse
 
-TOPOLOGY = flags.DEFINE_string("topology", None, "v5e:4x4, v5p:2x2x1, h100:8, cpu:8 ...")
-MEMORY = flags.DEFINE_float("memory_gb", None, "1e9 bytes that a chip has, in place of what it is sold with.", 0.001)
-MAX_COMPILATIONS = flags.DEFINE_integer("max_compilations", 60, "At most so many for the table and the suggestion.", 1)
+TOPOLOGY = flags.DEFINE_string("topology", None, "Chips to compile for, e.g. v5e:4x4, v5p:2x2x1, h100:8 or cpu:8.")
+MEMORY = flags.DEFINE_float("memory_gb", None, "Memory of a chip in GB (1e9 bytes), instead of the chip's own.", 0.001)
+MAX_COMPILATIONS = flags.DEFINE_integer("max_compilations", 60, "Maximum for the table and the search.", 1)
 flags.declare_key_flag("config")
 
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _preflight(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f"{argv[1]!r} is no flag: fields are set as --config.ppo.kl_coef=0.1")
+        raise app.UsageError(f"{argv[1]!r} is not a flag: set fields as in --config.ppo.kl_coef=0.1")
 
     # Importing JAX takes seconds: help and a wrong flag do not wait for it.
     from rerankjax.capacity import topology

@@ -129,7 +129,7 @@ def _bytes(size: str) -> float:
 def table(estimates: Sequence[Estimate], topology: Topology) -> str:
     """Markdown: gigabytes (1e9 bytes) of each chip; FLOPs, and bytes moved, of all chips; the roofline's time."""
     kinds = "weights", "optimiser", "cache", "activations", "resident"
-    header = "step", *kinds, "GB a chip", f"of {topology.memory_bytes / 1e9:.3g}", "TFLOP", "GB moved", "at least, ms"
+    header = "step", *kinds, "GB per chip", f"of {topology.memory_bytes / 1e9:.3g}", "TFLOP", "GB moved", "least ms"
     rows = []
     for estimate in estimates:
         cost, use = estimate.step.cost, estimate.memory

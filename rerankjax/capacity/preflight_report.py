@@ -29,16 +29,16 @@ def run(config: ExperimentConfig, target: Topology, max_compilations: int) -> st
         return all(estimate.fits for estimate in estimates)
 
     if report(config):
-        print(f"It fits ({compiler.count} compilations).")
+        print(f"The run fits ({compiler.count} compilations).")
         return None
     variant = preflight_search.suggest(config, compiler, max_compilations)
     if variant is None:
         return (
-            f"it does not fit, and no mesh, remat and microbatches were found that do ({compiler.count} compilations). "
-            + preflight_search.closest(config, target)
+            "the run does not fit, and the search found no mesh, remat and microbatches with which it fits "
+            f"({compiler.count} compilations). " + preflight_search.closest(config, target)
         )
     report(variant)
     return (
-        f"it does not fit, but with {' '.join(preflight_search.flags(config, variant))} it does, as the second table "
-        f"shows ({compiler.count} compilations)."
+        f"the run does not fit, but it fits with {' '.join(preflight_search.flags(config, variant))}, as the second "
+        f"table shows ({compiler.count} compilations)."
     )

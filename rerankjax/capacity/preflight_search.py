@@ -202,12 +202,13 @@ def closest(config: ExperimentConfig, topology: Topology) -> str:
     tried = [(*_certainly(variant, topology), variant) for variant in least]
     if not tried:
         return (
-            f"On no mesh can {len(topology.devices)} chips share its batches; see config.candidates.prompts_in_flight."
+            f"No mesh of {len(topology.devices)} chips can split the run's batches; change "
+            "config.candidates.prompts_in_flight."
         )
     use, step, variant = min(tried, key=lambda trial: trial[0].total)
     return (
-        f"At best, {step.name} takes {use.total / 1e9:.3g} GB of {topology.memory_bytes / 1e9:.3g} before its "
-        f"activations ({use.resident / 1e9:.3g} of it are other models), with "
+        f"In the best case, {step.name} takes {use.total / 1e9:.3g} GB of {topology.memory_bytes / 1e9:.3g} without "
+        f"its activations (other models take {use.resident / 1e9:.3g} GB of that), with "
         f"{' '.join(flags(config, variant)) or 'this config'}: "
         "use more chips, adapters (--config.lora.rank=16) or fewer samples (--config.candidates)."
     )

@@ -48,8 +48,8 @@ def find_shape(config: ExperimentConfig, name: str) -> ModelConfig:
         shape = _checkpoint_shape(source.checkpoint, source.revision or None)
     except (OSError, ValueError) as error:  # the hub client's errors are among these
         raise ConfigError(
-            f"config.{name}.checkpoint = {source.checkpoint!r}: its shape is unknown here: {error}; give a folder with "
-            "its config.json, for which no weights are needed"
+            f"config.{name}.checkpoint = {source.checkpoint!r}: its shape cannot be read: {error}; give a folder with "
+            "its config.json (the weights are not needed)"
         ) from error
     check_shape(config, shape, f"{name}.checkpoint's max_position_embeddings")
     return source.computed(shape)

@@ -155,12 +155,12 @@ def caption(comparison: Comparison) -> str:
     limits = []
     for problems in dict.fromkeys(t.problems for t in c.timings):
         enough = [t.n for t in c.timings if t.problems == problems and t.ratio is not None and t.ratio >= CLAIMED]
-        upto = f"up to n = {max(enough)}" if enough else "at no n of these"
+        upto = f"up to n = {max(enough)}" if enough else "at no n in the table"
         limits.append(f"{problems} at a time: {upto}")
     return (
-        f"Seconds a problem, with so many in flight (fewer where memory holds fewer), and how many times "
-        f"faster than {c.large}; {c.how}, {c.hardware}, {c.precision}; prompts of {c.prompt_length} tokens, "
-        f"completions of {c.completion_length}. {CLAIMED:g} times faster, with {'; '.join(limits)}."
+        "Seconds per problem with the given number of problems in flight (fewer if memory fits fewer), and the "
+        f"speed-up over {c.large}; {c.how}, {c.hardware}, {c.precision}; prompts of {c.prompt_length} tokens, "
+        f"completions of {c.completion_length} tokens. At least {CLAIMED:g} times faster, with {'; '.join(limits)}."
     )
 
 

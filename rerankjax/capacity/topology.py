@@ -103,7 +103,9 @@ def find(name: str, memory_gb: float | None = None) -> Topology:
     if kind == "cpu":
         devices = jax.devices("cpu")[:count]
         if len(devices) < count:
-            raise TopologyError(f"--topology={name}: JAX has {len(devices)} CPU devices; start it with more")
+            raise TopologyError(
+                f"--topology={name}: JAX has only {len(devices)} CPU devices; set jax_num_cpu_devices = {count}"
+            )
         # The older emitters compile in half the time; jaxlib 0.12 and later have none.
         older = {"xla_cpu_use_fusion_emitters": False}
         quick = {"xla_backend_optimization_level": 0, **(older if _compiler_knows(older) else {})}
@@ -137,23 +139,23 @@ def find(name: str, memory_gb: float | None = None) -> Topology:
 
 def _parse(name: str) -> tuple[str, tuple[int, ...]]:
     kind, _, shape = name.partition(":")
-    known = f"a chip of {', '.join((*TPUS, *GPUS, 'cpu'))} and its shape, as v5e:4x4, v5p:2x2x1, h100:8 or cpu:8"
+    known = f"a chip ({', '.join((*TPUS, *GPUS, 'cpu'))}) and its shape, as in v5e:4x4, v5p:2x2x1, h100:8 or cpu:8"
     if kind not in (*TPUS, *GPUS, "cpu"):
         raise TopologyError(f"--topology={name}: {kind!r} is unknown; give {known}")
     dimensions = {"v5p": 3}.get(kind, 2) if kind in TPUS else 1
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)" + f"{{{dimensions - 1}}}", shape):
-        raise TopologyError(f"--topology={name}: {shape!r} is no shape of {dimensions} numbers; give {known}")
+        raise TopologyError(f"--topology={name}: {shape!r} is not a shape of {dimensions} numbers; give {known}")
     sizes = tuple(map(int, shape.split("x")))
     if kind in GPUS and sizes[0] > GPUS_OF_HOST and sizes[0] % GPUS_OF_HOST:
-        raise TopologyError(f"--topology={name}: hosts have {GPUS_OF_HOST} GPUs; give a multiple of that")
+        raise TopologyError(f"--topology={name}: a host has {GPUS_OF_HOST} GPUs; give a multiple of {GPUS_OF_HOST}")
     return kind, sizes
 
 
 def _need(module: str, name: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise TopologyError(
-            f"--topology={name}: {module}, which compiles for it, is not installed; "
-            f"pip install -c constraints.txt -e '.[{extra}]' (no such device is needed)"
+            f"--topology={name}: its compiler, {module}, is not installed; "
+            f"pip install -c constraints.txt -e '.[{extra}]' (the device is not needed)"
         )
 
 
@@ -172,4 +174,4 @@ def _describe(name: str, **arguments: Any) -> tuple[Any, ...]:
     try:
         return tuple(get_topology_desc(**arguments).devices)
     except (RuntimeError, NotImplementedError) as error:
-        raise TopologyError(f"--topology={name}: its compiler refuses it: {error}") from error
+        raise TopologyError(f"--topology={name}: its compiler rejects it: {error}") from error
