@@ -195,7 +195,7 @@ def test_results_hold_the_rules_and_their_price(summary: results.Results, tmp_pa
     page = render.markdown([summary])
     assert "## Further rules" in page
     assert "The prompts of 20 of 24 problems show an input" in page
-    assert "The price: 5 programs and 1 s per problem, for the samples of 2 policies together." in page
+    assert "The cost: 5 programs and 1 s per problem, for the samples of 2 policies together." in page
     assert summary.figure("ppo", "examples+mass").text() in page
 
 
@@ -204,13 +204,13 @@ def test_a_run_without_executions_has_no_such_rows() -> None:
     assert {f.rule for f in found.figures} == set(selection.RULES)
     assert (found.cost("sft").output_runs, found.systems[0].with_inputs) == (None, ())
     assert "Further rules" not in render.markdown([found])
-    with pytest.raises(ValueError, match="programs of system 'sft' were not run on inputs"):
+    with pytest.raises(ValueError, match="system 'sft' has no program outputs"):
         selection.solved(evaluation(), "clusters")
 
 
 def test_outputs_of_other_samples_are_refused() -> None:
     e = with_outputs(0, "sft", {})
-    with pytest.raises(ValueError, match=r"executed\.clusters has another shape than passed"):
+    with pytest.raises(ValueError, match=r"executed\.clusters differs from passed in shape"):
         dataclasses.replace(e, executed=dataclasses.replace(e.executed, clusters=e.executed.clusters[:, 1:]))
 
 

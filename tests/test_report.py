@@ -262,7 +262,7 @@ def test_the_report_leads_to_each_evaluation_set_and_each_part_of_the_run() -> N
     assert {link[1:] for link in links} <= anchors
     assert {"#losses", "#run"} < set(links)
     assert "#ppo" not in links
-    for title in ("The table", "Believing a score", "Quality and cost"):
+    for title in ("The table", "Calibration of the scores", "Quality and cost"):
         assert parsed.words.count(title) == 2
     for of_set in sets:
         assert render.caption(of_set) in parsed.words
@@ -360,7 +360,9 @@ def test_the_command_compares_finished_runs_and_names_what_is_missing(tmp_path, 
     runpy.run_path(str(program), run_name="__main__")
     assert table(capsys.readouterr().out, "What differs")[2:] == ["| ppo.kl_coef | 0.15 | 0.5 |"]
     (tmp_path / "two" / "results.json").write_text('{"version": 2}')
-    with pytest.raises(SystemExit, match=r"compare: two/results\.json is not a results file: version is 2, this code"):
+    with pytest.raises(
+        SystemExit, match=r"compare: two/results\.json is not a results file: version is 2, but this code"
+    ):
         runpy.run_path(str(program), run_name="__main__")
     (tmp_path / "two" / "results.json").unlink()
     with pytest.raises(SystemExit, match=r"compare: two has no results\.json: give the --workdir of a finished run"):

@@ -141,11 +141,11 @@ def test_bad_samples_are_refused_with_their_place() -> None:
         dataclasses.replace(e, greedy=e.greedy[1:])
     with pytest.raises(ValueError, match="label is empty; name it"):
         dataclasses.replace(e, label="")
-    with pytest.raises(ValueError, match="reranker is '' and scores ndarray; give scores exactly where there is a rer"):
+    with pytest.raises(ValueError, match="reranker is '' and scores is ndarray; give scores if there is a reranker"):
         dataclasses.replace(e, reranker="")
-    with pytest.raises(ValueError, match="reranker is 'sft' and platt NoneType"):
+    with pytest.raises(ValueError, match="reranker is 'sft' and platt is NoneType"):
         dataclasses.replace(e, platt=None)
-    with pytest.raises(ValueError, match="problems are 40 names; give 40, different within a language"):
+    with pytest.raises(ValueError, match="problems has 40 names; give 40, each once within a language"):
         dataclasses.replace(e, problems=("p",) * 40)
     with pytest.raises(ValueError, match="caught is -1"):
         dataclasses.replace(e, caught=-1)
@@ -153,7 +153,7 @@ def test_bad_samples_are_refused_with_their_place() -> None:
         selection.solved(evaluation(system="base"), "reranker")
     with pytest.raises(ValueError, match="lengths has shape"):
         dataclasses.replace(e, lengths=e.lengths[:, 1:])
-    with pytest.raises(ValueError, match=r"languages are 39; give one for each of 40"):
+    with pytest.raises(ValueError, match=r"there are 39 languages; give one for each of 40"):
         dataclasses.replace(e, languages=e.languages[1:])
     with pytest.raises(ValueError, match=r"scoring_seconds is -1\.0"):
         dataclasses.replace(e, scoring_seconds=-1.0)
@@ -249,7 +249,7 @@ def test_results_survive_the_file(summary: results.Results, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: f.update(version=2), "version is 2, this code reads 4"),
+        (lambda f: f.update(version=2), "version is 2, but this code reads 4"),
         (lambda f: f.pop("seeds"), "its fields are config_digest; it should have config_digest, seeds"),
         (lambda f: f.update(extra=1), "its fields are config_digest, extra, seeds"),
         (lambda f: f.pop("evaluations"), "evaluations"),
@@ -349,7 +349,9 @@ def test_figures_by_language_are_those_of_its_problems_alone() -> None:
     assert mean == pytest.approx(found.figure("sft", "reranker").value, abs=1e-5)
     with pytest.raises(ValueError, match=r"language 'java'; set 'test' has .* the languages cpp, py, rs"):
         found.figure("sft", "reranker", language="java")
-    with pytest.raises(ValueError, match="seed 1, system 'sft': the languages py, other evaluations have cpp, py, rs"):
+    with pytest.raises(
+        ValueError, match="seed 1, system 'sft': its languages are py, but those of other evaluations are cpp"
+    ):
         summarise([whole[0], evaluation(1)], "")
 
 
@@ -433,15 +435,17 @@ def test_summaries_refuse_what_cannot_be_compared() -> None:
         summarise([one, other, evaluation(1, "ppo")], "")
     with pytest.raises(ValueError, match="set 'test', seed 0, system 'ppo': there are two evaluations"):
         summarise([one, one], "")
-    with pytest.raises(ValueError, match="other samples of policy 'ppo'"):
+    with pytest.raises(ValueError, match="its samples of policy 'ppo' differ"):
         summarise([one, dataclasses.replace(other, passed=~other.passed)], "")
-    with pytest.raises(ValueError, match="system 'hard': other samples of policy 'ppo' than system 'ppo'"):
+    with pytest.raises(
+        ValueError, match="system 'hard': its samples of policy 'ppo' differ from those of system 'ppo'"
+    ):
         summarise([one, dataclasses.replace(other, greedy=~other.greedy)], "")
     with pytest.raises(ValueError, match="seed 1, system 'ppo': label is 'Other', but 'PPO, reranker 1' in seed 0"):
         summarise([one, dataclasses.replace(evaluation(1, "ppo"), label="Other")], "")
-    with pytest.raises(ValueError, match="other problems than system 'ppo'"):
+    with pytest.raises(ValueError, match="its problems differ from those of system 'ppo'"):
         summarise([one, dataclasses.replace(other, problems=other.problems[::-1])], "")
-    with pytest.raises(ValueError, match="draw equally many"):
+    with pytest.raises(ValueError, match="4 samples per problem, but others have 8; draw 8"):
         summarise([one, evaluation(0, "sft", n=4)], "")
     with pytest.raises(ValueError, match="empty"):
         summarise([], "")

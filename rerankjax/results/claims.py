@@ -77,26 +77,26 @@ _ONE_ITERATION = (
 _WHAT_TO_RETRAIN_ON = (
     Claim(
         "Hard negatives against the same data",
-        "Retraining the reranker on its hard negatives helps more than training it as much longer on the pairs it had.",
+        "Retraining the reranker on its hard negatives helps more than training it as long on its previous pairs.",
         ("hard", "reranker"),
         ("same_data", "reranker"),
     ),
     Claim(
         "Self-training against the same data",
-        "Retraining the reranker on hard negatives and new passing samples helps more than training it as much longer "
-        "on the pairs it had.",
+        "Retraining the reranker on hard negatives and new passing samples helps more than training it as long on its "
+        "previous pairs.",
         ("self_training", "reranker"),
         ("same_data", "reranker"),
     ),
     Claim(
         "Hard against random negatives",
-        "The new failing samples that the reranker scored highest teach it more than new ones drawn at random.",
+        "New failing samples that the reranker scored highest improve it more than new ones drawn at random.",
         ("hard", "reranker"),
         ("random", "reranker"),
     ),
     Claim(
         "Self-training against hard negatives",
-        "Adding new passing samples to the hard negatives helps beyond the hard negatives alone.",
+        "Hard negatives together with new passing samples help more than hard negatives alone.",
         ("self_training", "reranker"),
         ("hard", "reranker"),
     ),
@@ -122,7 +122,7 @@ _TWO_ITERATIONS = (
         replace(
             claim,
             title=f"{claim.title}, after PPO",
-            sentence=f"With PPO again from the SFT model after it: {claim.sentence[0].lower()}{claim.sentence[1:]}",
+            sentence=f"After another PPO from the SFT model: {claim.sentence[0].lower()}{claim.sentence[1:]}",
             better=(f"{claim.better[0]}+ppo", claim.better[1]),
             baseline=(f"{claim.baseline[0]}+ppo", claim.baseline[1]),
             paper="70.9% against 69.7%" if claim.baseline[0] == "hard" else "",
@@ -250,7 +250,7 @@ def best_finding(results: Results) -> Finding | None:
     labels = {s.system: s.label for s in results.systems}
     (better, rule), (baseline, _) = results.best_answer, results.paper_answer
     title = f"{labels[better]}, {ALL_RULES[rule]}"
-    sentence = f"What solves most of the dev split, against the paper's answer: {labels[baseline]}, reranker alone."
+    sentence = f"The answer that solves most dev problems, against the paper's: {labels[baseline]}, reranker alone."
     return _find(Claim(title, sentence, results.best_answer, results.paper_answer), results)
 
 

@@ -26,7 +26,10 @@ def divergence(evaluation: Evaluation, rule: str) -> np.ndarray:
       ValueError: the SFT model's log-probabilities are missing, or the rule is another one.
     """
     if evaluation.likelihood is None or rule not in ("random", "reranker"):
-        raise ValueError(f"system {evaluation.system!r}, rule {rule!r}: has no KL; give its likelihood, or random")
+        raise ValueError(
+            f"system {evaluation.system!r}, rule {rule!r}: the KL is unknown; give the evaluation's likelihood, and "
+            "use the rule random or reranker"
+        )
     log_ratio = evaluation.likelihood.log_ratio
     if rule == "random":
         return np.asarray(log_ratio.mean(1))

@@ -106,35 +106,37 @@ class Evaluation:
         for field in ("scores", "platt"):
             if (getattr(self, field) is None) != (not self.reranker):
                 raise ValueError(
-                    f"{where}: reranker is {self.reranker!r} and {field} {type(getattr(self, field)).__name__}; "
-                    f"give {field} exactly where there is a reranker"
+                    f"{where}: reranker is {self.reranker!r} and {field} is {type(getattr(self, field)).__name__}; "
+                    f"give {field} if there is a reranker, otherwise None"
                 )
         for field in ("scores", "log_probabilities", "lengths"):
             array = getattr(self, field)
             if array is None:
                 continue
             if array.shape != shape:
-                raise ValueError(f"{where}: {field} has shape {array.shape}; give one for every sample, {shape}")
+                raise ValueError(f"{where}: {field} has shape {array.shape}; give one for every sample: {shape}")
             if not np.isfinite(array).all():
                 problem, sample = np.argwhere(~np.isfinite(array))[0]
                 raise ValueError(
-                    f"{where}: {field}[{problem}, {sample}] is {array[problem, sample]}, which has no rank; "
+                    f"{where}: {field}[{problem}, {sample}] is {array[problem, sample]}, which cannot be ranked; "
                     "score every sample with a finite number"
                 )
         for field in ("reproduces", "clusters") if self.executed else ():
             if getattr(self.executed, field).shape != shape:
-                raise ValueError(f"{where}: executed.{field} has another shape than passed; give one for every sample")
+                raise ValueError(f"{where}: executed.{field} differs from passed in shape; give one for every sample")
         for field in ("sft", "log_ratio") if self.likelihood else ():
             array = getattr(self.likelihood, field)
             if array.shape != shape or not np.isfinite(array).all():
-                raise ValueError(f"{where}: likelihood.{field} is not finite {shape}; give a number for every sample")
+                raise ValueError(f"{where}: likelihood.{field} is not a finite {shape}; give a number for every sample")
         if self.greedy_lengths is not None and self.greedy_lengths.shape != shape[:1]:
             raise ValueError(f"{where}: greedy_lengths has shape {self.greedy_lengths.shape}; give {shape[:1]}")
         if len(self.languages) != shape[0]:
-            raise ValueError(f"{where}: languages are {len(self.languages)}; give one for each of {shape[0]} problems")
+            raise ValueError(
+                f"{where}: there are {len(self.languages)} languages; give one for each of {shape[0]} problems"
+            )
         if len(self.problems) != shape[0] or len(set(self.keys)) != shape[0]:
             raise ValueError(
-                f"{where}: problems are {len(self.problems)} names; give {shape[0]}, different within a language"
+                f"{where}: problems has {len(self.problems)} names; give {shape[0]}, each once within a language"
             )
         if {len(row) for row in self.programs} != {shape[1]} or len(self.programs) != shape[0]:
             raise ValueError(f"{where}: programs are not {shape[0]} x {shape[1]}; give one for every sample")
@@ -146,7 +148,7 @@ class Evaluation:
             raise ValueError(f"{where}: platt is {self.platt}; fit it to finite scores of the dev split")
         for field in ("sampling_seconds", "scoring_seconds", "greedy_seconds", "sandbox_errors", "caught"):
             if not 0 <= getattr(self, field) < np.inf:
-                raise ValueError(f"{where}: {field} is {getattr(self, field)}; give what was measured, or 0")
+                raise ValueError(f"{where}: {field} is {getattr(self, field)}; give the measured value, or 0")
 
     @property
     def keys(self) -> tuple[tuple[str, str], ...]:

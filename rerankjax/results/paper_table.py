@@ -23,15 +23,16 @@ NOT_RUN = "not run"
 TITLE = "The paper's Table 1, and ours"
 CAPTION = (
     "Percentage of MultiPL-E's problems solved: here, with its 95% bootstrap interval over problems, and in the paper "
-    "(arXiv 2504.09643, Table 1). The average is the mean of the languages' percentages, and here is one of all eight."
+    "(arXiv 2504.09643, Table 1). The average is the mean of the languages' percentages; ours needs all eight "
+    "languages."
 )
 COST_CAPTION = (
-    "What an answer takes per problem: n samples or one greedy answer, which are drawn, executed and, if reranked, "
-    "scored. Seconds are those of the run and include compilation; one sample takes its part of the time of all."
+    "The cost of an answer per problem: n samples or one greedy answer are drawn, executed and, if reranked, scored. "
+    "Seconds are those of the run and include compilation. The time of one sample is the time of all n, divided by n."
 )
 MBPP_CAPTION = (
-    "Percentage of MBPP's problems solved, with its 95% interval. The paper compares with LEVER there; our source of "
-    "it lacks the figures."
+    "Percentage of MBPP's problems solved, with its 95% interval. The paper compares with LEVER on MBPP, but our "
+    "source of the paper lacks these figures."
 )
 
 
@@ -145,7 +146,7 @@ def print_table(runs: Runs, console: Console | None = None) -> None:
         label = Text.assemble(line.label, (f"\n{' '.join(filter(None, (line.size, line.decoding)))}", "dim"))
         table.add_row(label, *map(_stacked, line.here, line.paper))
     console.print(table)
-    captions = f"{CAPTION} Each cell: ours, our interval, the paper's.\n{provenance(runs)}"
+    captions = f"{CAPTION} Each cell: our figure, its interval, the paper's figure.\n{provenance(runs)}"
     console.print(captions, style="dim", highlight=False)
     for header, rows, caption in _tables_below(runs):
         console.print()
@@ -183,7 +184,7 @@ def markdown(runs: Runs, assumptions: Mapping[str, str] = _NO_ASSUMPTIONS) -> st
         [line.label, line.size, line.decoding, *(f"{_text(h)} / {p:.1f}" for h, p in _cells(line))]
         for line in lines(runs)
     ]
-    page = f"{pipes(_HEADER, rows)}\n{CAPTION} Each cell: ours / the paper's.\n\n{provenance(runs)}\n"
+    page = f"{pipes(_HEADER, rows)}\n{CAPTION} Each cell: our figure / the paper's.\n\n{provenance(runs)}\n"
     for header, below, caption in _tables_below(runs):
         page += f"\n{pipes(header, below)}\n{caption}\n"
     if assumptions:
@@ -196,7 +197,7 @@ def page(runs: Runs, assumptions: Mapping[str, str] = _NO_ASSUMPTIONS) -> str:
     rows = [
         [line.label, line.size, line.decoding, *(_html_cell(h, p) for h, p in _cells(line))] for line in lines(runs)
     ]
-    caption = f"{CAPTION} In each cell: ours, its interval, and behind <q>paper</q> the paper's."
+    caption = f"{CAPTION} Each cell: our figure, its interval, and the paper's figure."
     body = f"<h1>{TITLE}</h1>\n" + markup.table("figures dense paper", _HEADER, rows)
     body += f'<p class="note">{caption}</p><p class="note">{markup.text(provenance(runs))}</p>\n'
     for header, below, caption in _tables_below(runs):

@@ -225,8 +225,8 @@ def reliability_of(reliabilities: Mapping[str, tuple[Sequence[Bin], Estimate | N
             ticks = [i / 5 for i in range(6)], ["0", ".2", ".4", ".6", ".8", "1"]
             axes.set_xticks(*ticks)
             axes.set_yticks(*ticks)
-        figure.supxlabel("probability of passing, by the score", fontsize=8, color=_COLOURS["muted"])
-        figure.supylabel("fraction that passes", fontsize=8, color=_COLOURS["muted"])
+        figure.supxlabel("predicted probability of passing", fontsize=8, color=_COLOURS["muted"])
+        figure.supylabel("pass rate", fontsize=8, color=_COLOURS["muted"])
         return _svg(figure, title)
 
 

@@ -15,18 +15,18 @@ Cell = Estimate | str
 SAME, ABSENT, UNDEFINED = '"', "–", "undefined"  # noqa: RUF001
 VERDICT_STYLES = {"shown": "green", "contradicted": "red", "not shown": "yellow", "not run": "dim"}
 ALONE = (
-    "Alone: problems that only the claim's first answer solves, and only its second; a random one is the first sample. "
-    "p: McNemar's exact test of these counts, for all seeds together where none shares a problem with another."
+    "Alone: how many problems only the claim's first answer solves, and how many only its second; the random answer is "
+    "the first sample. p: McNemar's exact test of these counts over all seeds, if no two seeds share a problem."
 )
 UNJUDGED = (
-    "Programs that count as failing although no test refused them: the sandbox could not judge them, or a control "
-    "caught them passing without the right answer."
+    "Programs that count as failing although no test failed: the sandbox could not judge them, or a control showed "
+    "that they pass without the right answer."
 )
 FURTHER = (
     "SFT log-p: the log-probability under the SFT model. The other rules run programs on the inputs of the prompt's "
-    "examples, and on inputs made from these, never on the tests. examples: one that gives the examples' values. "
-    "clusters: one of the largest group with equal outputs. cluster mass: of the group with the largest sum of the "
-    "reranker's probabilities, the best-scored one. Two names: the examples first."
+    "examples, and on inputs made from these, never on the tests. examples: a sample that returns the examples' "
+    "values. clusters: a sample of the largest group with equal outputs. cluster mass: the best-scored sample of the "
+    "group with the largest sum of the reranker's probabilities. With two names, the rule examples comes first."
 )
 # Wide enough for the table in a log or a pipe, which have no width of their own.
 _PLAIN_WIDTH = 120
@@ -67,7 +67,7 @@ def execution_price(results: Results) -> str:
     )
     return (
         f"The prompts of {covered} of {problems} problems show an input; samples of the others are compared by their "
-        f"text. The price: {runs:.3g} programs and {seconds:.3g} s per problem, for the samples of "
+        f"text. The cost: {runs:.3g} programs and {seconds:.3g} s per problem, for the samples of "
         f"{len(policies(results))} policies together."
     )
 
@@ -78,8 +78,8 @@ def best_text(finding: Finding) -> str:
     if finding.difference is None:
         return f"Best on the dev split: {finding.claim.title}, which is the paper's answer."
     return (
-        f"Best on the dev split: {finding.claim.title}. Here {finding.interval()} against the paper's answer (the last "
-        f"policy, its reranker alone), above 0 in {finding.seeds_above()} seeds{p}."
+        f"Best on the dev split: {finding.claim.title}. Its difference from the paper's answer (the last policy, its "
+        f"reranker alone) is {finding.interval()}, above 0 in {finding.seeds_above()} seeds{p}."
     )
 
 
@@ -148,7 +148,9 @@ def _print_set(results: Results, console: Console) -> None:
             lines.add_row(verdict, finding.claim.title, *figures)
     if lines.row_count:
         console.print(lines)
-        console.print("seeds: with a difference above 0; p: McNemar's exact test.", style="dim", highlight=False)
+        console.print(
+            "seeds: how many have a difference above 0; p: McNemar's exact test.", style="dim", highlight=False
+        )
 
 
 def _print_further(results: Results, console: Console) -> None:
@@ -219,10 +221,11 @@ def language_rows(results: Results) -> list[tuple[str, list[tuple[Figure, Discri
     return rows
 
 
-DIVERGENCE_HEADER = ("system", "KL, one sample", "passes", "KL, its reranker's choice", "solved")
+DIVERGENCE_HEADER = ("system", "KL, one sample", "passes", "KL, reranker's choice", "solved")
 DIVERGENCE = (
-    "KL to the SFT model in nats per completion, estimated on this set's samples by their log-probabilities under both "
-    "models; of the reranker's choice of n with log n - (n - 1)/n for the choosing, a bound where scores tie."
+    "KL to the SFT model in nats per completion, estimated from the log-probabilities of this set's samples under both "
+    "models. The KL of the reranker's choice includes log n - (n - 1)/n for the choice among n samples, which is an "
+    "upper bound if scores tie."
 )
 
 
@@ -304,16 +307,23 @@ def _markdown(results: Results) -> str:
                 for label, cells in language_rows(results)
             ],
         )
-        page += "\nFraction solved, with its interval; a reranker's AUC behind it. Mean: of the languages' fractions.\n"
+        page += "\nFraction solved, with its interval, then the reranker's AUC. Mean: the mean over languages.\n"
     if reranked(results):
         page += "\n## Rerankers\n\n" + pipes(
             ["system", *MEASURES.values()], [[s.label, *measure_texts(results, s)] for s in reranked(results)]
         )
     if rows := divergence_rows(results):
-        page += "\n## Quality at its KL\n\n" + pipes(DIVERGENCE_HEADER, [list(map(_text, row)) for row in rows])
+        page += "\n## Quality and KL\n\n" + pipes(DIVERGENCE_HEADER, [list(map(_text, row)) for row in rows])
         page += f"\n{DIVERGENCE}\n"
     page += "\n## Quality and cost\n\n" + pipes(
-        ["system", "solved", "tokens per problem", "of the chosen", "s per problem, drawn and executed", "scored"],
+        [
+            "system",
+            "solved",
+            "tokens per problem",
+            "tokens of the chosen",
+            "s per problem: drawing, executing",
+            "scoring",
+        ],
         [
             [
                 label,

@@ -116,42 +116,45 @@ def _set_sections(results: Results, evaluations: Sequence[Evaluation], level: in
     if reranked(results):
         distributions = figure(plots.score_distributions(evaluations, results), _DISTRIBUTIONS)
         parts["Telling correct from incorrect"] = distributions + sections.rerankers(results)
-        parts["Believing a score"] = figure(plots.reliability(results), sections.RELIABILITY)
+        parts["Calibration of the scores"] = figure(plots.reliability(results), sections.RELIABILITY)
     if len(results.languages) > 1:
         parts["By language"] = sections.languages(results)
     if results.divergences:
-        parts["Quality at its KL"] = figure(plots.solved_by_divergence(results), _BY_KL) + sections.divergences(results)
+        parts["Quality and KL"] = figure(plots.solved_by_divergence(results), _BY_KL) + sections.divergences(results)
     parts["Quality and cost"] = sections.costs(results)
     return "".join(section(title, body, level=level) for title, body in parts.items())
 
 
 _SOLVED = (
     "Expected fraction of problems solved when a rule chooses among a random 1, 2, 4, … of the samples; bands are 95% "
-    "intervals. The oracle knows the tests: its line is pass@k. The greedy answer is no sample, so its line is level. "
-    "Where more samples make the reranker choose worse, it was over-optimised: the policy has found what it wrongly "
-    "likes."
+    "intervals. The oracle knows the tests, so its line is pass@k. The greedy answer is the same for any number of "
+    "samples, so its line is level. If a reranker chooses worse among more samples, it was over-optimised: the policy "
+    "has learned to produce programs that the reranker scores too high."
 )
 _BY_KL = (
-    "Fraction solved against the square root of the KL to the SFT model. The line is the SFT model's best of 1, 2, 4 "
-    "and so on by its reranker, whose KL is log n - (n - 1)/n. A policy has two marks, joined: a circle where a sample "
-    "of it stands, a square where its reranker's choice of n does. Training pays where a mark lies above the line."
+    "Fraction solved against the square root of the KL to the SFT model. The line is the SFT model's best of n = "
+    "1, 2, 4, … by its reranker, with a KL of log n - (n - 1)/n. Each policy has two joined marks: a circle for one "
+    "sample, and a square for its reranker's choice of n. A policy above the line solves more than best-of-n at the "
+    "same KL."
 )
-_DISTRIBUTIONS = "The less the two overlap, the better the reranker can choose."
-_SEEDS = "Thin lines are seeds, the thick one is their mean."
+_DISTRIBUTIONS = "The less the two histograms overlap, the better the reranker can choose."
+_SEEDS = "Thin lines are seeds, and the thick line is their mean."
 _PPO = f"{_SEEDS} A score that rises while the pass rate falls is reward hacking."
 _NEGATIVES = (
-    "Programs that failed a test although the reranker scored them highest: what the next reranker learns from. The "
+    "Programs that failed a test although the reranker scored them highest. The next reranker trains on them. The "
     "prompt is grey; the model wrote the rest."
 )
 _TABLE = (
-    "PPO trained against reranker 1. Reranker 2 was trained further, on the data in brackets; PPO 2 starts again from "
-    f"the SFT model, against reranker 2. ″: the same samples as the row above, so the same figure. {ABSENT}: no "
-    "reranker. AUC: how often a correct sample outscores an incorrect one. Bold: the highest figure, the oracle aside."
+    "PPO was trained against reranker 1. Reranker 2 was trained further, on the data in brackets. PPO 2 was trained "
+    "from the SFT model again, against reranker 2. ″: the same samples as the row above, so the same figure. "
+    f"{ABSENT}: no reranker. AUC: how often a correct sample outscores an incorrect one. Bold: the highest figure "
+    "except the oracle's."
 )
 _CLAIMS = (
-    "Each claim is a difference between two fractions of solved problems, on the same problems. It counts as shown "
-    "if the whole 95% interval lies above 0, as contradicted if it lies below, and as not shown if it holds 0. "
-    "Intervals speak of other problems of this kind, not of other training runs; for those there is each seed's own."
+    "Each claim is a difference between two fractions of solved problems, on the same problems. A claim is shown if "
+    "its whole 95% interval is above 0, contradicted if the interval is below 0, and not shown if the interval "
+    "contains 0. Intervals are over other problems of this kind, not over other training runs; the seeds show how "
+    "training runs differ."
 )
 
 
@@ -160,7 +163,7 @@ def _headline(results: Results) -> str:
     tiles = [(first.policy_label, "greedy answer", first.system, "greedy")]
     for system in (ranked[0], ranked[-1]) if ranked else ():
         tiles.append((system.policy_label, "one sample", system.system, "random"))
-        tiles.append((system.label, f"its choice of {n}", system.system, "reranker"))
+        tiles.append((system.label, f"best-scored of {n}", system.system, "reranker"))
     boxes = ""
     for who, how, name, rule in dict.fromkeys(tiles):
         f = results.figure(name, rule)
@@ -173,7 +176,8 @@ def _headline(results: Results) -> str:
     best += f" {text(second_iteration_text(results))}"
     return f"""<header><h1>Iterative self-training with a reinforced reranker</h1>
 <p class="lead">A model writes {n} programs for every problem; a reranker, which never sees the tests, chooses one. PPO
-then trains the model to please the reranker, and so finds what the reranker wrongly likes; those mistakes retrain it.
+then trains the model to raise the reranker's scores, and so finds programs that the reranker scores too high. The
+reranker is retrained on these.
 Figures are fractions of held-out problems whose chosen program passes every test.</p>
 <div class="tiles">{boxes}</div>
 <p class="tally">Of the claims below: {tally(findings_of(results))}.{best}</p></header>"""
@@ -224,7 +228,7 @@ def _table(results: Results) -> str:
         for seed in results.seeds:
             figures = [results.find(system.system, rule, seed=seed) for rule in RULES]
             by_seed.append([text(system.label), str(seed), *(decimal(f.value) if f else ABSENT for f in figures)])
-    return body + folded("Each seed alone", table("figures", [header[0], "seed", *header[1:]], by_seed))
+    return body + folded("Each seed separately", table("figures", [header[0], "seed", *header[1:]], by_seed))
 
 
 def _negative(negative: HardNegative) -> str:
@@ -244,7 +248,7 @@ def _run(run: RunFacts, results: Results) -> str:
     return (
         f'<pre>{text(run.command)}</pre><div class="columns">'
         + table("facts", ["stage", "time", "peak memory", "real tokens"], took)
-        + table("facts", ["made by", ""], [[text(name), text(value)] for name, value in made_by.items()])
+        + table("facts", ["produced by", ""], [[text(name), text(value)] for name, value in made_by.items()])
         + f"</div>{folded('Config', f'<pre>{text(run.config)}</pre>')}"
         + (folded("Assumptions", table("reasons", ["config field", "why"], assumed)) if assumed else "")
     )

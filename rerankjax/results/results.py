@@ -266,7 +266,7 @@ def load(path: Path) -> tuple[Results, ...]:
         fields = json.loads(path.read_text(encoding="utf-8"))
         version = fields.pop("version")
         if version != VERSION:
-            raise ValueError(f"version is {version!r}, this code reads {VERSION}")
+            raise ValueError(f"version is {version!r}, but this code reads {VERSION}")
         sets = fields.pop("evaluations")
         if set(fields) != set(_OF_RUN):
             raise ValueError(f"its fields are {', '.join(sorted(fields))}; it should have {', '.join(_OF_RUN)}")

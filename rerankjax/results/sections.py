@@ -26,29 +26,29 @@ from rerankjax.results.selection import FURTHER_HEADS, sample_counts
 from rerankjax.results.statistics import decimal
 
 RELIABILITY = (
-    "A score becomes a probability by a sigmoid that is fitted on the dev split (Platt scaling). Samples are put into "
-    "ten bins by it; a point is a bin, its area the bin's fraction of the samples, its bar a 95% interval. On the "
-    "dotted line the probability is what happens. The calibration error is the distance from the line, averaged over "
-    "samples; chance alone keeps it above 0."
+    "A sigmoid that is fitted on the dev split turns scores into probabilities (Platt scaling). Samples are grouped "
+    "into ten bins by probability. Each point is a bin: its area is the bin's fraction of the samples, and its bar is "
+    "a 95% interval. On the dotted line the pass rate equals the probability. The calibration error is the distance "
+    "from the line, averaged over samples; sampling noise alone keeps it above 0."
 )
 _RERANKERS = (
-    "Pairwise accuracy compares samples of one problem only, which is what choosing needs. λ, the weight of the "
+    "Pairwise accuracy compares only samples of the same problem, as the choice does. λ, the weight of the "
     "log-probability, was chosen on the dev split. If chosen samples are much longer or shorter than the rest, the "
-    "reranker may go by length."
+    "reranker may rely on length."
 )
 _COST = (
-    "Per problem: all samples are drawn, executed and scored, one is chosen. Seconds are this run's on this machine "
-    "and include compilation and execution; systems that share a policy share its samples."
+    "Per problem: all samples are drawn, executed and scored, and one is chosen. Seconds are this run's on this "
+    "machine and include compilation and execution; systems that share a policy share its samples."
 )
 _LANGUAGES = (
     "Fraction of problems solved in each language by the greedy answer, by a random sample, and by the reranker's "
-    "choice with its AUC below it. The mean is that of the languages' fractions."
+    "choice with its AUC below it. The mean is over the languages' fractions."
 )
 
 
 def pass_at_k(results: Results) -> str:
     """One row for each policy, one column for each k."""
-    header = ["samples of", *(f"pass@{k}" for k in sample_counts(results.samples))]
+    header = ["policy", *(f"pass@{k}" for k in sample_counts(results.samples))]
     rows = [[text(policy), *(cell(e) for e in estimates)] for policy, estimates in pass_at_k_rows(results)]
     return table("figures", header, rows)
 

@@ -81,7 +81,7 @@ def choice_probabilities(scores: np.ndarray, m: int | None = None) -> np.ndarray
         raise ValueError(f"m is {m}; choose 1 to {n}, the samples a problem")
     if not np.isfinite(scores).all():
         raise ValueError(
-            "scores hold a NaN or an infinity, which have no rank; score every sample with a finite number"
+            "scores contain NaN or infinity, which cannot be ranked; score every sample with a finite number"
         )
     share = np.array([math.comb(j, m) / math.comb(n, m) for j in range(n + 1)])
     up_to = (scores[:, None, :] <= scores[:, :, None]).sum(2)
@@ -198,7 +198,9 @@ def _way(e: Evaluation, rule: str) -> np.ndarray | Ballot:
             return e.reranker_scores + e.log_prob_weight * e.log_probabilities
         case "reranker+sft_log_probability":
             if e.likelihood is None:
-                raise ValueError(f"rule is {rule!r}, and the SFT model was not asked about system {e.system!r}")
+                raise ValueError(
+                    f"rule is {rule!r}, but system {e.system!r} has no SFT log-probabilities; give its likelihood"
+                )
             return e.reranker_scores + e.sft_log_prob_weight * e.likelihood.sft
     everything = np.ones_like(e.passed)
     alike = np.zeros(e.passed.shape)
@@ -208,7 +210,7 @@ def _way(e: Evaluation, rule: str) -> np.ndarray | Ballot:
     if rule not in EXECUTION_RULES:
         raise ValueError(f"rule is {rule!r}; choose one of {', '.join(ALL_RULES)}")
     if e.executed is None:
-        raise ValueError(f"rule is {rule!r}, and the programs of system {e.system!r} were not run on inputs")
+        raise ValueError(f"rule is {rule!r}, but system {e.system!r} has no program outputs; give executed")
     filtered, by = rule.startswith("examples"), rule.removeprefix("examples").removeprefix("+")
     kept = e.executed.reproduces if filtered else everything
     match by:

@@ -41,7 +41,7 @@ def summarise(evaluations: Sequence[Evaluation], config_digest: str) -> tuple[Re
       ValueError: evaluations are missing or duplicated, or cannot be compared.
     """
     if not evaluations:
-        raise ValueError("evaluations are empty; give one for every seed, set and system")
+        raise ValueError("evaluations is empty; give one for every seed, set and system")
     seeds = tuple(sorted({e.seed for e in evaluations}))
     by_set: dict[str, list[Evaluation]] = {}
     for e in evaluations:
@@ -247,7 +247,7 @@ def _by_system(evaluations: Sequence[Evaluation], seeds: Sequence[int]) -> dict[
     by_system: dict[str, dict[int, Evaluation]] = {}
     for e in evaluations:
         if e.seed in by_system.setdefault(e.system, {}):
-            raise ValueError(f"{_place(e)}: there are two evaluations; give one")
+            raise ValueError(f"{_place(e)}: there are two evaluations; give only one")
         by_system[e.system][e.seed] = e
     first = next(iter(by_system.values()))
     for system, of_system in by_system.items():
@@ -263,7 +263,9 @@ def _by_system(evaluations: Sequence[Evaluation], seeds: Sequence[int]) -> dict[
         same = of_policy.setdefault((e.seed, e.policy), e)
         samples = zip((e.passed, e.greedy), (same.passed, same.greedy), strict=True)
         if e.programs != same.programs or not all(np.array_equal(a, b) for a, b in samples):
-            raise ValueError(f"{_place(e)}: other samples of policy {e.policy!r} than system {same.system!r}")
+            raise ValueError(
+                f"{_place(e)}: its samples of policy {e.policy!r} differ from those of system {same.system!r}"
+            )
     return {system: [of_system[seed] for seed in seeds] for system, of_system in by_system.items()}
 
 
@@ -271,21 +273,22 @@ def _check_peers(e: Evaluation, of_set: Evaluation, of_seed: Evaluation, of_syst
     """Raises ValueError unless `e` matches the others: one of its set, one of its set and seed, one of its system."""
     n = of_set.passed.shape[1]
     if e.passed.shape[1] != n:
-        raise ValueError(f"{_place(e)}: {e.passed.shape[1]} samples per problem, others have {n}; draw equally many")
+        raise ValueError(f"{_place(e)}: {e.passed.shape[1]} samples per problem, but others have {n}; draw {n}")
     if e.keys != of_seed.keys:
         raise ValueError(
-            f"{_place(e)}: other problems than system {of_seed.system!r}; differences need the same, in one order"
+            f"{_place(e)}: its problems differ from those of system {of_seed.system!r}; give the same problems in the "
+            "same order"
         )
     if set(e.languages) != set(of_set.languages):
         raise ValueError(
-            f"{_place(e)}: the languages {', '.join(sorted(set(e.languages)))}, other evaluations have "
-            f"{', '.join(sorted(set(of_set.languages)))}; give every seed problems in each"
+            f"{_place(e)}: its languages are {', '.join(sorted(set(e.languages)))}, but those of other evaluations are "
+            f"{', '.join(sorted(set(of_set.languages)))}; give every seed problems in the same languages"
         )
     for field in _OF_SYSTEM:
         if getattr(e, field) != getattr(of_system, field):
             raise ValueError(
                 f"{_place(e)}: {field} is {getattr(e, field)!r}, but {getattr(of_system, field)!r} in seed "
-                f"{of_system.seed}; give one for all seeds"
+                f"{of_system.seed}; give the same for all seeds"
             )
 
 
