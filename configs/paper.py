@@ -27,28 +27,30 @@ COMMITS = {
 
 # Config field: why it has this value if the paper does not give one. A section stands for all its fields.
 ASSUMPTIONS = {
-    "evaluation.NAME.samples": "n is unknown. By experiments/speed.py 'three times faster than 33B' holds up to n = 8, "
-    "or up to 64, by how many problems are in flight.",
-    "evaluation.NAME.sampling": "temperature 0.8, top-p 0.95: usual for pass@k at such n; 1,024 tokens as "
-    "DeepSeek-Coder's own evaluation.",
-    "evaluation.NAME.max_prompt_length": "holds every prompt.",
-    "evaluation.multipl_e.csharp_lists": "as shipped, no C# list passes a test, and the paper's figure is above that.",
-    "evaluated policy": "the reranker chooses among samples of the last PPO's policy, as the loop ends in one; the "
-    "results have the SFT model's samples beside them.",
-    "problems.train": "CodeContests' training split, the usual source with tests; posed in the eight languages in "
-    "turn, since the reranker must know them all.",
-    "problems.max_test_cases": "as many of a problem's cases as a sandbox runs in reasonable time.",
-    "problems.decontamination_ngram": "the rule of DeepSeek-Coder's training data.",
-    "sft": "the SFT corpus is unknown: here the problems' own first solution in Python, C++ or Java, if it passes. "
-    "sft.enabled=False takes DeepSeek's instruction tuning for stage A.",
-    "sampling.temperature": "1.0: PPO's own; candidates.train: what pairs are made from, beside given solutions.",
+    "evaluation.NAME.samples": "n is unknown. According to experiments/speed.py, 'three times faster than 33B' is true "
+    "up to n = 8 or up to n = 64, depending on how many problems are in flight.",
+    "evaluation.NAME.sampling": "temperature 0.8 and top-p 0.95 are usual for pass@k at such n; DeepSeek-Coder's own "
+    "evaluation has 1,024 tokens.",
+    "evaluation.NAME.max_prompt_length": "fits every prompt.",
+    "evaluation.multipl_e.csharp_lists": "with the tests as shipped, no C# list passes; the paper's figure is too high "
+    "for that.",
+    "evaluated policy": "the reranker chooses among samples of the last PPO policy, because the loop ends with PPO; "
+    "the results also have the SFT model's samples.",
+    "problems.train": "CodeContests' training split, the usual source with tests; problems cycle through the eight "
+    "languages, because the reranker must know them all.",
+    "problems.max_test_cases": "as many cases per problem as a sandbox runs in reasonable time.",
+    "problems.decontamination_ngram": "the rule for DeepSeek-Coder's training data.",
+    "sft": "the SFT corpus is unknown; here it is each problem's first solution in Python, C++ or Java, if it passes. "
+    "sft.enabled=False uses DeepSeek's instruction tuning as stage A.",
+    "sampling.temperature": "1.0, as in PPO; pairs are made from candidates.train samples and given solutions.",
     "max_prompt_length": "longer training problems are left out.",
-    "reranker_training": "learning rate, batch and steps are unknown; so are retraining's.",
-    "ppo": "learning rate, batch, epochs and the KL coefficient are unknown; so is early_stopping.",
-    "mining": "how many pairs, how many of them are new, and which failures count as hard.",
-    "lora": "whether all weights are trained, or adapters, with which generator and reranker share one 6.7B.",
-    "generator.dtype": "bfloat16, as the checkpoints are kept; adapters are float32.",
-    "seeds": "how many training runs the paper's figures are of.",
+    "reranker_training": "learning rate, batch size and steps are unknown, also for retraining.",
+    "ppo": "learning rate, batch size, epochs and the KL coefficient are unknown, and so is early_stopping.",
+    "mining": "the paper does not say how many pairs there are, how many are new, and which failures count as hard.",
+    "lora": "the paper does not say whether it trains all weights or adapters; with adapters, generator and reranker "
+    "share one 6.7B model.",
+    "generator.dtype": "bfloat16, as in the checkpoints; adapters are float32.",
+    "seeds": "the paper does not say how many training runs its figures are from.",
 }
 
 

@@ -1,6 +1,7 @@
-"""Finished runs beside each other, as Markdown: python experiments/compare.py runs/mini runs/more-kl
+"""Compares finished runs, as Markdown: python experiments/compare.py runs/mini runs/more-kl
 
-What their configs differ in, and on each evaluation set: what each system solves by each rule, and the claims.
+Shows the differences of their configs and, for each evaluation set, what each system solves by each rule, and the
+claims.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from rerankjax.run.rundir import saved_config
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdirs", nargs="+", type=Path, help="directories of finished runs")
+    parser.add_argument("workdirs", nargs="+", type=Path, help="the directories of finished runs")
     runs = {}
     for workdir in parser.parse_args().workdirs:
         missing = [name for name in ("config.json", "results.json") if not (workdir / name).is_file()]

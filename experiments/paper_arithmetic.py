@@ -74,26 +74,27 @@ def sentences() -> list[str]:
     return [
         f"One iteration against the same generator's greedy answer: {listed(first)}; mean {mean(first):+.1f} (the "
         f"paper's averages differ by {one.average - greedy.average:+.1f}).",
-        f"{leader} leads that average: without it the gain is {mean(rest):+.1f}, not {mean(first):+.1f}. "
+        f"{leader} contributes most: without it the mean gain is {mean(rest):+.1f}, not {mean(first):+.1f}. "
         f"In {sum(v <= SAME for v in first.values())} of {len(first)} languages one iteration is no more than "
         f"{SAME} points above greedy.",
-        f"A second iteration on hard negatives alone is below one iteration: {hard.average} against {one.average} "
-        f"({hard.average - one.average:+.1f}; by language {listed(of_hard)}).",
+        f"A second iteration on hard negatives alone solves less than one iteration: {hard.average} against "
+        f"{one.average} ({hard.average - one.average:+.1f}; by language {listed(of_hard)}).",
         f"Only self-training gains: {own.average} against {one.average} ({own.average - one.average:+.1f}), and it "
         f"loses in {len(worse)} of {len(of_self)} languages ({listed(worse)}).",
         f"The table has {total:,} problems in {len(PROBLEMS)} languages. The standard error of its average is "
-        f"{error:.1f} points if each is a trial of its own, and {shared:.1f} if translations of a problem are solved "
-        f"together; a difference of two independent averages has {error * math.sqrt(2):.1f} and "
-        f"{shared * math.sqrt(2):.1f}. The gain of a second iteration is {own.average - one.average:+.1f}.",
-        f"Paired, the second iteration's {own.average - one.average:+.1f} would reach p < .05 only where at most "
-        f"{discordant_needed(own.average - one.average)} of the {total:,} problems are solved by one of the two "
-        "systems alone. The paper gives no pairs, so this cannot be computed.",
+        f"{error:.1f} points if each problem is a separate trial, and {shared:.1f} if the translations of a problem "
+        "are solved together; the standard errors of a difference of two independent averages are "
+        f"{error * math.sqrt(2):.1f} and {shared * math.sqrt(2):.1f}. The gain of a second iteration is "
+        f"{own.average - one.average:+.1f}.",
+        f"In a paired test, the second iteration's {own.average - one.average:+.1f} would reach p < .05 only if at "
+        f"most {discordant_needed(own.average - one.average)} of the {total:,} problems are solved by exactly one of "
+        "the two systems. The paper does not give outcomes per problem, so this cannot be computed.",
         f"Against 33B greedy: {own.average} against {large.average} ({own.average - large.average:+.1f}), "
-        f"one iteration {one.average - large.average:+.1f}. By language, the last row: {listed(gains(own, large))}.",
+        f"one iteration {one.average - large.average:+.1f}. The last row by language: {listed(gains(own, large))}.",
         f"GPT-4 is beaten in {', '.join(beaten) or 'no language'}.",
-        "The rerankers choose the best of n samples and are compared with a greedy answer: a choice by log-probability "
-        "or by majority among the same n samples, which costs no training, is not in the table; nor are n and the "
-        "temperature.",
+        "The rerankers choose the best of n samples and are compared with a greedy answer. The table does not have a "
+        "choice by log-probability or by majority among the same n samples, which needs no training. It also does not "
+        "give n and the temperature.",
     ]
 
 

@@ -1,17 +1,18 @@
-"""Is sampling n times with a small model, and reranking, three times faster than one sample of a large one?
+"""Is sampling n times from a small model and reranking three times faster than one sample of a large model?
 
     python experiments/speed.py                                   # the roofline on an H100; no hardware needed
-    python experiments/speed.py --chip v5e v5p --out runs/speed   # on others, with JSON and Markdown
-    python experiments/speed.py --measure --out runs/speed        # on the device that is there
+    python experiments/speed.py --chip v5e v5p --out runs/speed   # other chips, with JSON and Markdown
+    python experiments/speed.py --measure --out runs/speed        # measured on this machine's devices
     python experiments/speed.py --measure --large small --sampler tiny --reranker tiny --prompt 32 --completion 16
 
-The paper says that 6.7B with a 6.7B reranker is three times faster than 33B. That depends on n, which it does not give,
-and on how many problems are in flight: one by one, every token waits for the parameters to be read, which
-samples share; many at a time, the work counts. So both are swept.
+The paper says that 6.7B with a 6.7B reranker is three times faster than 33B. The speed-up depends on n, which the paper
+does not give, and on the number of problems in flight. With one problem in flight, every token waits for the parameters
+to be read, and samples share that read. With many in flight, the matrix products dominate. So the script varies both.
 
---measure times wall clock: the engine draws, the Reranker scores, prompts in and scores out, the median of some rounds
-after one to compile. Weights are random, which speed does not depend on, and every sample has the full length. One
-model is held at a time, its layers twice while it draws: 33B in bfloat16 needs some 135 GB on each device.
+--measure measures wall-clock time: the engine draws samples from prompts, and the Reranker scores them. A time is the
+median of several rounds, after one round that compiles. Weights are random, which does not change the speed, and every
+sample has the full length. One model is in memory at a time, with its layers twice while it draws: 33B in bfloat16
+needs about 135 GB on each device.
 """
 
 import argparse
@@ -174,18 +175,20 @@ def show(comparison: speed.Comparison) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true", help="time it here, instead of the roofline")
-    parser.add_argument("--chip", nargs="+", choices=CHIPS, default=["h100"], help="of the roofline")
-    parser.add_argument("--chips", type=int, help="how many; by default the fewest that hold the large model")
+    parser.add_argument("--measure", action="store_true", help="measure here instead of using the roofline")
+    parser.add_argument("--chip", nargs="+", choices=CHIPS, default=["h100"], help="chips for the roofline")
+    parser.add_argument("--chips", type=int, help="number of chips; default: the fewest that fit the large model")
     parser.add_argument("--large", choices=MODELS, default="33B")
     parser.add_argument("--sampler", choices=MODELS, default="6.7B")
     parser.add_argument("--reranker", choices=MODELS, default="6.7B")
-    parser.add_argument("--prompt", type=int, default=256, help="tokens")
-    parser.add_argument("--completion", type=int, default=256, help="tokens")
-    parser.add_argument("--problems", type=int, nargs="+", default=[1, 8, 64], help="in flight, at most")
-    parser.add_argument("--samples", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64], help="the n to try")
-    parser.add_argument("--rounds", type=int, default=3, help="of --measure")
-    parser.add_argument("--out", type=Path, help="directory for speed-*.json and speed-*.md")
+    parser.add_argument("--prompt", type=int, default=256, help="tokens per prompt")
+    parser.add_argument("--completion", type=int, default=256, help="tokens per completion")
+    parser.add_argument(
+        "--problems", type=int, nargs="+", default=[1, 8, 64], help="maximum numbers of problems in flight"
+    )
+    parser.add_argument("--samples", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64], help="values of n")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of --measure")
+    parser.add_argument("--out", type=Path, help="write speed-*.json and speed-*.md to this directory")
     args = parser.parse_args()
     for name in ("chips", "prompt", "completion", "problems", "samples", "rounds"):
         given = getattr(args, name)
@@ -207,7 +210,7 @@ def main() -> None:
             args.out.mkdir(parents=True, exist_ok=True)
             write_text(args.out / f"speed-{name}.json", speed.to_json(comparison))
             write_text(args.out / f"speed-{name}.md", speed.markdown(comparison))
-            print(f"written: {args.out / f'speed-{name}.json'} and .md")
+            print(f"wrote {args.out / f'speed-{name}.json'} and .md")
 
 
 if __name__ == "__main__":

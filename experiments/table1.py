@@ -1,16 +1,16 @@
 """The paper's Table 1 with our figures in it, from three runs of configs/paper.py.
 
-    python experiments/table1.py --workdir runs/table1                       # starts what is missing, here, in turn
+    python experiments/table1.py --workdir runs/table1                       # starts the missing runs, one by one
     python experiments/table1.py --workdir runs/table1 --only 6.7b -- --config.mesh.fsdp=8
-    python experiments/table1.py --workdir runs/table1 --render              # the table of what there is
+    python experiments/table1.py --workdir runs/table1 --render              # the table of the finished runs
     python experiments/table1.py --smoke                                     # everything, on tiny random models
 
-The runs are WORKDIR/1.3b, 6.7b and 33b; what stands behind `--` goes to each `rerankjax train`. A run that was
-interrupted resumes. On a cluster start the runs as tpu/README.md says, and render. Prints the table and writes
-table1.md and table1.html into WORKDIR. What was not run says so.
+The runs are WORKDIR/1.3b, 6.7b and 33b. Arguments after `--` are passed to each `rerankjax train`. An interrupted run
+resumes. On a cluster, start the runs as tpu/README.md says, then use --render. Prints the table and writes table1.md
+and table1.html into WORKDIR. Missing figures are marked "not run".
 
---smoke takes HumanEval's translations from --problems (a folder with humaneval-LANGUAGE.jsonl), else made-up problems
-in their shape. What a random model solves is what it solves: nothing.
+--smoke reads HumanEval's translations from --problems (a folder with humaneval-LANGUAGE.jsonl), or makes up problems in
+the same format. The random models solve nothing.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def run(size: str, config: str, workdir: Path, flags: Sequence[str], smoke: bool
         sys.exit(status)
 
 
-SMOKE = "These runs are of tiny models with random weights: what they solve says nothing of the paper's."
+SMOKE = "These runs are of tiny models with random weights: their figures say nothing about the paper's."
 
 
 def render(workdir: Path, smoke: bool) -> None:
@@ -70,12 +70,16 @@ def render(workdir: Path, smoke: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, help="directory of the three runs (default: runs/table1, -smoke)")
-    parser.add_argument("--only", nargs="+", choices=RUNS, default=RUNS, metavar="SIZE", help=", ".join(RUNS))
-    parser.add_argument("--render", action="store_true", help="start nothing")
-    parser.add_argument("--smoke", action="store_true", help="tiny random models")
-    parser.add_argument("--problems", type=Path, help="of --smoke: folder with humaneval-LANGUAGE.jsonl")
-    parser.add_argument("flags", nargs="*", help="behind --: of rerankjax train")
+    parser.add_argument(
+        "--workdir", type=Path, help="directory of the three runs (default: runs/table1, or runs/table1-smoke)"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=RUNS, default=RUNS, metavar="SIZE", help=f"runs to start: {', '.join(RUNS)}"
+    )
+    parser.add_argument("--render", action="store_true", help="only print the table; start no run")
+    parser.add_argument("--smoke", action="store_true", help="run everything on tiny random models")
+    parser.add_argument("--problems", type=Path, help="for --smoke: a folder with humaneval-LANGUAGE.jsonl")
+    parser.add_argument("flags", nargs="*", help="after --: flags for rerankjax train")
     args = parser.parse_args()
     workdir = args.workdir or Path("runs/table1-smoke" if args.smoke else "runs/table1")
     config = "configs/paper.py:{size}"
