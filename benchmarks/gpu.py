@@ -1,19 +1,21 @@
-"""How near to one GPU's limits the engine decodes and the reranker scores, at the shape of DeepSeek-Coder-6.7B.
+"""How close the engine's decoding and the reranker's scoring come to one GPU's limits, for DeepSeek-Coder-6.7B's shape.
 
-    python benchmarks/gpu.py                 # one GPU of 80 GB, bfloat16; below 10 minutes, compilation included
+    python benchmarks/gpu.py                 # one GPU of 80 GB, bfloat16; less than 10 minutes with compilation
     python benchmarks/gpu.py --model tiny    # runs anywhere
 
 The limits are measured: memory bandwidth by a copy and a sum of large arrays (the faster counts), and the rate of
 matrix products of 8192^3 in bfloat16.
 
-Decoding: 16 samples at a time of each of 4 prompts of 256 tokens, 128 tokens each. A step's time is what 32 samples of
-each take longer than 16 do: the same prompts are read, twice as many steps taken. The bytes are those that a step has
-to read: the weights, each prompt's keys and values once, and each sample's own so far, not the room left in its cache.
+Decoding: 16 samples at a time for each of 4 prompts of 256 tokens; each sample has 128 tokens. The time of a step is
+computed from the difference between 32 and 16 samples per prompt: both read the same prompts, and 32 samples take twice
+as many steps. The bytes are those that a step must read: the weights, each prompt's keys and values once, and each
+sample's own keys and values so far, without the free rest of its cache.
 
-Scoring: 16 candidates of 64 tokens on each of 8 prompts of 512. The operations are those of the matrices (2 for each
-weight and token) and of the attention to what each token sees, prompts counted once; none for norms or the softmax.
+Scoring: 16 candidates of 64 tokens for each of 8 prompts of 512 tokens. The operations are those of the matrices (2 per
+weight and token) and of the attention to the tokens that each token sees. Prompts count once. Norms and the softmax do
+not count.
 
-Weights are random. Medians of several rounds; each part is printed, and written, as it ends.
+Weights are random. Times are medians of several rounds. Each part is printed, and written, when it ends.
 """
 
 import argparse
@@ -187,16 +189,14 @@ def score(sizes: Sizes, params: Params, rounds: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deepseek-coder-6.7b", choices=SIZES)
-    parser.add_argument("--chunk", type=int, default=32, help="tokens between two looks of the host")
+    parser.add_argument("--chunk", type=int, default=32, help="tokens between two checks by the host")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=pathlib.Path, help="write the figures here too")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 1)
     sizes, console, start = SIZES[args.model], Console(), time.perf_counter()
     if jax.device_count() > 1:
-        parser.error(
-            f"this measures one device and JAX sees {jax.device_count()}: show it one (CUDA_VISIBLE_DEVICES=0)"
-        )
+        parser.error(f"this measures one device, but JAX sees {jax.device_count()}: set CUDA_VISIBLE_DEVICES=0")
     device = jax.devices()[0]
     figures: dict[str, Any] = {"device": device.device_kind, "jax": jax.__version__, "model": args.model}
 
@@ -215,7 +215,7 @@ def main() -> None:
     done("parameters", sum(leaf.size for leaf in jax.tree.leaves(params)))
     done("scoring", score(sizes, params, args.rounds))
     done("decoding", decode(sizes, params, args.chunk, args.rounds))
-    table = Table("part", "a second", "rate", "limit, measured", "share", "target", box=None)
+    table = Table("part", "per second", "rate", "measured limit", "fraction", "target", box=None)
     for name, unit, rate, limit in (
         ("decoding", "tokens/s", "bytes/s", "bandwidth"),
         ("scoring", "candidates/s", "operations/s", "products"),

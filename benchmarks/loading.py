@@ -1,9 +1,10 @@
-"""How much memory, and how long, it takes to load a checkpoint.
+"""How much memory and time it takes to load a checkpoint.
 
     python benchmarks/loading.py [--megabytes 2000] [--dtype bfloat16]
 
-Writes a random Llama in four files to a temporary folder, loads it in a fresh process, and prints what that process's
-resident memory peaked at above what it held just before, beside the checkpoint's size. Half a minute at 2 GB.
+Writes a random Llama in four files to a temporary folder and loads it in a new process. Prints the time, and the peak
+of that process's resident memory above its memory before loading, relative to the checkpoint's size. Takes half a
+minute at 2 GB.
 """
 
 import argparse
@@ -74,7 +75,9 @@ def main() -> None:
         size = write(pathlib.Path(folder, "large"), args.megabytes, args.dtype)
         command = [sys.executable, __file__, "--measure", folder]
         peak, seconds = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    print(f"{size / 1e9:.2f} GB of {args.dtype}: {seconds:.1f} s, peak {peak / size:.2f} of the checkpoint")
+    print(
+        f"{size / 1e9:.2f} GB of {args.dtype}: {seconds:.1f} s, peak memory {peak / size:.2f} of the checkpoint's size"
+    )
     return None
 
 

@@ -1,12 +1,12 @@
-"""One peer's PPO, run for `training.py` by a Python that has it: TRL's (1.12, the last with it) or Tunix's (0.1.7).
+"""Runs one peer's PPO for `training.py`, in a Python that has it: TRL's (1.12, the last with PPO) or Tunix's (0.1.7).
 
     pip install torch trl==1.12.*                                   # one environment
     pip install google-tunix==0.1.7                                 # another
     python benchmarks/ppo_peers.py {trl,tunix} FOLDER [--devices 1] # as training.py does
 
-FOLDER has "policy" and "reward", models that transformers reads, and settings.json. Of each line that comes on stdin,
-{"threads": torch's}, one iteration is made, and its seconds are the answer on stdout. Before the first, what the peer's
-own functions make of the rows in the settings is said: log-probabilities and rewards.
+FOLDER has "policy" and "reward", models that transformers reads, and settings.json. Each line on stdin, {"threads":
+torch's}, starts one iteration, whose seconds are printed on stdout. Before the first iteration, the log-probabilities
+and rewards that the peer's own functions give for the rows in the settings are printed.
 """
 
 import argparse
@@ -211,7 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("peer", choices=("trl", "tunix"))
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--devices", type=int, default=1, help="of JAX")
+    parser.add_argument("--devices", type=int, default=1, help="number of JAX devices")
     args = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # keeps what the peer prints out of the answers

@@ -1,19 +1,19 @@
-"""Candidates scored, and pairs trained on, per second, beside transformers and TRL on the same weights.
+"""Candidates scored and pairs trained on per second, compared with transformers and TRL on the same weights.
 
     python benchmarks/reranking.py                 # CPU, 5M parameters, float32; 15 minutes on two cores
     python benchmarks/reranking.py --parts scoring --devices 1
 
-Scoring: 16 candidates of 64 tokens for each of 8 prompts of 512. transformers' sequence classification and our plain
-rows (prompt and candidate) each at the fastest of three batch sizes, found first; and our rows that share a prompt,
-read once. All scores agree within 1e-4.
+Scoring: 16 candidates of 64 tokens for each of 8 prompts of 512 tokens. Our rows that share a prompt, which is read
+once, are compared with transformers' sequence classification and with our plain rows (prompt and candidate). These two
+have the fastest of three batch sizes, measured first. All scores agree within 1e-4.
 
-Training: optimisation steps on 16 pairs beside TRL's RewardTrainer without gradient checkpointing, evaluation, logging
-or saving, and without its time to fetch and pad the pairs: pairs that share prompts of 512 tokens before completions of
-64, and pairs of 256 tokens that share but the first. The losses of all steps agree within 1e-4: both sides take the
-same steps of Adam, with clipped gradients and cosine decay.
+Training: optimisation steps on 16 pairs, compared with TRL's RewardTrainer without gradient checkpointing, evaluation,
+logging or saving, and without its time to fetch and pad the pairs. Pairs share prompts of 512 tokens before completions
+of 64 tokens, or have 256 tokens and share only the first. The losses of all steps agree within 1e-4: both sides take
+the same steps of Adam, with clipped gradients and cosine decay.
 
-torch runs on one thread or on one for each core, whichever is faster: threads wait for one another on busy cores. Both
-sides by turns, each warmed up first; medians of the ratios. Needs torch and TRL (1.16): pip install torch trl.
+torch runs on one thread or on one thread per core, whichever is faster, because threads wait for one another on busy
+cores. The two sides alternate after a warm-up; ratios are medians. Needs torch and TRL (1.16): pip install torch trl.
 """
 
 import argparse
@@ -254,15 +254,17 @@ def compare_training(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="scoring,training")
-    parser.add_argument("--rounds", type=int, default=5, help="of scoring")
-    parser.add_argument("--steps", type=int, default=12, help="of training, the first few left out")
-    parser.add_argument("--prompts", type=int, default=8, help="scored at a time")
-    parser.add_argument("--pairs", type=int, default=16, help="in a training step")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of scoring")
+    parser.add_argument(
+        "--steps", type=int, default=12, help="training steps, including the first few, which do not count"
+    )
+    parser.add_argument("--prompts", type=int, default=8, help="prompts scored at a time")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs in a training step")
     parser.add_argument("--prompt-length", type=int, default=512)
     parser.add_argument("--completion-length", type=int, default=64)
-    parser.add_argument("--row-length", type=int, default=256, help="of rows that share nothing")
-    parser.add_argument("--devices", type=int, default=CORES, help="of JAX; left out, one for each core")
-    parser.add_argument("--json", type=pathlib.Path, help="write the figures here too")
+    parser.add_argument("--row-length", type=int, default=256, help="tokens of a row of pairs that share nothing")
+    parser.add_argument("--devices", type=int, default=CORES, help="number of JAX devices; default: one per core")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
     args = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     jax.config.update("jax_num_cpu_devices", args.devices)
@@ -276,7 +278,7 @@ def main() -> None:
             train = functools.partial(compare_training, folder, mesh, args.steps, args.pairs)
             figures["training: TRL, shared prompts"] = train(*lengths, 1.4)
             figures["training: TRL, nothing shared"] = train(1, args.row_length - 1, 1.0)
-    table = Table("part: beside", "unit", "batch", "threads", "theirs", "ours", "ratio", "target", box=None)
+    table = Table("part: compared with", "unit", "batch", "threads", "theirs", "ours", "ratio", "target", box=None)
     for name, row in figures.items():
         values = (f"{row['theirs']:,.1f}", f"{row['ours']:,.1f}", f"{row['ratio']:.2f}", f"{row['target']}")
         table.add_row(name, row["unit"], f"{row['batch']}", f"{row.get('threads', '')}", *values)

@@ -1,12 +1,12 @@
-"""Tokens per second of the sampling engine beside transformers' `generate`, on the same weights.
+"""Tokens per second of the sampling engine, compared with transformers' `generate` on the same weights.
 
     python benchmarks/sampling.py                  # 5M and 50M parameters, CPU; half an hour on two cores
     python benchmarks/sampling.py --models 5M --rounds 1
 
-16 prompts of 256 tokens, n = 16, 128 new tokens, temperature .8, top-p .95; then greedy with n = 1, beside `generate`
-with a static cache and torch.compile. Cores share the samples, or with n = 1 the products (`tensor`), where reading the
-parameters is most of the work. Both sides by turns, each warmed up first; medians of the ratios. Nothing ends
-early: every sample is 128 tokens long on both sides. Needs torch: pip install torch.
+16 prompts of 256 tokens, n = 16, 128 new tokens, temperature .8, top-p .95; then greedy with n = 1, compared with
+`generate` with a static cache and torch.compile. Cores share the samples; with n = 1, where reading the parameters is
+most of the work, they share the products (`tensor`). The two sides alternate after a warm-up; ratios are medians. No
+sample ends early: each has 128 tokens on both sides. Needs torch: pip install torch.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--models", default="5M,50M")
     parser.add_argument("--samples", default="16,1")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=pathlib.Path, help="write the figures here too")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))  # a while loop uses one core per device
     console, figures = Console(), {}

@@ -1,13 +1,13 @@
-"""How fast the sandbox is, whether it judges as MultiPL-E does, and whether it leaks.
+"""How fast the sandbox is, whether it gives the same verdicts as MultiPL-E, and whether it leaks resources.
 
-    python benchmarks/sandbox.py speed       # beside plain subprocesses, as MultiPL-E's evaluator starts them
-    python benchmarks/sandbox.py control     # what a control costs, per language
-    python benchmarks/sandbox.py agreement   # three runs, and one with four busy processes a core
+    python benchmarks/sandbox.py speed       # compared with plain subprocesses, as in MultiPL-E's evaluator
+    python benchmarks/sandbox.py control     # the cost of a control, per language
+    python benchmarks/sandbox.py agreement   # three runs, and one with four busy processes per core
     python benchmarks/sandbox.py leaks       # 10,000 programs in a row
 
---data is JSONL(.gz) with a row a program: "language", "program" (whole: prompt, completion and tests), "name" and what
-MultiPL-E's evaluator said of it, "evaluator_status". speed needs 10 minutes on two cores, control 4,
-agreement and leaks 20 each.
+--data is JSONL(.gz) with one row per program: "language", "program" (prompt, completion and tests), "name", and
+"evaluator_status", the status that MultiPL-E's evaluator gave. On two cores, speed takes 10 minutes, control takes 4,
+and agreement and leaks take 20 each.
 """
 
 import argparse
@@ -206,8 +206,8 @@ def agreement(rows: list[Row], workers: int, console: Console) -> Row:
         shares = [f"{rate:.3f}" for rate in rates[language].values()]
         table.add_row(language, f"{len(own)}", *(f"{counts[v]}" for v in kinds), *shares, f"{wrong}")
     console.print(table)
-    console.print(f"{len(rows)} programs, {len(runs)} runs: {len(differ)} pass or fail otherwise than there")
-    console.print(f"{len(changing)} have not the same verdict in every run")
+    console.print(f"{len(rows)} programs, {len(runs)} runs: {len(differ)} verdicts differ from the evaluator's")
+    console.print(f"{len(changing)} programs have different verdicts in different runs")
     for row in differ + changing:
         console.print(row)
     return {"runs": len(runs), "pass_rates": rates, "differ": differ, "changing": changing}
@@ -261,7 +261,7 @@ def leaks(rows: list[Row], languages: list[str], workers: int, count: int, conso
     for row in ({"programs": 0} | before, *seen, {"programs": len(texts)} | after):
         table.add_row(*map(str, row.values()))
     console.print(table)
-    console.print(f"first row: before; last row: after all boxes have been closed. {passed} of {len(texts)} passed")
+    console.print(f"first row: before; last row: after all boxes were closed. {passed} of {len(texts)} programs passed")
     return {"before": before, "seen": seen, "after": after, "passed": passed, "programs": len(texts)}
 
 
@@ -288,15 +288,15 @@ def main() -> None:
     parser.add_argument("--data", type=pathlib.Path, default=data)
     parser.add_argument("--languages", default=",".join(toolchains.WITH_TOOLCHAIN))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3, help="speed: evaluator and sandbox by turns")
-    parser.add_argument("--programs", type=int, default=10_000, help="leaks: how many")
-    parser.add_argument("--json", type=pathlib.Path, help="write the figures here too")
+    parser.add_argument("--rounds", type=int, default=3, help="speed: rounds, in which evaluator and sandbox alternate")
+    parser.add_argument("--programs", type=int, default=10_000, help="leaks: number of programs")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
     args = parser.parse_args()
     languages = args.languages.split(",")
     for language in languages:
         toolchains.check(language)
     if not args.data.is_file():
-        parser.error(f"--data: {args.data} is not there; see --help for what it has to be")
+        parser.error(f"--data: {args.data} does not exist; see --help for its format")
     rows, console = read(args.data, languages), Console()
     if args.what == "speed":
         figures = speed(rows, languages, args.workers, args.rounds, console)

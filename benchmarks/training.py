@@ -1,21 +1,22 @@
-"""Seconds of a training step beside TRL's trainers and Tunix's PPO, how ours grow, and their share of a GPU's peak.
+"""Seconds of a training step, compared with TRL and Tunix; how they grow; and the fraction of a GPU's peak they reach.
 
     python benchmarks/training.py --trl-ppo-python=TRL112/bin/python --tunix-python=TUNIX/bin/python  # 20 minutes
     python benchmarks/training.py --parts=utilisation                # one GPU of 80 GB, bfloat16; needs no peer
 
-One Llama of 6M parameters in float32 on CPU. SFT and reranker: 16 rows, or pairs of rows with the same prompt, of 128
-and 128 tokens, beside SFTTrainer and RewardTrainer of TRL 1.16, of this Python (pip install torch trl), as
-`reranking.py` does it: the losses of all steps agree within 1e-4.
+One Llama of 6M parameters in float32 on CPU. SFT and reranker: 16 rows, or 16 pairs of rows with the same prompt, with
+128 tokens of prompt and 128 of completion. They are compared with SFTTrainer and RewardTrainer of TRL 1.16 in this
+Python (pip install torch trl), as in `reranking.py`: the losses of all steps agree within 1e-4.
 
-PPO: an iteration from prompts to updated policy: 16 prompts of 128 tokens, a completion of 128 for each (temperature
-1, top-p 1, none ends early), rewards, values and log-probabilities of policy and reference, then 4 epochs of one update
-each. Beside PPOTrainer of TRL 1.12, the last that has it, and PPOLearner of Tunix 0.1.7, each a process of its own with
-the Python given (see `ppo_peers.py`); a peer that is not given is not run. Before all, their log-probabilities and
-rewards of the same rows agree with ours within 1e-4. A peer's value function is a model of its own, as both are made
-to work; ours is a head of the policy, as the paper's: that is part of the difference.
+PPO: an iteration from prompts to updated policy: 16 prompts of 128 tokens with a completion of 128 tokens each
+(temperature 1, top-p 1, none ends early); rewards, values and log-probabilities of policy and reference; then 4 epochs
+of one update each. It is compared with PPOTrainer of TRL 1.12, the last version that has it, and PPOLearner of Tunix
+0.1.7. Each runs in a separate process with the given Python (see `ppo_peers.py`), or not at all if no Python is given.
+Before the first iteration, their log-probabilities and rewards of the same rows agree with ours within 1e-4. A peer's
+value function is a separate model, which is how both work. Ours is a head of the policy, as in the paper; this is part
+of the difference.
 
-Both sides by turns, each warmed up first; medians of the ratios. TRL runs on one thread or on one for each core, Tunix
-on one device or on one for each core: whichever is faster counts.
+The two sides alternate after a warm-up; ratios are medians. TRL runs on one thread or on one per core, Tunix on one
+device or on one per core; the faster setting counts.
 
 Scaling: see `training_alone.py`; the plot goes to --plot.
 """
@@ -247,26 +248,28 @@ def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", type=lambda text: text.split(","), default=["sft", "reranker", "ppo", "scaling"])
-    parser.add_argument("--trl-ppo-python", help="of an environment with TRL 1.12")
-    parser.add_argument("--tunix-python", help="of an environment with Tunix")
-    parser.add_argument("--model", default="5M", choices=alone.MODELS, help="of the comparisons")
-    parser.add_argument("--rows", type=int, default=16, help="pairs, or prompts of an iteration")
+    parser.add_argument("--trl-ppo-python", help="Python of an environment with TRL 1.12")
+    parser.add_argument("--tunix-python", help="Python of an environment with Tunix")
+    parser.add_argument("--model", default="5M", choices=alone.MODELS, help="model for the comparisons")
+    parser.add_argument("--rows", type=int, default=16, help="rows, pairs, or prompts per iteration")
     parser.add_argument("--prompt-length", type=int, default=128)
     parser.add_argument("--completion-length", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=12, help="of SFT and reranker")
-    parser.add_argument("--rounds", type=int, default=5, help="of PPO, scaling and utilisation")
-    parser.add_argument("--devices", type=int, default=CORES, help="of JAX on CPU; left out, one for each core")
+    parser.add_argument("--steps", type=int, default=12, help="steps of SFT and reranker")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of PPO, scaling and utilisation")
+    parser.add_argument(
+        "--devices", type=int, default=CORES, help="number of JAX devices on CPU; default: one per core"
+    )
     parser.add_argument("--scaling-rows", type=int, nargs="+", default=alone.ROWS)
     parser.add_argument("--scaling-lengths", type=int, nargs="+", default=alone.LENGTHS)
     parser.add_argument("--scaling-models", nargs="+", default=tuple(alone.MODELS))
     parser.add_argument("--plot", type=pathlib.Path, default=pathlib.Path("training_scaling.png"))
     parser.add_argument("--shapes", nargs="+", default=["1.3B", "6.7B LoRA"], choices=alone.SHAPES)
-    parser.add_argument("--json", type=pathlib.Path, help="write the figures here too")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", args.devices)
     console, mesh, figures = Console(width=120), make_mesh(), {}
     if "scaling" in args.parts and any(rows % (2 * mesh.size) for rows in args.scaling_rows):
-        parser.error(f"--scaling-rows: devices share pairs of rows: give multiples of {2 * mesh.size}")
+        parser.error(f"--scaling-rows: devices share pairs of rows; give multiples of {2 * mesh.size}")
     devices = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
     console.print(f"JAX {jax.__version__} on {devices}, {CORES} cores, load average before: {os.getloadavg()[0]:.1f}")
 
@@ -279,7 +282,7 @@ def main() -> None:
     for name, row in compare(args, mesh):
         values = {side: row.get(side) or "not run" for side in ("theirs", "ours")}
         more = {key: row.get(key) for key in ("ratio", "target", "setting")}
-        beside.append({"step: beside": name} | values | more)
+        beside.append({"step: compared with": name} | values | more)
         done("beside", beside)
     if beside:
         show(console, "seconds", beside)

@@ -59,7 +59,7 @@ SHAPES = {
 MODELS = {"1M": (128, 344, 3, 2), "5M": (256, 688, 5, 4), "20M": (448, 1208, 7, 7), "50M": (640, 1728, 10, 10)}
 ROWS, LENGTHS = (4, 8, 16, 32), (64, 128, 256, 512, 1024)
 BASE = 8, 256, "5M"  # the values of two of the three while the third varies
-UNITS = {"rows": "rows", "length": "tokens a row", "model": "parameters"}
+UNITS = {"rows": "rows", "length": "tokens per row", "model": "parameters"}
 STYLES = {"SFT": ("#0072b2", "o"), "reranker": ("#d55e00", "s"), "PPO": ("#009e73", "^")}  # Okabe and Ito's
 
 
@@ -159,7 +159,7 @@ def plot_scaling(figures: list[dict[str, Any]], path: pathlib.Path) -> None:
             first, last = line[0][0], line[-1][0]
             below = min(row["seconds"] for row in rows if row[axis] == last) / 1.5
             grey = {"color": "#808080", "linestyle": "--", "linewidth": 1, "zorder": 1}
-            axes.plot([first, last], [below * first / last, below], **grey, label="in proportion")
+            axes.plot([first, last], [below * first / last, below], **grey, label="proportional")
             axes.set_xscale("log")
             axes.set_yscale("log")
             ticks = sorted({(row[axis], row["model"] if varied == "model" else f"{row[axis]:,}") for row in rows})
@@ -169,7 +169,7 @@ def plot_scaling(figures: list[dict[str, Any]], path: pathlib.Path) -> None:
             axes.minorticks_off()
             axes.set_xlabel(title)
             axes.set_title(", ".join(f"{base[name]} {UNITS[name]}" for name in others), fontsize=9)
-        panels[0].set_ylabel("seconds a step")
+        panels[0].set_ylabel("seconds per step")
         handles, labels = panels[0].get_legend_handles_labels()
         labels = [{"PPO": "PPO update"}.get(label, label) for label in labels]
         figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False)
@@ -192,7 +192,7 @@ def measure_utilisation(shape: str, mesh: Mesh, rounds: int) -> list[dict[str, A
     decoder = gpu.random_params(config)
     if not lora.rank:
         decoder = jax.tree.map(lambda a: a.astype(jnp.float32), decoder)
-    (peak, of), figures = peak_flops(), []
+    (peak, source), figures = peak_flops(), []
     for trainer in TRAINERS:
         B, seconds = rows, None
         while seconds is None:
@@ -205,6 +205,7 @@ def measure_utilisation(shape: str, mesh: Mesh, rounds: int) -> list[dict[str, A
                     raise
                 B //= 2
         rate = flops / seconds / 1e12
-        at = {"shape": shape, "trainer": trainer, "rows": B, "length": length, "peak of": of, "peak TFLOP/s": peak}
-        figures.append(at | {"seconds": seconds, "TFLOP/s": rate, "share": rate / peak / mesh.size})
+        setting = {"shape": shape, "trainer": trainer, "rows": B, "length": length, "peak of": source}
+        speed = {"peak TFLOP/s": peak, "seconds": seconds, "TFLOP/s": rate, "fraction": rate / peak / mesh.size}
+        figures.append(setting | speed)
     return figures
