@@ -1,7 +1,7 @@
 """A pretrained model of 135M parameters, SmolLM2-135M-Instruct, on two kinds of Python problems.
 
 make real                                                                   # set up, then :lists, on two cores
-rerankjax train --config=configs/smollm2.py:lists --workdir=runs/lists      # does what the miniature found hold for it?
+rerankjax train --config=configs/smollm2.py:lists --workdir=runs/lists      # do the results of mini.py hold for it?
 rerankjax train --config=configs/smollm2.py:mbpp --workdir=runs/mbpp        # real problems, from the hub
 rerankjax train --config=configs/smollm2.py:mbpp=mbpp.jsonl --workdir=...   # MBPP from a file
 rerankjax train --config=configs/smollm2.py:full --workdir=runs/lists-full  # :lists on one GPU, three seeds, longer

@@ -78,7 +78,7 @@ def choice_probabilities(scores: np.ndarray, m: int | None = None) -> np.ndarray
     n = scores.shape[1]
     m = n if m is None else m
     if not 1 <= m <= n:
-        raise ValueError(f"m is {m}; choose 1 to {n}, the samples a problem")
+        raise ValueError(f"m is {m}; choose 1 to {n}, the number of samples per problem")
     if not np.isfinite(scores).all():
         raise ValueError(
             "scores contain NaN or infinity, which cannot be ranked; score every sample with a finite number"
@@ -133,7 +133,7 @@ def vote(passed: np.ndarray, ballot: Ballot, m: int | None = None) -> np.ndarray
     problems, n = passed.shape
     m = n if m is None else m
     if not 1 <= m <= n:
-        raise ValueError(f"m is {m}; choose 1 to {n}, the samples a problem")
+        raise ValueError(f"m is {m}; choose 1 to {n}, the number of samples per problem")
     if m == 1:
         return passed.mean(1)
     draws = 1 if m == n else _VOTE_DRAWS
