@@ -131,7 +131,9 @@ def test_nothing_to_score_is_no_error(reranker):
 @pytest.mark.parametrize("prompt", ["", "x" * CONTEXT, "x" * 200])
 def test_a_prompt_that_leaves_no_room_is_named(reranker, prompt):
     assert len(reranker.score_all([("x" * (CONTEXT - 1), ["y"])])[0]) == 1
-    with pytest.raises(PromptLengthError, match=f"problem 1: the prompt has {len(prompt)} tokens; .* 1 to 63") as error:
+    with pytest.raises(
+        PromptLengthError, match=f"problem 1: the prompt has {len(prompt)} tokens, but .* 1 to 63"
+    ) as error:
         reranker.score_all([("a", ["b"]), (prompt, [])])
     assert error.value.problem == 1
 
