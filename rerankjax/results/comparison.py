@@ -19,11 +19,11 @@ def comparison(runs: Mapping[str, tuple[Mapping[str, object], Sequence[Results]]
     configs = [{field: _shown(value) for field, value in config.items()} for config, _ in runs.values()]
     fields = {field: [config.get(field, "") for config in configs] for field in sorted({f for c in configs for f in c})}
     tables = {"What differs": {field: values for field, values in fields.items() if len(set(values)) > 1}}
-    of_runs = [{of_set.evaluation_set: of_set for of_set in results} for _, results in runs.values()]
-    names = dict.fromkeys(name for sets in of_runs for name in sets)
+    run_sets = [{of_set.evaluation_set: of_set for of_set in results} for _, results in runs.values()]
+    names = dict.fromkeys(name for sets in run_sets for name in sets)
     for name in names:
         place = f" on {name}" if len(names) > 1 else ""
-        of_set = [sets.get(name) for sets in of_runs]
+        of_set = [sets.get(name) for sets in run_sets]
         tables[f"Solved{place}"] = _beside([_solved(results) if results else {} for results in of_set])
         tables[f"Claims{place}"] = _beside([_claims(results) if results else {} for results in of_set])
     return "\n".join(
