@@ -36,6 +36,6 @@ def _train(argv: list[str]) -> None:
         from rerankjax.standalone.train import train_reranker
 
         folder = train_reranker(CONFIG.value, str(WORKDIR.value))
-        print(f"\nwrote {folder}; to rank with it: rerankjax rerank --model {folder} --problems FILE")
+        print(f"\nwrote {folder}; rank with it: rerankjax rerank --model {folder} --problems FILE")
 
     run_connected(PROGRAM, work)
