@@ -31,7 +31,9 @@ def report(comparison: Comparison, command: str) -> str:
         }
         if comparison.reliabilities:
             title = "Reliability: pass rate against predicted probability, for each reranker"
-            body += section("Calibration of the scores", figure(plots.reliability_of(reliabilities, title), _RELIABILITY))
+            body += section(
+                "Calibration of the scores", figure(plots.reliability_of(reliabilities, title), _RELIABILITY)
+            )
     for tabulated in tables(comparison):
         rows = [[text(cell) for cell in row] for row in tabulated.rows]
         shown = table("facts", [text(name) for name in tabulated.header], rows)
