@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+import test_train_reranker
 
+from rerankjax.reranker.rerank import Reranker
+from rerankjax.run.metrics import read_metrics
 from rerankjax.run.recovery import EXIT_PREEMPTED
 from rerankjax.run.rundir import recovery_of
 
@@ -21,8 +24,8 @@ MINI = ("--config=configs/mini.py:smoke", "--config.candidates.prompts_in_flight
 MINI += tuple(f"--config.iterations.{name}.run=False" for name in ("same_data", "random", "self_training"))
 
 
-def start(workdir, devices, *flags):
-    command = [sys.executable, "-m", "rerankjax", "train", f"--workdir={workdir}"]
+def start(workdir, devices, *flags, program="train"):
+    command = [sys.executable, "-m", "rerankjax", program, f"--workdir={workdir}"]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "NPROC": "16",  # threads enough for the parts of two programs that wait for one another
@@ -38,11 +41,12 @@ def start(workdir, devices, *flags):
     )
 
 
-def start_two(workdir, *flags):
+def start_two(workdir, *flags, **options):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
-    return [start(workdir, 4, coordinator, "--num_processes=2", f"--process_id={i}", *flags) for i in range(2)]
+    flags = coordinator, "--num_processes=2", *flags
+    return [start(workdir, 4, f"--process_id={i}", *flags, **options) for i in range(2)]
 
 
 def wait_for(path, processes):
@@ -102,6 +106,23 @@ def test_two_processes_one_of_them_killed_end_in_the_figures_of_one(tmp_path):
                 assert a["loss"] == pytest.approx(b["loss"], abs=2e-2), (stage, a["step"])
     figures, expected = (figures_of(run) for run in (two, one))
     assert [row["value"] for row in figures] == pytest.approx([row["value"] for row in expected], abs=0.1)
+
+
+@pytest.mark.long
+def test_two_processes_train_the_reranker_of_one(tmp_path):
+    data = test_train_reranker.write(tmp_path / "a.jsonl", test_train_reranker.samples())
+    flags = ["--config=configs/reranker.py:full,trial", "--config.max_length=64", "--config.batch_size=8"]
+    flags += [f"--config.base={test_train_reranker.base(tmp_path / 'base')}", f"--config.data={data}"]
+    outputs = [finish(p) for p in start_two(tmp_path / "two", *flags, program="train-reranker")]
+    finish(start(tmp_path / "one", 8, *flags, program="train-reranker"))
+    assert "rank with it" in outputs[0]
+    assert "rank with it" not in outputs[1]  # the first alone speaks
+    prompt, candidates = "def new(x):\n", ["    return x + 7\n", "    return x - 7\n"]
+    two, one = (Reranker.from_pretrained(tmp_path / run / "export") for run in ("two", "one"))
+    np.testing.assert_allclose(two.score(prompt, candidates), one.score(prompt, candidates), atol=2e-3)
+    rows = [read_metrics(tmp_path / run / "training") for run in ("two", "one")]
+    assert [row["loss"] for row in rows[0]] == pytest.approx([row["loss"] for row in rows[1]], abs=1e-4)
+    assert [row.get("dev_accuracy") for row in rows[0]] == [row.get("dev_accuracy") for row in rows[1]]
 
 
 @pytest.mark.long
