@@ -219,6 +219,32 @@ def test_hostile_words_stay_text(page: str, hostile: str) -> None:
     page.encode("utf-8")
 
 
+def luminance(colour: str) -> float:
+    """https://www.w3.org/TR/WCAG22/#dfn-relative-luminance"""
+    values = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_words_and_lines_stand_out(mode: str) -> None:
+    """WCAG 2.2, AA: contrast of at least 4.5 for text, and 3 for what figures draw."""
+    style = (Path(report.__file__).parent / "report.css").read_text()
+    colours = dict(re.findall(r"--(\w+): (#\w{6})", re.findall(r":root \{(.*?)\}", style, re.DOTALL)[mode == "dark"]))
+    grounds = [colours.pop(name) for name in ("page", "card", "tint")]
+    del colours["grid"]  # says nothing
+    for name, colour in colours.items():
+        for ground in grounds:
+            dark, light = sorted((luminance(colour), luminance(ground)))
+            least = 4.5 if name in ("ink", "muted", "blue", "orange", "green") else 3
+            assert (light + 0.05) / (dark + 0.05) >= least, (name, colour, ground)
+
+
+def test_what_scrolls_can_be_reached_by_keys(page: str) -> None:
+    assert page.count('class="wide"') == page.count('class="wide" role="region"') > 5
+    assert page.count("<pre") == page.count('<pre tabindex="0"') > 0
+
+
 def test_the_report_fetches_nothing(page: str) -> None:
     fetching = [
         (n, v) for n, v in Page(page).attributes if n in ("src", "href", "xlink:href", "data", "action", "srcset")

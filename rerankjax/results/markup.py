@@ -56,7 +56,7 @@ def section(title: str, body: str, anchor: str = "", level: int = 2) -> str:
 
 
 def figure(svg: str, caption: str) -> str:
-    return f'<figure><div class="wide">{svg}</div><figcaption>{caption}</figcaption></figure>\n'
+    return f"<figure>{_scrollable('figure', svg)}<figcaption>{caption}</figcaption></figure>\n"
 
 
 def folded(summary: str, body: str) -> str:
@@ -65,10 +65,21 @@ def folded(summary: str, body: str) -> str:
 
 def table(kind: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of class `kind`; the first cell of each row is its header. Cells are HTML: escape them first."""
-    head = "".join(f"<th>{cell}</th>" for cell in header)
+    head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
     body = ""
     for first, *rest in rows:
         cells = "".join(f"<td>{cell}</td>" for cell in rest)
         body += f'<tr><th scope="row">{first}</th>{cells}</tr>\n'
     parts = f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody>"
-    return f'<div class="wide"><table class="{kind}">{parts}</table></div>\n'
+    return _scrollable("table", f'<table class="{kind}">{parts}</table>') + "\n"
+
+
+def preformatted(body: str, kind: str = "") -> str:
+    """Preformatted HTML of class `kind`, which the arrow keys can scroll."""
+    of_kind = f' class="{kind}"' if kind else ""
+    return f'<pre tabindex="0"{of_kind}>{body}</pre>'
+
+
+def _scrollable(label: str, body: str) -> str:
+    """A region that scrolls sideways if it is too wide, with the arrow keys too."""
+    return f'<div class="wide" role="region" aria-label="{label}" tabindex="0">{body}</div>'

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rerankjax.results import plots, sections
 from rerankjax.results.claims import Finding, best_finding, findings_of, tally
 from rerankjax.results.evaluation import Evaluation
-from rerankjax.results.markup import block, figure, folded, page, section, table, text
+from rerankjax.results.markup import block, figure, folded, page, preformatted, section, table, text
 from rerankjax.results.render import (
     ABSENT,
     ALONE,
@@ -235,8 +235,11 @@ def _negative(negative: HardNegative) -> str:
     return (
         f"<article><h3>{text(negative.problem)} <small>seed {negative.seed}</small>"
         f'<span class="score">score {negative.score:+.2f}</span></h3>'
-        f'<pre><span class="prompt">{block(negative.prompt, keep_end=True)}</span>{block(negative.completion)}</pre>'
-        f'<pre class="failure">{block(negative.failure.rstrip(), keep_end=True)}</pre></article>\n'
+        + preformatted(
+            f'<span class="prompt">{block(negative.prompt, keep_end=True)}</span>{block(negative.completion)}'
+        )
+        + preformatted(block(negative.failure.rstrip(), keep_end=True), "failure")
+        + "</article>\n"
     )
 
 
@@ -246,10 +249,11 @@ def _run(run: RunFacts, results: Results) -> str:
     made_by = {"processor": run.host, **run.versions, "config digest": results.config_digest}
     assumed = [[text(field), text(reason)] for field, reason in run.assumptions.items()]
     return (
-        f'<pre>{text(run.command)}</pre><div class="columns">'
+        preformatted(text(run.command))
+        + '<div class="columns">'
         + table("facts", ["stage", "time", "peak memory", "real tokens"], took)
         + table("facts", ["produced by", ""], [[text(name), text(value)] for name, value in made_by.items()])
-        + f"</div>{folded('Config', f'<pre>{text(run.config)}</pre>')}"
+        + f"</div>{folded('Config', preformatted(text(run.config)))}"
         + (folded("Assumptions", table("reasons", ["config field", "why"], assumed)) if assumed else "")
     )
 

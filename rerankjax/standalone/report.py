@@ -1,7 +1,7 @@
 """`report.html` of a comparison of rerankers: its tables and plots on one page that fetches nothing."""
 
 from rerankjax.results import plots
-from rerankjax.results.markup import figure, page, section, table, text
+from rerankjax.results.markup import figure, page, preformatted, section, table, text
 from rerankjax.standalone.comparison import ORACLE, RERANKER, Comparison, Solved
 from rerankjax.standalone.tables import tables
 
@@ -18,7 +18,7 @@ _RELIABILITY = (
 
 def report(comparison: Comparison, command: str) -> str:
     """The whole page. Names of models and subsets are escaped."""
-    body = f"<header><h1>Rerankers compared</h1><pre>{text(command)}</pre></header>\n"
+    body = f"<header><h1>Rerankers compared</h1>{preformatted(text(command))}</header>\n"
     if comparison.problems:
         curve = plots.best_of_n(_curves(comparison), "Fraction of problems solved against the samples chosen from")
         body += section("Choosing among more samples", figure(curve, _CURVE))
