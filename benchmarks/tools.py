@@ -77,9 +77,11 @@ def cross_encoder(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]
     from sentence_transformers import CrossEncoder
 
     model = CrossEncoder(str(folder), activation_fn=torch.nn.Identity())
-    whole = model.rank("", given["texts"])
-    scores = {row["corpus_id"]: float(row["score"]) for row in whole}
-    return {"CrossEncoder.rank": [scores[i] for i in range(len(given["texts"]))]}
+    scores: list[float] = []
+    for prompt in PROMPTS:
+        ranked = model.rank(prompt, CANDIDATES)
+        scores += [float(row["score"]) for row in sorted(ranked, key=lambda row: int(row["corpus_id"]))]
+    return {"CrossEncoder.rank": scores}
 
 
 def trl(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
@@ -110,9 +112,7 @@ def trl(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def rewardbench(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
-    """`rewardbench --model FOLDER --dataset FILE --load_json`, on conversations: the tool scores nothing else."""
-    if not given["chat"]:
-        sys.exit("rewardbench scores conversations only: make the reference with --chat")
+    """`rewardbench --model FOLDER --dataset FILE --load_json`, on messages, by the export's chat template."""
     command = [str(Path(sys.executable).with_name("rewardbench")), "--model", str(folder.resolve())]
     with tempfile.TemporaryDirectory() as place:
         data = Path(place, "data.json")

@@ -14,6 +14,7 @@ from rerankjax.model.lora import merge
 from rerankjax.model.weights import save_reranker
 from rerankjax.problems.jsonl import write_records
 from rerankjax.reranker.padding import give_padding, with_padding_row
+from rerankjax.reranker.templates import give_template
 from rerankjax.results.evaluation import Evaluation
 from rerankjax.run.hosts import copy_to_host, is_first
 from rerankjax.run.rundir import durable_path
@@ -42,6 +43,7 @@ def export(run: SeedRun, name: str, params: ParamsLoader, evaluation: Evaluation
             return
         tokenizer = copy.deepcopy(run.tokenizer)
         give_padding(tokenizer)
+        give_template(tokenizer, chat=False)
         pad = tokenizer.pad_token_id
         shape, decoder = with_padding_row(run.reranker.shape, reranker["decoder"], pad)
         save_reranker(

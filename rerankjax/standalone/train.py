@@ -5,6 +5,7 @@ workdir/export     a stage: the model's folder, README.md (its card), results.js
 """
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import io
@@ -35,6 +36,7 @@ from rerankjax.problems.jsonl import write_text
 from rerankjax.reranker.encoding import check_tokenizer, encode, encode_pairs
 from rerankjax.reranker.padding import with_padding_row
 from rerankjax.reranker.rerank import Reranker
+from rerankjax.reranker.templates import give_template
 from rerankjax.run import checkpoint
 from rerankjax.run.hosts import is_first
 from rerankjax.run.metrics import read_metrics
@@ -192,7 +194,9 @@ def _that_fit(config: RerankerTrainingConfig, splits: Splits, model: BaseModel, 
 
 
 def _save(directory: Path, config: RerankerTrainingConfig, model: BaseModel, reranker: Reranker) -> None:
-    pad = model.tokenizer.pad_token_id
+    tokenizer = copy.deepcopy(model.tokenizer)
+    give_template(tokenizer, reranker.chat)
+    pad = tokenizer.pad_token_id
     shape, decoder = with_padding_row(model.shape, merge(reranker.params["decoder"]), pad)
     params = {"decoder": decoder, "score": reranker.params["score"]}
-    save_reranker(directory, shape, params, pooling=config.pooling, pad_token_id=pad, tokenizer=model.tokenizer)
+    save_reranker(directory, shape, params, pooling=config.pooling, pad_token_id=pad, tokenizer=tokenizer)
