@@ -113,7 +113,12 @@ def trl(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
 
 def rewardbench(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
     """`rewardbench --model FOLDER --dataset FILE --load_json`, on messages, by the export's chat template."""
-    command = [str(Path(sys.executable).with_name("rewardbench")), "--model", str(folder.resolve())]
+    # Its pipeline asks for CUDA, whatever the machine has.
+    on_cpu = (
+        "from transformers import BatchEncoding as B; to = B.to; B.to = lambda self, device: to(self, 'cpu'); "
+        "from rewardbench.rewardbench import main; main()"
+    )
+    command = [sys.executable, "-c", on_cpu, "--model", str(folder.resolve())]
     with tempfile.TemporaryDirectory() as place:
         data = Path(place, "data.json")
         data.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in given["turns"]))

@@ -103,6 +103,19 @@ def test_it_learns_and_others_score_the_same(trained):
     assert scores[0] > scores[1] + 1
     texts = [f"{prompt}{c}{reranker.tokenizer.eos_token}" for c in candidates]
     np.testing.assert_allclose(torch_scores(folder, texts), scores, atol=1e-5)
+    for roles in (("user", "assistant"), ("query", "document")):  # a tool that renders messages scores the same
+        turns = [[{"role": r, "content": t} for r, t in zip(roles, (prompt, c), strict=True)] for c in candidates]
+        assert [reranker.tokenizer.apply_chat_template(chat, tokenize=False) for chat in turns] == texts
+    np.testing.assert_allclose(Reranker.from_pretrained(folder, chat=True).score(prompt, candidates), scores, atol=1e-5)
+
+
+def test_the_export_says_what_transformers_4_must_know(trained):
+    """It reads rope_theta alone, knows no TokenizersBackend, and by default gives models a third input."""
+    _, folder = trained
+    config, tokenizer = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "tokenizer_config"))
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
 
 
 def test_its_card_and_results_are_of_problems_it_never_saw(trained):
@@ -137,6 +150,10 @@ def test_a_conversation_is_exported_with_its_template_and_a_padding_token(tmp_pa
     scores = Reranker.from_pretrained(folder, chat=True).score("f", ["x + 1", "x - 1 - 1"])
     np.testing.assert_allclose(torch_scores(folder, texts, add_special_tokens=False), scores, atol=1e-5)
     assert "chat=True" in (folder / "README.md").read_text()
+    # CrossEncoder of sentence-transformers renders a pair as turns of these roles.
+    roles = {"user": "query", "assistant": "document"}
+    pairs = [[turn | {"role": roles[turn["role"]]} for turn in chat] for chat in chats]
+    assert [tokenizer.apply_chat_template(pair, tokenize=False) for pair in pairs] == texts
 
 
 def test_a_reranker_is_trained_further(trained, tmp_path):

@@ -109,7 +109,10 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling:
 
 
 def write_config(folder: Path, config: ModelConfig, head: str, **fields: Any) -> None:
-    """Writes config.json of class `head` (for example "ForCausalLM"), with `fields` unchanged."""
+    """Writes config.json of class `head` (for example "ForCausalLM"), with `fields` unchanged.
+
+    RoPE's settings are written twice, because transformers 4 does not know `rope_parameters`, and would take its own.
+    """
     scaling = config.rope_scaling
     rope = {name: getattr(scaling, name) for name in ("rope_type", *ROPE_FIELDS[scaling.rope_type])}
     own = {name: getattr(config, name) for name in SAVED}
@@ -122,6 +125,10 @@ def write_config(folder: Path, config: ModelConfig, head: str, **fields: Any) ->
         architectures=[config.model_type.capitalize() + head],
         **fields,
     ).save_pretrained(folder)
+    path = folder / "config.json"
+    older = {"rope_theta": config.rope_theta} | ({} if scaling.rope_type == "default" else {"rope_scaling": rope})
+    written = json.loads(path.read_text(encoding="utf-8")) | older
+    path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 SAVED = (

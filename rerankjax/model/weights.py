@@ -7,6 +7,7 @@ Here a layer's parameter has a leading axis over layers, then [in, out]; in the 
 """
 
 import functools
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -302,8 +303,18 @@ def _save(
     tokens: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if tokenizer is not None:
         tokenizer.save_pretrained(path)
+        _for_transformers_4(path / "tokenizer_config.json")
         tokens = {name: getattr(tokenizer, name) for name in tokens}
     write_config(path, config, head, dtype=str(jax.tree.leaves(params)[0].dtype), **(tokens | fields))
+
+
+def _for_transformers_4(path: Path) -> None:
+    """Names the tokenizer's class as transformers 4 and 5 know it, and its outputs: 4 would add a third."""
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    if fields["tokenizer_class"] == "TokenizersBackend":
+        fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    fields.setdefault("model_input_names", ["input_ids", "attention_mask"])
+    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def _fetch(path: ParamPath, leaf: jax.Array, layer: int) -> np.ndarray:
