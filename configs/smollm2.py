@@ -56,7 +56,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
             "retraining": {"batch_size": 16, "optimizer": _adam(2e-4, 40, microbatches=3)},
             "mining": {"pairs": 2000, "later_pairs": 800, "new_fraction": 0.5, "hard_fraction": 0.5},
             "ppo": {
-                "iterations": 12,
+                "iterations": 8,
                 "batch_size": 64,
                 "learning_rate": 2e-4,
                 "epochs": 1,
@@ -76,7 +76,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
             "early_stopping": {"every": 4, "samples": 4},
             "iterations": {
                 "first": {"pairs": "sampled", "ppo": True},
-                "random": {"pairs": "random", "ppo": False, "after": "first", "run": True},
+                "random": {"pairs": "random", "ppo": False, "after": "first", "run": False},
                 "hard": {"pairs": "hard", "ppo": False, "after": "first", "run": True},
                 "self_training": {"pairs": "self_training", "ppo": True, "after": "first", "run": True},
             },
