@@ -60,7 +60,7 @@ def generate(
         before = engine.idle_seconds, engine.real_tokens, engine.computed_tokens
         for drawn in engine.stream(params, [prompts[n] for n in numbers], samples=samples, key=key, stops=stops):
             problem = problems[numbers[drawn.prompt]]
-            text = tokenizer.decode(drawn.tokens, skip_special_tokens=True)
+            text = str(tokenizer.decode(drawn.tokens, skip_special_tokens=True))
             yield Candidate(
                 problem=problem.name,
                 sample=drawn.sample,

@@ -93,7 +93,8 @@ class Linear(nn.Module):
         if bias is not None:
             y = y + bias
         if self.has_variable("params", "lora_a"):
-            a, b = (self.get_variable("params", name).astype(x.dtype) for name in ("lora_a", "lora_b"))
+            a: Array = self.get_variable("params", "lora_a").astype(x.dtype)
+            b: Array = self.get_variable("params", "lora_b").astype(x.dtype)
             y = y + product("blr,rf->blf", product("bld,dr->blr", x, a), b)
         return checkpoint_name(y, "projection")
 
@@ -225,6 +226,11 @@ def packed_hidden_states(config: ModelConfig, params: Params, packed: Packed) ->
     )[0]
 
 
+def _apply(module: nn.Module, params: Params, *arguments: Any, method: Callable[..., Any] | None = None) -> Any:
+    """What the module's method, `__call__` if None, returns with these parameters."""
+    return module.apply({"params": params}, *arguments, method=method)
+
+
 def hidden_states_behind(
     config: ModelConfig,
     params: Params,
@@ -235,7 +241,7 @@ def hidden_states_behind(
 ) -> tuple[Float[Array, "R D"], Float[Array, "B L D"]]:
     """Hidden states at the prompts' ends, and of B = R * n rows: a left-padded prompt is read once for its n rows."""
     params = in_compute_dtype(config, params)
-    of_prompts, caches = Decoder(config).apply({"params": params}, prompts, prompt_mask)
+    of_prompts, caches = _apply(Decoder(config), params, prompts, prompt_mask)
     rows = tokens.shape[0] // prompts.shape[0]
     positions = jnp.repeat(jnp.sum(prompt_mask, axis=1), rows)[:, None] + positions_of(mask)
     seen = causal_mask(mask)
@@ -243,17 +249,17 @@ def hidden_states_behind(
     def step(x: Array, layer: tuple[Params, Cache]) -> tuple[Array, None]:
         block, cache = layer
         prefix = Prefix(cache.keys, cache.values, prompt_mask)
-        return Block(config).apply({"params": block}, x, positions, seen, None, 0, prefix)[0], None
+        return _apply(Block(config), block, x, positions, seen, None, 0, prefix)[0], None
 
-    x = Decoder(config).apply({"params": params}, tokens, method=lambda m, t: m.embed_tokens(t))
+    x = _apply(Decoder(config), params, tokens, method=lambda m, t: m.embed_tokens(t))
     if config.remat != "none":
         step = jax.checkpoint(step, prevent_cse=False, policy=_kept(config))
     x, _ = jax.lax.scan(step, x, (params["layers"], caches), unroll=config.unroll)
-    return of_prompts[:, -1], Decoder(config).apply({"params": params}, x, method=lambda m, h: m.norm(h))
+    return of_prompts[:, -1], _apply(Decoder(config), params, x, method=lambda m, h: m.norm(h))
 
 
 def to_logits(config: ModelConfig, params: Params, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-    return Decoder(config).apply({"params": in_compute_dtype(config, params)}, hidden, method=Decoder.logits)
+    return _apply(Decoder(config), in_compute_dtype(config, params), hidden, method=Decoder.logits)
 
 
 def prefill(
@@ -261,7 +267,7 @@ def prefill(
 ) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
     """The logits that follow left-padded prompts, and a cache for each layer with room for `new_tokens` more."""
     params = in_compute_dtype(config, params)
-    hidden, stacked = Decoder(config).apply({"params": params}, tokens, mask)
+    hidden, stacked = _apply(Decoder(config), params, tokens, mask)
     roomy = jax.tree.map(lambda a: jnp.pad(a, ((0, 0),) * 3 + ((0, new_tokens), (0, 0))), stacked)
     return to_logits(config, params, hidden[:, -1:])[:, 0], unstack(config, roomy)
 
@@ -281,12 +287,12 @@ def decode_step(
 
     With `prefixes`, the caches hold only the tokens behind the prefixes.
     """
-    x = Decoder(config).apply({"params": params}, tokens[:, None], method=lambda m, t: m.embed_tokens(t))
+    x = _apply(Decoder(config), params, tokens[:, None], method=lambda m, t: m.embed_tokens(t))
     new = []
     for layer, cache, prefix in zip(layers, caches, prefixes or (None,) * len(layers), strict=True):
-        x, cache = Block(config).apply({"params": layer}, x, positions[:, None], seen[:, None], cache, slot, prefix)
+        x, cache = _apply(Block(config), layer, x, positions[:, None], seen[:, None], cache, slot, prefix)
         new.append(cache)
-    x = Decoder(config).apply({"params": params}, x, method=lambda m, h: m.norm(h))
+    x = _apply(Decoder(config), params, x, method=lambda m, h: m.norm(h))
     return to_logits(config, params, x)[:, 0], tuple(new)
 
 

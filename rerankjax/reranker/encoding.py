@@ -63,8 +63,8 @@ def _encode_chat(
 ) -> tuple[list[int], dict[str, list[int]]]:
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [m._asdict() for m in prompt]
     render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
-    opening = render(asked, add_generation_prompt=True)
-    texts = [render([*asked, {"role": "assistant", "content": candidate}]) for candidate in candidates]
+    opening = str(render(asked, add_generation_prompt=True))
+    texts = [str(render([*asked, {"role": "assistant", "content": candidate}])) for candidate in candidates]
     for text in texts:
         if not text.startswith(opening):
             place = next((i for i, (a, b) in enumerate(zip(text, opening, strict=False)) if a != b), len(text))
