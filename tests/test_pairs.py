@@ -104,12 +104,14 @@ def test_files_give_back_what_was_written(tmp_path):
 def test_a_run_whose_samples_all_fail_says_what_to_change():
     run = SimpleNamespace(
         seed=0,
-        config=SimpleNamespace(lora=SimpleNamespace(rank=0), sft=SimpleNamespace(enabled=False)),
+        config=SimpleNamespace(
+            lora=SimpleNamespace(rank=0), sft=SimpleNamespace(enabled=False), reranker=SimpleNamespace(members=1)
+        ),
         reranker=SimpleNamespace(name="reranker"),
         stage=lambda name, inputs, fill, everywhere: fill(Path(), None),
     )
     solutions = partition_by_verdict([candidate("p", "a", "failed")])
     with pytest.raises(ConfigError, match=r"^seed 0, reranker first: none of 0 .*; raise config.candidates.train or "):
         stages._reranker(
-            run, "first", {}, dict, lambda _: sample_pairs(solutions, 4, [0]), "reranker_training", [0], []
+            run, "first", {}, dict, lambda *_: sample_pairs(solutions, 4, [0]), "reranker_training", [0], []
         )

@@ -365,7 +365,6 @@ def _reranker(
     make_pairs: given the config and a member's number, which is added to the seed: empty for the first.
     """
     base = trainers.lora_base(run.config, trunk)
-    like = run.reranker_like(run.reranker)
     stages = [f"rerankers/{member}" for member in members(run, name)]
 
     def train(directory: Path, config: ExperimentConfig, stage: str, member: Sequence[int]) -> None:
@@ -396,7 +395,7 @@ def _reranker(
         run.stage(stage, [*_trunk_inputs(run), *inputs], fill, everywhere=True)
 
     def average(directory: Path, config: ExperimentConfig) -> None:
-        _ = config.reranker.members
+        _, like = config.reranker.members, run.reranker_like(run.reranker)
         total = checkpoint.restore(run.path(stages[0]) / "checkpoint", like)
         for stage in stages[1:]:
             total = jax.tree.map(jnp.add, total, checkpoint.restore(run.path(stage) / "checkpoint", like))
