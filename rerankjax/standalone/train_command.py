@@ -33,9 +33,11 @@ def _train(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it closes
 
     def work() -> None:
+        from rerankjax.run.hosts import is_first
         from rerankjax.standalone.train import train_reranker
 
         folder = train_reranker(CONFIG.value, str(WORKDIR.value))
-        print(f"\nwrote {folder}; rank with it: rerankjax rerank --model {folder} --problems FILE")
+        if is_first():
+            print(f"\nwrote {folder}; rank with it: rerankjax rerank --model {folder} --problems FILE")
 
     run_connected(PROGRAM, work)
