@@ -150,17 +150,24 @@ def vllm_server(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
             return json.load(reply)["data"]
 
     try:
-        while server.poll() is None:
-            try:
-                classified = [row["probs"][0] for row in post("/classify")]
-                break
-            except urllib.error.URLError:
-                time.sleep(2)
+        while not _answers("http://localhost:8123/health"):
+            if server.poll() is not None:
+                sys.exit(f"vLLM's server ended with exit code {server.returncode}")
+            time.sleep(2)
+        classified = [row["probs"][0] for row in post("/classify")]
         pooled = [np.ravel(row["data"])[0] for row in post("/pooling", task="classify")]
     finally:
         server.terminate()
         server.wait()
     return {"vLLM's server, /classify": classified, "vLLM's server, /pooling": pooled}
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=10).close()
+    except urllib.error.URLError:
+        return False
+    return True
 
 
 TOOLS: dict[str, Callable[[Path, dict[str, Any]], dict[str, list[float]]]] = {

@@ -1,4 +1,4 @@
-"""Samples that another engine drew, in the place of the SFT model's."""
+"""Samples that another engine drew, instead of the SFT model's."""
 
 import dataclasses
 import json

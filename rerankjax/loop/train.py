@@ -1,7 +1,5 @@
 """The whole run from one config: SFT, reranker, PPO, then the reranker again on PPO's samples, and PPO again."""
 
-import contextlib
-import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +21,7 @@ from rerankjax.model.decoder import Params
 from rerankjax.model.sharding import make_mesh
 from rerankjax.policy.ppo import OWN_SCORE
 from rerankjax.results.evaluation import Evaluation
-from rerankjax.run.hosts import is_first, wait_for_all
+from rerankjax.run.hosts import first_prints, is_first, wait_for_all
 from rerankjax.run.recovery import preemptible
 from rerankjax.run.reuse import reuse
 from rerankjax.run.rundir import durable_path, open_run
@@ -47,7 +45,7 @@ def train(config: ConfigDict, workdir: str, others: Sequence[str] = ()) -> None:
     if resolved.sandbox.engine == "local":
         sandbox.check()
     with (
-        contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(io.StringIO()),
+        first_prints(),
         preemptible(),
         open_run(workdir, resolved, primary=is_first()) as root,
     ):

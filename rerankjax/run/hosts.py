@@ -5,6 +5,8 @@ the problems on its own devices, and the results are gathered on all. Only proce
 each process writes its part of those. With one process, these functions communicate nothing.
 """
 
+import contextlib
+import io
 import json
 import operator
 import os
@@ -45,6 +47,11 @@ def connect(coordinator: str | None, processes: int | None, process: int | None)
 def is_first() -> bool:
     """Whether this is process 0, which writes the files that are written once."""
     return jax.process_index() == 0
+
+
+def first_prints() -> contextlib.AbstractContextManager[object]:
+    """A context in which what processes other than process 0 print is dropped."""
+    return contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(io.StringIO())
 
 
 def host_share(items: Sequence[T]) -> Sequence[T]:

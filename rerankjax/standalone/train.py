@@ -4,11 +4,9 @@ workdir/training   a stage: the best parameters' checkpoint, metrics.jsonl, Tens
 workdir/export     a stage: the model's folder, README.md (its card), results.json
 """
 
-import contextlib
 import copy
 import dataclasses
 import functools
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,7 @@ from rerankjax.reranker.padding import with_padding_row
 from rerankjax.reranker.rerank import Reranker
 from rerankjax.reranker.templates import give_template
 from rerankjax.run import checkpoint
-from rerankjax.run.hosts import is_first
+from rerankjax.run.hosts import first_prints, is_first
 from rerankjax.run.metrics import read_metrics
 from rerankjax.run.reads import whole
 from rerankjax.run.recovery import preemptible
@@ -70,7 +68,7 @@ def train_reranker(config: Mapping[str, Any], workdir: str | Path) -> Path:
         RunDirectoryError: `workdir` is in use, or holds a reranker from another config or other data.
         Preempted: SIGTERM came. Work in progress is saved; another call resumes it.
     """
-    with contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(io.StringIO()):
+    with first_prints():
         return _train(resolve(_with_defaults(config), jax.device_count()), workdir)
 
 

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _train(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f"{argv[1]!r} is not a flag: set a field as --config.max_length=512")
+        raise app.UsageError(f"{argv[1]!r} is not a flag: set fields as in --config.max_length=512")
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file it closes
 
     def work() -> None:
