@@ -39,7 +39,7 @@ from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.model.config import ModelConfig, RopeScaling
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.sharding import make_mesh
-from rerankjax.reranker.rerank import score_behind
+from rerankjax.reranker.rerank import batches, make_scorer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,17 +167,15 @@ def score(sizes: Sizes, params: Params, rounds: int) -> dict[str, float]:
     trunk = {name: value for name, value in params.items() if name != "lm_head"}
     rng = np.random.default_rng(0)
     prompts, completions = (
-        jnp.asarray(rng.integers(1, config.vocab_size, shape), jnp.int32) for shape in ((R, P), (R * CANDIDATES, L))
+        rng.integers(1, config.vocab_size, shape).tolist() for shape in ((R, P), (R, CANDIDATES, L))
     )
-    run = functools.partial(
-        jax.jit(functools.partial(score_behind, config, "last")),
-        {"decoder": trunk, "score": head},
-        prompts,
-        jnp.ones(prompts.shape, bool),
-        completions,
-        jnp.ones(completions.shape, bool),
-    )
-    assert np.isfinite(run()).all()
+    reranker, scorer = {"decoder": trunk, "score": head}, make_scorer(config, "last", make_mesh())
+    parts = [jax.device_put(batch) for batch, _ in batches(list(zip(prompts, completions, strict=True)), shards=1)]
+
+    def run() -> list[jax.Array]:
+        return [scorer(reranker, part) for part in parts]
+
+    assert all(np.isfinite(out).all() for out in run())
     seconds = median_seconds(run, rounds)
     matrices = sum(leaf.size for path, leaf in jax.tree.leaves_with_path(params["layers"]) if path[-1].key == "kernel")
     seen = R * (P * (P + 1) // 2 + CANDIDATES * (L * P + L * (L + 1) // 2))  # pairs of a token and one it attends to

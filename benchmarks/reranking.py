@@ -26,7 +26,7 @@ import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 os.environ.setdefault("NPROC", "16")  # XLA's threads: more than devices; otherwise collectives of two programs block
@@ -46,7 +46,7 @@ from rerankjax.model.training import OptimizerConfig, batch_of, init_state, make
 from rerankjax.model.weights import load_reranker
 from rerankjax.prompts.tokenizer import train_tokenizer
 from rerankjax.reranker.bradley_terry import RerankerConfig, make_reranker_step, score_rows
-from rerankjax.reranker.rerank import score_behind
+from rerankjax.reranker.rerank import batches, make_scorer
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 5, "num_attention_heads": 4}
 VOCABULARY, PAD = 4096, 0  # no token of the data is PAD: transformers finds padding by its id
@@ -109,11 +109,9 @@ def compare_scoring(
         in_shardings=(replicated(mesh), by_row(mesh)),
         out_shardings=by_row(mesh),
     )
-    behind = jax.jit(
-        functools.partial(score_behind, config, "last"),
-        in_shardings=(replicated(mesh), *[by_row(mesh)] * 4),
-        out_shardings=by_row(mesh),
-    )
+    items = list(zip(shared.tolist(), completions.reshape(prompts, CANDIDATES, -1).tolist(), strict=True))
+    parts = [(jax.device_put(part, by_row(mesh)), places) for part, places in batches(items, row_shards(mesh))]
+    scorer = make_scorer(config, "last", mesh)
 
     @torch.inference_mode()
     def theirs(rows: np.ndarray, size: int, threads: int) -> np.ndarray:
@@ -126,8 +124,10 @@ def compare_scoring(
         return np.concatenate([plain(params, SequenceBatch(part, np.ones(part.shape, bool))) for part in parts])
 
     def ours_shared() -> np.ndarray:
-        prompt_mask, mask = (np.ones(a.shape, bool) for a in (shared, completions))
-        return np.asarray(behind(params, shared, prompt_mask, completions, mask))
+        scores = np.zeros((prompts, CANDIDATES), np.float32)
+        for part, places in parts:
+            scores[places.problem, places.candidate] = np.asarray(scorer(params, part))[places.row, places.column]
+        return scores.reshape(-1)
 
     some = rows[: max(BATCH_SIZES)]
     size, threads = fastest(functools.partial(theirs, some), itertools.product(BATCH_SIZES, THREADS))
@@ -157,10 +157,15 @@ def by_turns(
     ours: Callable[[], float],
     steps: int,
     size: int,
+    *,
+    tokenizer: transformers.PreTrainedTokenizerBase | None = None,
+    each_threads: Sequence[int] = THREADS,
+    tolerance: float = TOLERANCE,
 ) -> dict[str, Any]:
     """Alternates one step of TRL's `trainer` and one of `ours`, which returns its loss, on the same batch each time.
 
     TRL's steps take each number of threads in turn. The first step on each, and ours after it, are not counted.
+    tokenizer: gives TRL the padding token; by default one whose padding token is `PAD`.
     """
     import datasets
 
@@ -168,7 +173,7 @@ def by_turns(
 
     class Turns(transformers.TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            torch.set_num_threads(THREADS[len(theirs) % len(THREADS)])
+            torch.set_num_threads(each_threads[len(theirs) % len(each_threads)])
             self.start = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -177,8 +182,9 @@ def by_turns(
             our_seconds.append(seconds)
             losses.append(loss)
 
-    tokenizer = train_tokenizer(["some text"], 300)
-    assert tokenizer.pad_token_id == PAD
+    if tokenizer is None:
+        tokenizer = train_tokenizer(["some text"], 300)
+        assert tokenizer.pad_token_id == PAD
     with tempfile.TemporaryDirectory() as output:
         theirs_trains = trainer(
             model=model,
@@ -212,9 +218,9 @@ def by_turns(
 
         theirs_trains.compute_loss = kept
         theirs_trains.train()
-    np.testing.assert_allclose(losses, [float(loss) for loss in their_losses], atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(losses, [float(loss) for loss in their_losses], atol=tolerance, rtol=0)
     turns = list(zip(theirs, our_seconds, strict=True))
-    of_threads = {threads: turns[i :: len(THREADS)][1:] for i, threads in enumerate(THREADS)}
+    of_threads = {threads: turns[i :: len(each_threads)][1:] for i, threads in enumerate(each_threads)}
     threads, turns = min(of_threads.items(), key=lambda item: statistics.median(a for a, _ in item[1]))
     return {
         "theirs": size / statistics.median(a for a, _ in turns),

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from rerankjax.candidates.sampling import SamplingConfig, make_sampler
-from rerankjax.model.decoder import decode_step, hidden_states, hidden_states_behind, init_decoder, prefill, to_logits
+from rerankjax.model.decoder import decode_step, hidden_states, init_decoder, packed_hidden_states, prefill, to_logits
 from rerankjax.model.decoder import unstack as layers_of
-from rerankjax.model.likelihood import SequenceBatch, completion_log_probs, masked_mean
+from rerankjax.model.likelihood import SequenceBatch, completion_log_probs, masked_mean, take_places
 from rerankjax.model.lora import FULL, TARGETS, LoraConfig, attach, init_adapter, merge
-from rerankjax.model.packing import PackConfig
+from rerankjax.model.packing import PackConfig, pack
 from rerankjax.model.sharding import make_mesh, replicated, row_shards
 from rerankjax.model.training import OptimizerConfig, batch_of, init_state, make_optimizer
 from rerankjax.policy.ppo import PPOConfig, Reward, init_policy
@@ -84,11 +84,15 @@ def test_merging_is_w_plus_scale_a_b_in_float32(base, adapter):
 
 
 def test_every_path_through_the_layers_is_adapted(tiny, base, adapter):
-    """The scan, a prefix that rows share, and token by token with a cache, against the merged model's scan."""
+    """The scan, packed rows, and token by token with a cache, against the merged model's scan."""
     attached = attach(base, adapter, LORA)
     expected = logits_of(tiny, merge(attach(base, adapter, LORA)))
-    _, behind = hidden_states_behind(tiny, attached, TOKENS[:, :6], MASK[:, :6], TOKENS[:, 6:], MASK[:, 6:])
-    np.testing.assert_allclose(to_logits(tiny, attached, behind), expected[:, 6:], atol=2e-5)
+    items = [(row[real][:-4].tolist(), [row[-4:].tolist()]) for row, real in zip(TOKENS, MASK, strict=True)]
+    for part, source in zip(*pack(items, PackConfig.from_batch_size(4, 1, 6, 4)), strict=True):
+        hidden = packed_hidden_states(tiny, attached, part)
+        of_targets = to_logits(tiny, attached, take_places(hidden, part.target_place))[part.mask]
+        item, token = source.item[part.mask], source.token[part.mask]
+        np.testing.assert_allclose(of_targets, expected[item, 6 + token], atol=2e-5)
     logits, caches = prefill(tiny, attached, TOKENS[:, :6], MASK[:, :6], 4)
     for i in range(6, 10):
         np.testing.assert_allclose(logits, expected[:, i - 1], atol=2e-5)
@@ -135,8 +139,7 @@ def test_the_gradient_is_that_of_the_weights_through_their_factors(tiny, base, a
 def test_how_layers_are_run_changes_no_gradient(tiny, base, change):
     def gradient(config):
         def loss(params):
-            _, hidden = hidden_states_behind(config, params, TOKENS[:, :6], MASK[:, :6], TOKENS[:, 6:], MASK[:, 6:])
-            return jnp.sum(jnp.sin(hidden)) + jnp.sum(jnp.sin(logits_of(config, params)))
+            return jnp.sum(jnp.sin(logits_of(config, params)))
 
         return jax.jit(jax.grad(loss))(base)
 

@@ -1,7 +1,6 @@
 """PPO: worked numbers, and a test for each known fault of public implementations (see docs/design.md, "Sources")."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +26,8 @@ from rerankjax.policy.ppo import (
     value_loss,
 )
 from rerankjax.policy.ppo_step import Drawn, make_ppo_programs, make_ppo_step
-from rerankjax.prompts.rows import pad_completions, pad_prompts, pad_rows
+from rerankjax.prompts.rows import pad_rows
 from rerankjax.reranker.bradley_terry import init_reranker, score_rows
-from rerankjax.reranker.rerank import score_behind
 
 P, C, B = 6, 8, 8
 PPO = PPOConfig(iterations=2, batch_size=B, learning_rate=1e-3, epochs=2, minibatches=2, kl_coef=0.1)
@@ -277,7 +275,7 @@ def test_figures_of_an_iteration_are_those_of_padded_rows(tiny, setting):
 
 
 def test_a_reranker_of_another_shape_rewards(tiny, setting):
-    """The score of what PPO drew is the one that the reranker gives by the other way, which shares prompts."""
+    """The score of what PPO drew is the one that the reranker gives to padded rows."""
     larger = dataclasses.replace(
         tiny, hidden_size=48, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=6
     )
@@ -287,10 +285,8 @@ def test_a_reranker_of_another_shape_rewards(tiny, setting):
     mesh = make_mesh(devices=jax.devices()[:1])
     programs = make_ppo_programs(tiny, "last", 1.0, PPO, P, C, mesh, reward_config=larger)
     items = [(prompt, [d.tokens]) for prompt, d in zip(prompts, drawn, strict=True)]
-    completions = pad_completions([d.tokens for d in drawn], C, 0)
-    expected = jax.jit(functools.partial(score_behind, larger, "last"))(
-        reranker, *pad_prompts(prompts, P, 0), *completions
-    )
+    rows = SequenceBatch(*pad_rows(prompts, [d.tokens for d in drawn], P, C, 0))
+    expected = score_rows(larger, "last", reranker, rows, P)
     found = np.zeros(B)
     for part, source in zip(*pack(items, programs.sizes), strict=True):
         _, scores = programs.score(trunk, (reranker,), part)

@@ -134,7 +134,7 @@ def test_ppo_holds_policy_reference_and_a_reward_model_of_another_shape(config, 
 
 def test_an_oversized_batch_does_not_fit_and_what_is_suggested_does(config, compiler):
     config = config.copy_and_resolve_references().unlock()
-    config.sft.batch_size *= 4
+    config.sft.batch_size *= 32
     large = resolve(config, 8)
     uses = [compiler.estimate(step).memory for step in device_steps(large, compiler.topology)]
     assert uses[0].total == max(use.total for use in uses)

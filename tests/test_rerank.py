@@ -71,7 +71,9 @@ def plain_scores(reranker, given, prompt_length):
 
 
 def test_scores_are_those_of_plain_rows(reranker, monkeypatch):
-    monkeypatch.setattr(rerank, "TOKENS", 512)  # several batches of a shape, the last not full
+    # Several batches of a shape, the last not full; problems split over rows, and packed some at a time.
+    for name, value in {"TOKENS": 512, "ROW": 64, "PACKED": 9}.items():
+        monkeypatch.setattr(rerank, name, value)
     given = problems()
     # The context holds 64 tokens: of these, 4 of the prompt and 60 behind it.
     beyond = ("1111", ["x" * 100, "x" * 101, "(" + "x" * 100, ""])

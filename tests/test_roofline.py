@@ -16,13 +16,14 @@ from rerankjax.model.decoder import (
     Prefix,
     decode_step,
     hidden_states,
-    hidden_states_behind,
     init_decoder,
+    packed_hidden_states,
     to_logits,
     unstack,
 )
 from rerankjax.model.deepseek import DEEPSEEK_CODER
 from rerankjax.model.lora import FULL, LoraConfig, adapter_shapes, attach
+from rerankjax.model.packing import PackConfig, pack
 
 B, L = 3, 24
 # One layer, two heads that share a key/value head, and sizes small enough to add up by hand.
@@ -118,13 +119,12 @@ def test_a_decoding_step_has_the_products_that_jax_traces(tiny):
 
 def test_scoring_reads_each_prompt_once(tiny):
     prompts, each, prompt, length = 2, 3, 8, 6
-
-    def score(params, *arrays):
-        return hidden_states_behind(tiny, params, *arrays)
-
-    counted = traced(score, shapes(tiny), *batch(prompts, prompt), *batch(prompts * each, length))
+    total = prompt + each * length
+    (packed,), _ = pack([], PackConfig(prompts, total, each * length, each, each))
+    counted = traced(lambda params, packed: packed_hidden_states(tiny, params, packed), shapes(tiny), packed)
     expected = roofline.score_cost(tiny, prompts, prompt, each, length).flops
-    assert counted == expected + unmasked(tiny, prompts, prompt) + unmasked(tiny, prompts * each, length)
+    seen = roofline.causal_pairs(prompt) + each * roofline.causal_pairs(length, prompt)
+    assert counted == expected + roofline.forward_flops(tiny, 0, prompts * (total**2 - seen), 0)
 
 
 def update_cost(config, batch, length, lora=FULL, microbatches=1, **how):

@@ -30,7 +30,7 @@ from rerankjax.policy.ppo import PPOBatch, PPOConfig, init_policy, ppo_loss
 from rerankjax.policy.ppo_step import make_ppo_programs
 from rerankjax.policy.sft import make_sft_step, sft_loss
 from rerankjax.reranker.bradley_terry import RerankerConfig, init_reranker, make_reranker_step, reranker_loss
-from rerankjax.reranker.rerank import score_behind
+from rerankjax.reranker.rerank import score_packed
 
 CONFIG = ModelConfig(
     vocab_size=96,
@@ -235,13 +235,12 @@ def test_samples_and_scores_are_those_of_one_device(mesh_name):
 
     def scores(mesh):
         reranker = init_reranker(params, jax.random.key(1))
-        rows, *behind = texts()
-        tree = rows.tokens[:, :P], rows.mask[:, :P], *behind
+        (packed,), _ = pack(*packable("reranker", 1))
         score = jax.jit(
-            on_mesh(mesh, functools.partial(score_behind, CONFIG, "mean")),
-            in_shardings=(shardings_of(reranker, mesh), *[by_row(mesh)] * 4),
+            on_mesh(mesh, functools.partial(score_packed, CONFIG, "mean")),
+            in_shardings=(shardings_of(reranker, mesh), by_row(mesh)),
         )
-        return np.asarray(score(reranker, *tree))
+        return np.where(packed.real, score(reranker, packed), 0)
 
     mesh, one = make_mesh(MESHES[mesh_name]), make_mesh(devices=jax.devices()[:1])
     assert tokens(mesh) == tokens(one)

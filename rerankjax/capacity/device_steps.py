@@ -16,13 +16,11 @@ from rerankjax.candidates.engine import EngineConfig
 from rerankjax.capacity.roofline import (
     Cost,
     adam_cost,
-    cache_bytes,
     decode_cost,
     gradient_cost,
     prefill_cost,
-    score_cost,
 )
-from rerankjax.capacity.run_shapes import RunShapes, device_bytes, dtype_bytes, head_shards, open_run
+from rerankjax.capacity.run_shapes import RunShapes, device_bytes, dtype_bytes, open_run
 from rerankjax.capacity.topology import Topology
 from rerankjax.loop import programs
 from rerankjax.loop.config import RERANKED, ExperimentConfig, TrainingConfig
@@ -53,7 +51,6 @@ class Step:
     cost: Cost  # of one call
     mesh: Mesh  # of the chips that share the step
     sizes: tuple[float, ...] = ()  # a step of the same kind with larger sizes needs at least as much memory
-    cache: float = 0.0  # keys and values that it makes and drops, bytes per device
     temporaries: float = 0.0  # other bytes that it certainly makes and drops
     calls: int = 0  # in the run, for steps that train
 
@@ -329,17 +326,16 @@ def _scorer(
 ) -> Step:
     mesh = run.host_mesh
     program = programs.scorer(shape, pooling, params, drawing, mesh)
-    _, prompts, _, completions, _ = program.arguments
-    (count, P), (rows, C) = prompts.shape, completions.shape
-    tokens = device_bytes(prompts) / prompts.dtype.itemsize
+    _, packed = program.arguments
+    rows, length = packed.tokens.shape
+    logits = length if pooling == LOG_PROBABILITY else 0
     return Step(
         kind,
         name,
         program,
-        {"weights": params, "batch": program.arguments[1:]},
+        {"weights": params, "batch": packed},
         resident,
-        score_cost(shape, count, P, rows // count, C, dtype_bytes=dtype_bytes(shape)),
+        prefill_cost(shape, rows, length, logits=logits, dtype_bytes=dtype_bytes(shape)),
         mesh,
-        (count, P, rows, C),
-        cache=tokens * cache_bytes(shape, 1, dtype_bytes(shape)) / head_shards(shape, mesh),
+        (rows, length),
     )

@@ -93,12 +93,11 @@ def memory_use(step: Step, temporaries: float | None) -> MemoryUse:
     parts = {name: device_bytes(tree) for name, tree in step.arguments.items()}
     arguments = device_bytes(step.arguments)
     weights, optimiser, cache = (parts.get(name, 0.0) for name in ("weights", "optimiser", "cache"))
-    own = step.cache if temporaries is None else min(step.cache, temporaries)
     return MemoryUse(
         weights,
         optimiser,
-        cache + own,
-        (step.temporaries if temporaries is None else temporaries - own) + arguments - weights - optimiser - cache,
+        cache,
+        (step.temporaries if temporaries is None else temporaries) + arguments - weights - optimiser - cache,
         device_bytes(step.resident, step.arguments) - arguments,
         compiled=temporaries is not None,
     )

@@ -26,7 +26,7 @@ from rerankjax.policy.ppo import PPOBatch
 from rerankjax.policy.ppo_step import Programs, make_ppo_programs
 from rerankjax.policy.sft import make_sft_step
 from rerankjax.reranker.bradley_terry import make_reranker_step
-from rerankjax.reranker.rerank import make_scorer, padded_shape, prompts_of, together_of
+from rerankjax.reranker.rerank import make_scorer, row_length, scoring_sizes, whole_problem
 from rerankjax.run.reads import whole
 
 
@@ -233,18 +233,17 @@ def engine(model: ModelConfig, drawing: Drawing, params: Params, vocabulary: Voc
 
 
 def scorer(model: ModelConfig, pooling: str, params: Params, drawing: Drawing, mesh: Mesh) -> DeviceProgram:
-    """Scores of samples, by a reranker or (`LOG_PROBABILITY`) a policy: (parameters, prompts, mask, completions, mask)
-    -> scores.
+    """Scores of samples, by a reranker or (`LOG_PROBABILITY`) a policy: (parameters, packed) -> scores.
 
-    The largest batch: as many of the longest prompts as fit into it, each with completions of the greatest length and
-    an end-of-text token behind each completion.
+    The largest batch, for the longest prompts with completions of the greatest length, and an end-of-text token behind
+    each completion.
     """
-    longest = drawing.sampling.max_completion_length + 1
-    shape = P, together, C = padded_shape(drawing.prompt_length, together_of(drawing.samples), longest)
-    count = prompts_of(shape, 1 << 30)
-    split = by_row(mesh) if count % row_shards(mesh) == 0 else replicated(mesh)
-    rows = *_tokens(count, P, split), *_tokens(count * together, C, split)
-    return DeviceProgram(make_scorer(model, pooling, mesh), (params, *rows))
+    prompt, completion = drawing.prompt_length, drawing.sampling.max_completion_length + 1
+    problem = whole_problem(prompt, prompt + drawing.samples * completion)
+    length = row_length(prompt + completion, problem, 1 << 30)
+    (empty,), _ = pack([], scoring_sizes(length, row_shards(mesh)))
+    packed = jax.tree.map(lambda a: _array(a.shape, a.dtype, by_row(mesh)), empty)
+    return DeviceProgram(make_scorer(model, pooling, mesh), (params, packed))
 
 
 def _state(params: Params, optimizer: OptimizerConfig, mesh: Mesh) -> TrainState:
@@ -257,6 +256,6 @@ def _array(shape: tuple[int, ...], dtype: Any, sharding: Any = None) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def _tokens(rows: int, length: int, sharding: Any = None) -> tuple[Any, Any]:
+def _tokens(rows: int, length: int) -> tuple[Any, Any]:
     """Tokens and their mask."""
-    return _array((rows, length), jnp.int32, sharding), _array((rows, length), jnp.bool_, sharding)
+    return _array((rows, length), jnp.int32), _array((rows, length), jnp.bool_)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from rerankjax.model.attention import Prefix, Segments, attend, attend_causal, attend_shared, causal_mask
+from rerankjax.model.attention import Prefix, Segments, attend, attend_causal, attend_shared
 from rerankjax.model.config import UNSCALED, ModelConfig, RopeScaling
 from rerankjax.model.packing import Packed
 from rerankjax.model.products import product
@@ -229,33 +229,6 @@ def packed_hidden_states(config: ModelConfig, params: Params, packed: Packed) ->
 def _apply(module: nn.Module, params: Params, *arguments: Any, method: Callable[..., Any] | None = None) -> Any:
     """What the module's method, `__call__` if None, returns with these parameters."""
     return module.apply({"params": params}, *arguments, method=method)
-
-
-def hidden_states_behind(
-    config: ModelConfig,
-    params: Params,
-    prompts: Int[Array, "R P"],
-    prompt_mask: Bool[Array, "R P"],
-    tokens: Int[Array, "B L"],
-    mask: Bool[Array, "B L"],
-) -> tuple[Float[Array, "R D"], Float[Array, "B L D"]]:
-    """Hidden states at the prompts' ends, and of B = R * n rows: a left-padded prompt is read once for its n rows."""
-    params = in_compute_dtype(config, params)
-    of_prompts, caches = _apply(Decoder(config), params, prompts, prompt_mask)
-    rows = tokens.shape[0] // prompts.shape[0]
-    positions = jnp.repeat(jnp.sum(prompt_mask, axis=1), rows)[:, None] + positions_of(mask)
-    seen = causal_mask(mask)
-
-    def step(x: Array, layer: tuple[Params, Cache]) -> tuple[Array, None]:
-        block, cache = layer
-        prefix = Prefix(cache.keys, cache.values, prompt_mask)
-        return _apply(Block(config), block, x, positions, seen, None, 0, prefix)[0], None
-
-    x = _apply(Decoder(config), params, tokens, method=lambda m, t: m.embed_tokens(t))
-    if config.remat != "none":
-        step = jax.checkpoint(step, prevent_cse=False, policy=_kept(config))
-    x, _ = jax.lax.scan(step, x, (params["layers"], caches), unroll=config.unroll)
-    return of_prompts[:, -1], _apply(Decoder(config), params, x, method=lambda m, h: m.norm(h))
 
 
 def to_logits(config: ModelConfig, params: Params, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:

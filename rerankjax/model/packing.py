@@ -8,7 +8,7 @@ Shapes: B rows of L tokens, with T completion tokens and N completions at most; 
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -44,7 +44,7 @@ class Sources(NamedTuple):
 class PackConfig:
     """Sizes of a microbatch: `rows` of `length` tokens, each with at most `targets` tokens of `completions`.
 
-    each: completions of a sequence. shards: into which rows are split.
+    each: completions of a sequence; 0: any number. shards: into which rows are split.
     """
 
     rows: int
@@ -84,9 +84,11 @@ T = TypeVar("T")
 Item = tuple[Sequence[int], Sequence[Sequence[int]]]  # a prompt's tokens, and each of its completions'
 
 
-def pack(items: Sequence[Item], config: PackConfig) -> tuple[list[Packed], list[Sources]]:
-    """The items in as few rows as first-fit decreasing finds, in microbatches of `config.parts`, the last filled up
-    with empty rows; without items, one whole microbatch of empty rows.
+def pack(
+    items: Sequence[Item], config: PackConfig, parts_of: Callable[[int], list[int]] | None = None
+) -> tuple[list[Packed], list[Sources]]:
+    """The items in as few rows as first-fit decreasing finds, in microbatches of `parts_of` their number, by default
+    `config.parts`, the last filled up with empty rows; without items, one whole microbatch of empty rows.
 
     Raises:
         ValueError: a prompt or completion is empty, or an item is longer than a row.
@@ -100,7 +102,7 @@ def pack(items: Sequence[Item], config: PackConfig) -> tuple[list[Packed], list[
             rows.append([])
         rows[row].append(number)
         room[row] -= sizes[number]
-    parts = config.parts(len(rows)) if items else [config.rows]
+    parts = (parts_of or config.parts)(len(rows)) if items else [config.rows]
     packed, sources = _empty(config, sum(parts))
     for row, numbers in enumerate(rows):
         _fill(packed, sources, row, [(number, items[number]) for number in numbers])
@@ -123,10 +125,9 @@ def real_fraction(packed: Iterable[Packed]) -> float:
 def _size(number: int, item: Item, config: PackConfig) -> np.ndarray:
     prompt, completions = item
     lengths = [len(completion) for completion in completions]
-    if not prompt or len(lengths) != config.each or not min(lengths, default=0):
-        raise ValueError(
-            f"item {number} has an empty prompt or completion, or not {config.each} completions: drop the item"
-        )
+    if not prompt or config.each not in (0, len(lengths)) or not min(lengths, default=0):
+        each = f", or not {config.each} completions" if config.each else ""
+        raise ValueError(f"item {number} has an empty prompt or completion{each}: drop the item")
     size = np.array((len(prompt) + sum(lengths), sum(lengths), len(lengths)))
     if (size > (config.length, config.targets, config.completions)).any():
         raise ValueError(
@@ -141,7 +142,7 @@ def _empty(config: PackConfig, rows: int) -> tuple[Packed, Sources]:
         return np.zeros((rows, length), dtype)
 
     L, T, N = config.length, config.targets, config.completions
-    branch = zeros(L) if config.each > 1 else None
+    branch = None if config.each == 1 else zeros(L)
     of_targets = zeros(T), zeros(T), zeros(T, bool), zeros(T)
     packed = Packed(zeros(L), zeros(L), zeros(L), branch, *of_targets, zeros(N), zeros(N, bool))
     return packed, Sources(zeros(T), zeros(T))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,49 +10,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 from transformers import PreTrainedTokenizerBase
 
 from rerankjax.model import weights
 from rerankjax.model.config import ModelConfig
-from rerankjax.model.decoder import Params, hidden_states_behind
-from rerankjax.model.likelihood import token_log_probs
+from rerankjax.model.decoder import Params
+from rerankjax.model.likelihood import packed_log_probs
+from rerankjax.model.packing import TOKENS_PER_COMPLETION, Item, PackConfig, Packed, pack
 from rerankjax.model.sharding import by_row, make_mesh, on_mesh, replicated, row_shards, sharding_of
 from rerankjax.pairs.labelled import Prompt
-from rerankjax.prompts.rows import pad_completions, pad_prompts
 from rerankjax.prompts.tokenizer import load_tokenizer
-from rerankjax.reranker.bradley_terry import pool_scores
+from rerankjax.reranker.bradley_terry import packed_scores
 from rerankjax.reranker.encoding import check_tokenizer, encode, shared_length
 
 TOKENS = 16_384  # in one batch, padding included
+ROW = 1_024  # tokens of a row, if there are so many and prompts are not long
 LOG_PROBABILITY = "log_probability"  # instead of a pooling: the decoder is a language model, not a reranker
-# Few shapes, because each is compiled: so many candidates at a time behind one prompt, padded to a multiple of
-# COMPLETION_BUCKET tokens; prompts padded to a power of two, at least PROMPT_BUCKET.
-CANDIDATES_PER_PROMPT = (16, 4, 1)
-COMPLETION_BUCKET = 32
-PROMPT_BUCKET = 32
+PACKED = 4_096  # problems packed at a time, which bounds the host's memory
 
 
-def score_behind(
-    config: ModelConfig,
-    pooling: str,
-    params: Params,
-    prompts: Int[Array, "R P"],
-    prompt_mask: Bool[Array, "R P"],
-    completions: Int[Array, "B L"],
-    mask: Bool[Array, "B L"],
-) -> Float[Array, " B"]:
-    """r(x, y) of B = R * n completions, those of a prompt side by side: each prompt is read once.
+def score_packed(config: ModelConfig, pooling: str, params: Params, packed: Packed) -> Float[Array, "B N"]:
+    """r(x, y) of each completion; arbitrary numbers where there is no completion.
 
     pooling: as in RerankerConfig, or `LOG_PROBABILITY`: log p(y | x) under the decoder, nats.
     """
-    ends, hidden = hidden_states_behind(config, params["decoder"], prompts, prompt_mask, completions, mask)
-    if pooling == LOG_PROBABILITY:
-        first = jnp.repeat(ends, len(hidden) // len(ends), axis=0)[:, None]
-        before = jnp.concatenate([first, hidden[:, :-1]], axis=1)
-        log_probs = token_log_probs(config, params["decoder"], before, completions)
-        return jnp.sum(jnp.where(mask, log_probs, 0.0), axis=1)
-    return pool_scores(pooling, params["score"], hidden, mask, 0)
+    if pooling != LOG_PROBABILITY:
+        return packed_scores(config, pooling, params, packed)
+    log_probs, _ = packed_log_probs(config, params["decoder"], packed)
+    own = packed.completion[..., None] == jnp.arange(packed.last.shape[1])
+    return jnp.sum(jnp.where(own, log_probs[..., None], 0.0), axis=1)
 
 
 class PromptLengthError(ValueError):
@@ -74,17 +61,18 @@ class Used(NamedTuple):
     computed: int
 
 
-class Row(NamedTuple):
-    """A candidate of a problem, and the token ids that follow the problem's prompt."""
+class Places(NamedTuple):
+    """Where the scores of a batch's M completions stand, and whose they are: `candidate` of `problem`, from 0."""
 
-    problem: int
-    candidate: str
-    ids: list[int]
+    row: Int[np.ndarray, " M"]
+    column: Int[np.ndarray, " M"]
+    problem: Int[np.ndarray, " M"]
+    candidate: Int[np.ndarray, " M"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Reranker:
-    """Scores completions of a prompt; higher is better. `pooling` as in `score_behind`.
+    """Scores completions of a prompt; higher is better. `pooling` as in `score_packed`.
 
     It scores the prompt's text, the candidate's text and the tokenizer's end-of-text token. With `chat`, it scores a
     conversation by the tokenizer's chat template: the prompt is the user's message, or the conversation up to the
@@ -155,57 +143,32 @@ class Reranker:
         """
         problems = list(problems)
         context = self.config.max_position_embeddings
-        groups: dict[tuple[int, int, int], list[tuple[tuple[int, ...], list[Row]]]] = {}
+        items: list[Item] = []  # what a prompt and its candidates share, and the rest of each candidate
+        owners: list[list[tuple[int, str]]] = []
         for number, (prompt, candidates) in enumerate(problems):
-            texts = list(dict.fromkeys(candidates))
-            prompt_ids, encoded = encode(self.tokenizer, prompt, texts, chat=self.chat, whole=self.whole)
+            distinct = list(dict.fromkeys(candidates))
+            prompt_ids, encoded = encode(self.tokenizer, prompt, distinct, chat=self.chat, whole=self.whole)
             if not 0 < len(prompt_ids) < context:
                 raise PromptLengthError(number, len(prompt_ids), context)
-            rows_behind: dict[tuple[int, ...], list[Row]] = {}  # by the shared part of the prompt: nearly always all
+            behind: dict[tuple[int, ...], list[str]] = {}  # by the shared part of the prompt: nearly always all
             for candidate, ids in encoded.items():
-                shared = shared_length(prompt_ids, ids)
-                rows_behind.setdefault(tuple(ids[:shared]), []).append(Row(number, candidate, ids[shared:context]))
-            for prefix, rows in rows_behind.items():
-                rows.sort(key=lambda row: len(row.ids))
-                while rows:
-                    together = together_of(len(rows))
-                    part, rows = rows[:together], rows[together:]
-                    shape = padded_shape(len(prefix), together, len(part[-1].ids))
-                    groups.setdefault(shape, []).append((prefix, part))
+                behind.setdefault(tuple(ids[: shared_length(prompt_ids, ids)]), []).append(candidate)
+            for prefix, those in behind.items():
+                items.append((prefix, [encoded[candidate][len(prefix) : context] for candidate in those]))
+                owners.append([(number, candidate) for candidate in those])
         scores: dict[tuple[int, str], float] = {}
-        for (prompt_length, together, length), parts in sorted(groups.items()):
-            count = prompts_of((prompt_length, together, length), len(parts))
-            for start in range(0, len(parts), count):
-                batch = parts[start : start + count]
-                self._score_batch(batch, count, prompt_length, together, length, scores)
-                real = sum(len(prefix) + sum(len(row.ids) for row in part) for prefix, part in batch)
-                used(Used(real, count * (prompt_length + together * length)))
-                advance(sum(len(part) for _, part in batch))
+        scorer = make_scorer(self.config, self.pooling, self.mesh)
+        for batch, places in batches(items, row_shards(self.mesh)):
+            out = scorer(self.params, jax.device_put(batch, by_row(self.mesh)))
+            own = np.asarray(out)[places.row, places.column].tolist()
+            for score, item, candidate in zip(own, places.problem, places.candidate, strict=True):
+                scores[owners[item][candidate]] = score
+            used(Used(int(np.sum(batch.sequence > 0)), batch.sequence.size))
+            advance(len(own))
         return [
             np.array([scores[number, candidate] for candidate in candidates], np.float32)
             for number, (_, candidates) in enumerate(problems)
         ]
-
-    def _score_batch(
-        self,
-        batch: Sequence[tuple[tuple[int, ...], list[Row]]],
-        count: int,
-        prompt_length: int,
-        together: int,
-        length: int,
-        scores: dict[tuple[int, str], float],
-    ) -> None:
-        # The batch is filled up with copies of the first prompt, and of each prompt's last candidate.
-        filled = [batch[i] if i < len(batch) else batch[0] for i in range(count)]
-        # Masks mark padding. Its id is 0, which every model has; a tokenizer's own may lie beyond the embedding.
-        prompts = pad_prompts([prompt for prompt, _ in filled], prompt_length, 0)
-        completions = [part[min(i, len(part) - 1)].ids for _, part in filled for i in range(together)]
-        split = by_row(self.mesh) if count % row_shards(self.mesh) == 0 else replicated(self.mesh)
-        rows = jax.device_put((*prompts, *pad_completions(completions, length, 0)), split)
-        out = np.asarray(make_scorer(self.config, self.pooling, self.mesh)(self.params, *rows))
-        for place, (_, part) in enumerate(batch):
-            for i, row in enumerate(part):
-                scores[row.problem, row.candidate] = float(out[place * together + i])
 
 
 def best_first(scores: np.ndarray) -> list[int]:
@@ -214,25 +177,70 @@ def best_first(scores: np.ndarray) -> list[int]:
 
 
 @functools.cache
-def make_scorer(config: ModelConfig, pooling: str, mesh: Mesh) -> Callable[..., Float[Array, " B"]]:
-    """The jitted `score_behind`: (parameters, prompts, their mask, completions, theirs) -> scores, on every device."""
-    score = on_mesh(mesh, functools.partial(score_behind, config, pooling))
+def make_scorer(config: ModelConfig, pooling: str, mesh: Mesh) -> Callable[..., Float[Array, "B N"]]:
+    """The jitted `score_packed`: (parameters, packed) -> scores, on every device."""
+    score = on_mesh(mesh, functools.partial(score_packed, config, pooling))
     return jax.jit(score, out_shardings=replicated(mesh))
 
 
-def together_of(candidates: int) -> int:
-    """How many of a prompt's `candidates` candidates are scored behind it at once."""
-    return next(size for size in CANDIDATES_PER_PROMPT if size < 2 * candidates)
+def batches(problems: Sequence[Item], shards: int) -> Iterator[tuple[Packed, Places]]:
+    """The problems' prompts and candidates, packed to be scored, in batches of at most `TOKENS`."""
+    totals = [len(prompt) + sum(map(len, candidates)) for prompt, candidates in problems]
+    if not totals:
+        return
+    longest = max(len(prompt) + max(map(len, candidates)) for prompt, candidates in problems)
+    whole = [whole_problem(len(prompt), total) for (prompt, _), total in zip(problems, totals, strict=True)]
+    sizes = scoring_sizes(row_length(longest, sum(whole) // len(whole), sum(totals)), shards)
+    parts = [part for number, problem in enumerate(problems) for part in _parts(number, problem, sizes)]
+    for start in range(0, len(parts), PACKED):
+        some = parts[start : start + PACKED]
+        number, first = np.array([part[:2] for part in some]).T
+        rows_of = functools.partial(batch_rows, sizes.rows, shards)
+        for batch, source in zip(*pack([item for *_, item in some], sizes, rows_of), strict=True):
+            row, target = np.nonzero(batch.mask & (source.token == 0))  # each completion's first token
+            place, column = (np.asarray(a)[row, target] for a in (batch.target_place, batch.completion))
+            item, branch = source.item[row, target], np.asarray(batch.branch)[row, place]
+            yield batch, Places(row, column, number[item], first[item] + branch - 1)
 
 
-def padded_shape(prompt: int, together: int, completion: int) -> tuple[int, int, int]:
-    """The shape to which such lengths are padded: (tokens of a prompt, completions behind it, tokens of each)."""
-    length = -(-completion // COMPLETION_BUCKET) * COMPLETION_BUCKET
-    return max(PROMPT_BUCKET, 1 << (prompt - 1).bit_length()), together, length
+def _parts(number: int, problem: Item, sizes: PackConfig) -> Iterator[tuple[int, int, Item]]:
+    """The problem in as many parts as fit a row: its number, the part's first candidate, the part."""
+    prompt, candidates = problem
+    first, room = 0, sizes.length - len(prompt)
+    for i, candidate in enumerate(candidates):
+        if i > first and (len(candidate) > room or i - first == sizes.completions):
+            yield number, first, (prompt, candidates[first:i])
+            first, room = i, sizes.length - len(prompt)
+        room -= len(candidate)
+    yield number, first, (prompt, candidates[first:])
 
 
-def prompts_of(shape: tuple[int, int, int], most: int) -> int:
-    """How many prompts of that padded shape one batch takes, at most `most`."""
-    prompt, together, length = shape
-    count = max(1, TOKENS // (prompt + together * length))
-    return 1 << (min(count, most).bit_length() - 1)
+def whole_problem(prompt: int, problem: int) -> int:
+    """Tokens that a row needs for a problem of `problem` tokens with all its candidates. If its prompt is short, the
+    problem may be split over rows that each read the prompt: short rows need fewer products in attention."""
+    return min(problem, 4 * prompt)
+
+
+def row_length(candidate: int, problem: int, everything: int) -> int:
+    """Tokens of a row, for candidates that take up to `candidate` tokens with their prompt, problems that on average
+    need `problem`, and `everything` together. Few lengths, because each is compiled."""
+    least = max(candidate, min(everything, max(ROW, problem)))
+    return 1 << (least - 1).bit_length() if least <= ROW else -(-least // (ROW // 4)) * (ROW // 4)
+
+
+def scoring_sizes(length: int, shards: int) -> PackConfig:
+    """Batches of at most `TOKENS` tokens, or of a row for each shard, in rows of `length`."""
+    of_shard = 1 << max(0, (TOKENS // (length * shards)).bit_length() - 1)
+    completions = -(-length // TOKENS_PER_COMPLETION)
+    return PackConfig(of_shard * shards, length, length, completions, each=0, shards=shards)
+
+
+def batch_rows(most: int, shards: int, rows: int) -> list[int]:
+    """The rows of each batch, of `rows` in all: `most`, then a quarter of it, then one for each shard. So there are at
+    most three shapes, each compiled once, and few empty rows."""
+    sizes = [most, *[most // 4] * (most % (4 * shards) == 0), shards]
+    each = []
+    while rows > 0:
+        each.append(next((size for size in sizes if size <= rows), shards))
+        rows -= each[-1]
+    return each
