@@ -1,6 +1,5 @@
 """Exports a run's reranker in Hugging Face's format, with samples to try it on."""
 
-import copy
 import dataclasses
 import os
 import shlex
@@ -11,10 +10,8 @@ from rerankjax.loop.config import ExperimentConfig
 from rerankjax.loop.seed_run import SeedRun
 from rerankjax.loop.stages import ParamsLoader
 from rerankjax.model.lora import merge
-from rerankjax.model.weights import save_reranker
 from rerankjax.problems.jsonl import write_records
-from rerankjax.reranker.padding import give_padding, with_padding_row
-from rerankjax.reranker.templates import give_template
+from rerankjax.reranker.saving import save_for_others
 from rerankjax.results.evaluation import Evaluation
 from rerankjax.run.hosts import copy_to_host, is_first
 from rerankjax.run.rundir import durable_path
@@ -41,18 +38,8 @@ def export(run: SeedRun, name: str, params: ParamsLoader, evaluation: Evaluation
         reranker = copy_to_host(reranker | {"decoder": merge(reranker["decoder"])}, run.mesh)
         if not is_first():
             return
-        tokenizer = copy.deepcopy(run.tokenizer)
-        give_padding(tokenizer)
-        give_template(tokenizer, chat=False)
-        pad = tokenizer.pad_token_id
-        shape, decoder = with_padding_row(run.reranker.shape, reranker["decoder"], pad)
-        save_reranker(
-            directory,
-            shape,
-            reranker | {"decoder": decoder},
-            pooling=config.reranker.pooling,
-            pad_token_id=pad,
-            tokenizer=tokenizer,
+        save_for_others(
+            directory, run.reranker.shape, reranker, run.tokenizer, pooling=config.reranker.pooling, chat=False
         )
         rows = zip(evaluation.problems, evaluation.programs, evaluation.passed.tolist(), strict=True)
         examples = [Example(name, prompt_of[name], programs, tuple(passed)) for name, programs, passed in rows]

@@ -4,7 +4,6 @@ workdir/training   a stage: the best parameters' checkpoint, metrics.jsonl, Tens
 workdir/export     a stage: the model's folder, README.md (its card), results.json
 """
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -17,9 +16,8 @@ from ml_collections import ConfigDict
 from rerankjax.loop.config import ConfigError
 from rerankjax.loop.models import fingerprint
 from rerankjax.model.decoder import Params
-from rerankjax.model.lora import FULL, attach_trunk, merge
+from rerankjax.model.lora import FULL, attach_trunk
 from rerankjax.model.sharding import make_mesh
-from rerankjax.model.weights import save_reranker
 from rerankjax.pairs.data import (
     DataSource,
     Splits,
@@ -32,9 +30,8 @@ from rerankjax.pairs.data import (
 from rerankjax.pairs.labelled import Labelled
 from rerankjax.problems.jsonl import write_text
 from rerankjax.reranker.encoding import check_tokenizer, encode, encode_pairs
-from rerankjax.reranker.padding import with_padding_row
 from rerankjax.reranker.rerank import Reranker
-from rerankjax.reranker.templates import give_template
+from rerankjax.reranker.saving import save_for_others
 from rerankjax.run import checkpoint
 from rerankjax.run.hosts import first_prints, is_first
 from rerankjax.run.metrics import read_metrics
@@ -109,7 +106,7 @@ def _train(resolved: RerankerTrainingConfig, workdir: str | Path) -> Path:
         scored = score(THIS, scorer, splits.test)
         if not is_first():
             return
-        _save(directory, whole(view), model, scorer)
+        save_for_others(directory, model.shape, scorer.params, model.tokenizer, pooling=view.pooling, chat=scorer.chat)
         comparison = compare(splits.test, [scored])
         write_comparison(directory / RESULTS, comparison)
         accuracies = [row["dev_accuracy"] for row in read_metrics(root / "training") if "dev_accuracy" in row]
@@ -189,12 +186,3 @@ def _that_fit(config: RerankerTrainingConfig, splits: Splits, model: BaseModel, 
                 "answer; use a larger value, or give more data"
             )
     return kept, sum(map(len, splits)) - sum(map(len, kept))
-
-
-def _save(directory: Path, config: RerankerTrainingConfig, model: BaseModel, reranker: Reranker) -> None:
-    tokenizer = copy.deepcopy(model.tokenizer)
-    give_template(tokenizer, reranker.chat)
-    pad = tokenizer.pad_token_id
-    shape, decoder = with_padding_row(model.shape, merge(reranker.params["decoder"]), pad)
-    params = {"decoder": decoder, "score": reranker.params["score"]}
-    save_reranker(directory, shape, params, pooling=config.pooling, pad_token_id=pad, tokenizer=tokenizer)
