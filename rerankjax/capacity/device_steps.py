@@ -13,13 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from rerankjax.candidates.engine import EngineConfig
-from rerankjax.capacity.roofline import (
-    Cost,
-    adam_cost,
-    decode_cost,
-    gradient_cost,
-    prefill_cost,
-)
+from rerankjax.capacity.roofline import Cost, adam_cost, decode_cost, gradient_cost, prefill_cost
 from rerankjax.capacity.run_shapes import RunShapes, device_bytes, dtype_bytes, open_run
 from rerankjax.capacity.topology import Topology
 from rerankjax.loop import programs

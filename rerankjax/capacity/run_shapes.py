@@ -163,9 +163,3 @@ def device_bytes(*trees: Any) -> float:
 def dtype_bytes(shape: ModelConfig) -> int:
     """Bytes per value of the type that a model computes in."""
     return jnp.dtype(shape.compute_dtype or "float32").itemsize
-
-
-def head_shards(shape: ModelConfig, mesh: Mesh) -> int:
-    """The number of parts into which the heads of keys and values are split."""
-    tensor = mesh.shape["tensor"]
-    return tensor if shape.num_key_value_heads % tensor == 0 else 1

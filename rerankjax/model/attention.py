@@ -55,12 +55,6 @@ def segments_mask(queries: Segments, keys: Segments) -> Bool[Array, "B L S"]:
     return seen & ((branch == 0) | (branch == queries.branch[:, :, None]))
 
 
-def causal_mask(mask: Bool[Array, "B L"]) -> Bool[Array, "B L L"]:
-    """Which keys each query sees: real tokens up to itself."""
-    length = mask.shape[1]
-    return jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, :]
-
-
 def attend(
     q: Float[Array, "B H L E"], k: Float[Array, "B K S E"], v: Float[Array, "B K S E"], mask: Bool[Array, "B L S"]
 ) -> Float[Array, "B H L E"]:

@@ -86,6 +86,12 @@ def take_places(hidden: Float[Array, "B L D"], places: Int[Array, "B T"]) -> Flo
     return jnp.take_along_axis(hidden, places[..., None], axis=1)
 
 
+def tokens_of_completions(packed: Packed) -> Bool[Array, "B T N"]:
+    """Which of a row's completion tokens belong to which of its completions."""
+    own = packed.completion[..., None] == jnp.arange(packed.last.shape[1])
+    return own & packed.mask[..., None]
+
+
 def masked_mean(
     x: Float[Array, "..."],
     mask: Bool[Array, "..."],

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, hidden_states, packed_hidden_states
-from rerankjax.model.likelihood import SequenceBatch, masked_mean, take_places, token_log_probs
+from rerankjax.model.likelihood import SequenceBatch, masked_mean, take_places, token_log_probs, tokens_of_completions
 from rerankjax.model.lora import FULL, LoraConfig, attach_trunk
 from rerankjax.model.packing import Packed
 from rerankjax.model.training import Counts, OptimizerConfig, Update
@@ -80,10 +80,8 @@ def pool_packed(
     per_token = hidden.astype(jnp.float32) @ head
     if pooling == "last":
         return jnp.take_along_axis(per_token, packed.last, axis=1)
-    own = packed.completion[..., None] == jnp.arange(packed.last.shape[1])
-    own &= packed.mask[..., None]
     of_completions = jnp.take_along_axis(per_token, packed.target_place, axis=1)[..., None]
-    return masked_mean(of_completions, own, axis=1)
+    return masked_mean(of_completions, tokens_of_completions(packed), axis=1)
 
 
 def reranker_loss(

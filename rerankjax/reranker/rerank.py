@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from rerankjax.model import weights
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
-from rerankjax.model.likelihood import packed_log_probs
+from rerankjax.model.likelihood import packed_log_probs, tokens_of_completions
 from rerankjax.model.packing import TOKENS_PER_COMPLETION, Item, PackConfig, Packed, pack
 from rerankjax.model.sharding import by_row, make_mesh, on_mesh, replicated, row_shards, sharding_of
 from rerankjax.pairs.labelled import Prompt
@@ -38,8 +38,7 @@ def score_packed(config: ModelConfig, pooling: str, params: Params, packed: Pack
     if pooling != LOG_PROBABILITY:
         return packed_scores(config, pooling, params, packed)
     log_probs, _ = packed_log_probs(config, params["decoder"], packed)
-    own = packed.completion[..., None] == jnp.arange(packed.last.shape[1])
-    return jnp.sum(jnp.where(own, log_probs[..., None], 0.0), axis=1)
+    return jnp.sum(jnp.where(tokens_of_completions(packed), log_probs[..., None], 0.0), axis=1)
 
 
 class PromptLengthError(ValueError):

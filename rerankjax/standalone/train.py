@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from rerankjax.loop.config import ConfigError
 from rerankjax.loop.models import fingerprint
 from rerankjax.model.decoder import Params
-from rerankjax.model.lora import FULL, attach_trunk
+from rerankjax.model.lora import FULL, attach_trunk, merge
 from rerankjax.model.sharding import make_mesh
 from rerankjax.pairs.data import (
     DataSource,
@@ -106,7 +106,8 @@ def _train(resolved: RerankerTrainingConfig, workdir: str | Path) -> Path:
         scored = score(THIS, scorer, splits.test)
         if not is_first():
             return
-        save_for_others(directory, model.shape, scorer.params, model.tokenizer, pooling=view.pooling, chat=scorer.chat)
+        merged = scorer.params | {"decoder": merge(scorer.params["decoder"])}
+        save_for_others(directory, model.shape, merged, model.tokenizer, pooling=view.pooling, chat=scorer.chat)
         comparison = compare(splits.test, [scored])
         write_comparison(directory / RESULTS, comparison)
         accuracies = [row["dev_accuracy"] for row in read_metrics(root / "training") if "dev_accuracy" in row]
