@@ -4,7 +4,8 @@
     pip install google-tunix==0.1.7                                 # another
     python benchmarks/ppo_peers.py {trl,tunix} FOLDER [--devices 1] # as training.py does
 
-FOLDER has "policy" and "reward", models that transformers reads, and settings.json. Each line on stdin, {"threads":
+FOLDER has "policy" and "reward", models that transformers reads, and settings.json, with the padding token's id under
+"pad" where it is not 0; TRL also takes prompts of different lengths. Each line on stdin, {"threads":
 torch's}, starts one iteration, whose seconds are printed on stdout. Before the first iteration, the log-probabilities
 and rewards that the peer's own functions give for the rows in the settings are printed.
 """
@@ -29,8 +30,12 @@ def run_trl(folder: pathlib.Path, settings: dict[str, Any], orders: Iterator[dic
     import transformers
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
+    pad = settings.get("pad", PAD)
+
     def policy() -> transformers.PreTrainedModel:
-        return transformers.AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32)
+        model.generation_config.eos_token_id = None  # no completion ends early
+        return model
 
     def scorer() -> transformers.PreTrainedModel:
         return transformers.AutoModelForSequenceClassification.from_pretrained(folder / "reward", dtype=torch.float32)
@@ -50,7 +55,9 @@ def run_trl(folder: pathlib.Path, settings: dict[str, Any], orders: Iterator[dic
             tell(time.perf_counter() - self.start)
             self.begin()
 
-    prompts, completions = (torch.tensor(settings[name]) for name in ("prompts", "completions"))
+    longest = max(map(len, settings["prompts"]))
+    prompts = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in settings["prompts"]])
+    completions = torch.tensor(settings["completions"])
     rows, batch = torch.cat([prompts, completions], dim=1), len(prompts)
     reference, reward = policy(), scorer()
     trainer = PPOTrainer(
@@ -74,19 +81,19 @@ def run_trl(folder: pathlib.Path, settings: dict[str, Any], orders: Iterator[dic
             report_to="none",
             disable_tqdm=True,
         ),
-        processing_class=transformers.PreTrainedTokenizerFast.from_pretrained(folder / "policy"),
+        processing_class=transformers.PreTrainedTokenizerFast.from_pretrained(folder / "policy", padding_side="left"),
         model=policy(),
         ref_model=reference,
         reward_model=reward,
         value_model=scorer(),
-        train_dataset=datasets.Dataset.from_dict({"input_ids": prompts.tolist()}),
-        eval_dataset=datasets.Dataset.from_dict({"input_ids": prompts.tolist()}),
+        train_dataset=datasets.Dataset.from_dict({"input_ids": settings["prompts"]}),
+        eval_dataset=datasets.Dataset.from_dict({"input_ids": settings["prompts"]}),
         callbacks=[Turns()],
     )
     with torch.no_grad():
-        logits = ppo_trainer.forward(reference, rows, PAD).logits[:, prompts.shape[1] - 1 : -1]
+        logits = ppo_trainer.forward(reference, rows, pad).logits[:, prompts.shape[1] - 1 : -1]
         log_probs = ppo_trainer.selective_log_softmax(logits, completions)
-        _, scores, _ = ppo_trainer.get_reward(reward, rows, PAD, prompts.shape[1])
+        _, scores, _ = ppo_trainer.get_reward(reward, rows, pad, prompts.shape[1])
     tell({"log_probs": log_probs.tolist(), "scores": scores.tolist()})
     trainer.train()
 

@@ -26,7 +26,7 @@ import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 os.environ.setdefault("NPROC", "16")  # XLA's threads: more than devices; otherwise collectives of two programs block
@@ -157,10 +157,15 @@ def by_turns(
     ours: Callable[[], float],
     steps: int,
     size: int,
+    *,
+    tokenizer: transformers.PreTrainedTokenizerBase | None = None,
+    each_threads: Sequence[int] = THREADS,
+    tolerance: float = TOLERANCE,
 ) -> dict[str, Any]:
     """Alternates one step of TRL's `trainer` and one of `ours`, which returns its loss, on the same batch each time.
 
     TRL's steps take each number of threads in turn. The first step on each, and ours after it, are not counted.
+    tokenizer: gives TRL the padding token; by default one whose padding token is `PAD`.
     """
     import datasets
 
@@ -168,7 +173,7 @@ def by_turns(
 
     class Turns(transformers.TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            torch.set_num_threads(THREADS[len(theirs) % len(THREADS)])
+            torch.set_num_threads(each_threads[len(theirs) % len(each_threads)])
             self.start = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -177,8 +182,9 @@ def by_turns(
             our_seconds.append(seconds)
             losses.append(loss)
 
-    tokenizer = train_tokenizer(["some text"], 300)
-    assert tokenizer.pad_token_id == PAD
+    if tokenizer is None:
+        tokenizer = train_tokenizer(["some text"], 300)
+        assert tokenizer.pad_token_id == PAD
     with tempfile.TemporaryDirectory() as output:
         theirs_trains = trainer(
             model=model,
@@ -212,9 +218,9 @@ def by_turns(
 
         theirs_trains.compute_loss = kept
         theirs_trains.train()
-    np.testing.assert_allclose(losses, [float(loss) for loss in their_losses], atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(losses, [float(loss) for loss in their_losses], atol=tolerance, rtol=0)
     turns = list(zip(theirs, our_seconds, strict=True))
-    of_threads = {threads: turns[i :: len(THREADS)][1:] for i, threads in enumerate(THREADS)}
+    of_threads = {threads: turns[i :: len(each_threads)][1:] for i, threads in enumerate(each_threads)}
     threads, turns = min(of_threads.items(), key=lambda item: statistics.median(a for a, _ in item[1]))
     return {
         "theirs": size / statistics.median(a for a, _ in turns),
