@@ -203,10 +203,10 @@ def _way(e: Evaluation, rule: str) -> np.ndarray | Ballot:
                 )
             return e.reranker_scores + e.sft_log_prob_weight * e.likelihood.sft
     everything = np.ones_like(e.passed)
-    alike = np.zeros(e.passed.shape)
+    one, nothing = np.ones(e.passed.shape), np.zeros(e.passed.shape)
     if rule == "majority":
         groups = np.array([[row.index(program) for program in row] for row in e.programs])
-        return Ballot(groups, alike + 1, alike, everything)
+        return Ballot(groups, one, nothing, everything)
     if rule not in EXECUTION_RULES:
         raise ValueError(f"rule is {rule!r}; choose one of {', '.join(ALL_RULES)}")
     if e.executed is None:
@@ -219,7 +219,7 @@ def _way(e: Evaluation, rule: str) -> np.ndarray | Ballot:
         case "reranker":
             return _ranks(e.reranker_scores) + kept * e.passed.shape[1]
         case "clusters":
-            return Ballot(e.executed.clusters, alike + 1, alike, kept)
+            return Ballot(e.executed.clusters, one, nothing, kept)
         case _:
             return Ballot(e.executed.clusters, e.probabilities, e.reranker_scores, kept)
 
