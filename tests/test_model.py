@@ -10,7 +10,7 @@ import pytest
 
 from rerankjax.model import likelihood
 from rerankjax.model.attention import attend
-from rerankjax.model.decoder import hidden_states, init_decoder, rotate, to_logits
+from rerankjax.model.decoder import hidden_states, init_decoder, rotate, rotation_at, to_logits
 from rerankjax.model.likelihood import SequenceBatch, completion_log_probs, masked_mean, token_log_probs
 from rerankjax.model.packing import PackConfig
 from rerankjax.model.sharding import make_mesh
@@ -58,17 +58,20 @@ def test_untied_embeddings_have_a_head_of_their_own(tiny):
     assert untied.keys() - init_decoder(tiny, jax.random.key(0)).keys() == {"lm_head"}
 
 
-def test_rotation_turns_a_pair_by_its_position():
+def test_rotation_turns_a_pair_by_its_position(tiny):
+    config = dataclasses.replace(tiny, head_dim=2)
     x = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)
-    turned = rotate(x, jnp.array([[3]]), 10_000.0)[0, 0, 0]
+    turned = rotate(x, rotation_at(config, jnp.array([[3]])))[0, 0, 0]
     np.testing.assert_allclose(turned, [np.cos(3), np.sin(3)], atol=1e-6)
 
 
-def test_rotation_makes_attention_depend_on_distance_alone():
+def test_rotation_makes_attention_depend_on_distance_alone(tiny):
+    config = dataclasses.replace(tiny, rope_theta=100.0)
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
 
     def dot(i, j):
-        return float(jnp.vdot(rotate(q, jnp.array([[i]]), 100.0), rotate(k, jnp.array([[j]]), 100.0)))
+        turned = [rotate(x, rotation_at(config, jnp.array([[place]]))) for x, place in ((q, i), (k, j))]
+        return float(jnp.vdot(*turned))
 
     assert dot(5, 2) == pytest.approx(dot(25, 22), abs=1e-4)
     assert dot(5, 2) != pytest.approx(dot(5, 3), abs=1e-2)

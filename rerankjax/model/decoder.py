@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from rerankjax.model.attention import Prefix, Segments, attend, attend_causal, attend_shared
-from rerankjax.model.config import UNSCALED, ModelConfig, RopeScaling
+from rerankjax.model.config import ModelConfig, RopeScaling
 from rerankjax.model.packing import Packed
 from rerankjax.model.products import product
 from rerankjax.model.sharding import constrain_rows
@@ -37,7 +37,7 @@ class Cache(NamedTuple):
 
 def positions_of(mask: Bool[Array, "B L"]) -> Int[Array, "B L"]:
     """A token's position is the number of real tokens before it, so padding on the left shifts nothing."""
-    return jnp.cumsum(mask, axis=1) - mask
+    return jnp.cumsum(mask, axis=1) - mask.astype(jnp.int32)
 
 
 def scale_frequency(frequency: Float[Array, " F"], scaling: RopeScaling) -> Float[Array, " F"]:
@@ -52,16 +52,25 @@ def scale_frequency(frequency: Float[Array, " F"], scaling: RopeScaling) -> Floa
     return frequency * (kept + (1 - kept) / scaling.factor)
 
 
-def rotate(
-    x: Float[Array, "B X L E"], positions: Int[Array, "B L"], theta: float, scaling: RopeScaling = UNSCALED
-) -> Float[Array, "B X L E"]:
+class Rotation(NamedTuple):
+    """The cosines and sines of RoPE's angles at each token, which all layers share."""
+
+    cos: Float[Array, "B 1 L F"]
+    sin: Float[Array, "B 1 L F"]
+
+
+def rotation_at(config: ModelConfig, positions: Int[Array, "B L"]) -> Rotation:
+    half = config.head_dim // 2
+    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequency = scale_frequency(frequency, config.rope_scaling)
+    angle_BxLxF = positions[:, None, :, None].astype(jnp.float32) * frequency[None, None, None]
+    return Rotation(jnp.cos(angle_BxLxF), jnp.sin(angle_BxLxF))
+
+
+def rotate(x: Float[Array, "B X L E"], by: Rotation) -> Float[Array, "B X L E"]:
     """Rotary position embedding in the half-split layout of Hugging Face's Llama (arXiv 2104.09864)."""
-    half = x.shape[-1] // 2
-    frequency = scale_frequency(theta ** (-jnp.arange(half, dtype=jnp.float32) / half), scaling)
-    angle_BxLxE = positions[:, None, :, None] * frequency
-    cos, sin = jnp.cos(angle_BxLxE), jnp.sin(angle_BxLxE)
-    x1, x2 = x[..., :half], x[..., half:]
-    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
+    x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([x1 * by.cos - x2 * by.sin, x2 * by.cos + x1 * by.sin], axis=-1).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -71,7 +80,8 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         x32 = x.astype(jnp.float32)
-        return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)).astype(x.dtype) * scale
+        y = (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)).astype(x.dtype)
+        return y * jnp.expand_dims(scale, range(x.ndim - 1))
 
 
 class Linear(nn.Module):
@@ -91,7 +101,7 @@ class Linear(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
         y = product("bld,df->blf", x, kernel)
         if bias is not None:
-            y = y + bias
+            y = y + bias[None, None]
         if self.has_variable("params", "lora_a"):
             a: Array = self.get_variable("params", "lora_a").astype(x.dtype)
             b: Array = self.get_variable("params", "lora_b").astype(x.dtype)
@@ -112,7 +122,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        positions: Int[Array, "B L"],
+        rotation: Rotation,
         mask: Bool[Array, "B L S"] | Bool[Array, "B L"] | Segments,
         cache: Cache | None = None,
         start: Int[Array, ""] | int = 0,
@@ -127,7 +137,7 @@ class Block(nn.Module):
 
         def place(name: str, y: Array) -> Array:
             y = RMSNorm(c.rms_norm_eps, name=name)(y) if c.qk_norm else y
-            return rotate(y, positions, c.rope_theta, c.rope_scaling)
+            return rotate(y, rotation)
 
         y = RMSNorm(c.rms_norm_eps, name="input_layernorm")(x)
         q = place("q_norm", project("q_proj", c.num_attention_heads, y))
@@ -183,7 +193,7 @@ class Decoder(nn.Module):
         if positions is None:
             assert not isinstance(mask, Segments)
             positions = positions_of(mask)
-        x, cache = self.layers(self.embed_tokens(tokens), positions, mask)
+        x, cache = self.layers(self.embed_tokens(tokens), rotation_at(self.config, positions), mask)
         return self.norm(x), cache
 
     def logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
@@ -261,9 +271,9 @@ def decode_step(
     With `prefixes`, the caches hold only the tokens behind the prefixes.
     """
     x = _apply(Decoder(config), params, tokens[:, None], method=lambda m, t: m.embed_tokens(t))
-    new = []
+    rotation, new = rotation_at(config, positions[:, None]), []
     for layer, cache, prefix in zip(layers, caches, prefixes or (None,) * len(layers), strict=True):
-        x, cache = _apply(Block(config), layer, x, positions[:, None], seen[:, None], cache, slot, prefix)
+        x, cache = _apply(Block(config), layer, x, rotation, seen[:, None], cache, slot, prefix)
         new.append(cache)
     x = _apply(Decoder(config), params, x, method=lambda m, h: m.norm(h))
     return to_logits(config, params, x)[:, 0], tuple(new)
