@@ -9,12 +9,16 @@ import time
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
 
 # Before the first use of a device. XLA runs each device's part of a program on a thread of a pool of as many as cores,
 # and a part that waits for another at a collective keeps its thread: two programs in flight can hold all of them.
 os.environ.setdefault("NPROC", "16")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_cpu_enable_async_dispatch", False)
+# No silent change of a type or of a rank.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 # What one test has compiled another need not compile again; nothing is kept from one run of the suite to the next.
 if "RERANKJAX_TESTS_CACHE" not in os.environ:  # pytest-xdist's workers share that of the process that starts them
     os.environ["RERANKJAX_TESTS_CACHE"] = tempfile.mkdtemp()
@@ -36,6 +40,10 @@ FLAGS = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"{FLAGS} {QUICK}"
 jax.devices()
 os.environ["XLA_FLAGS"] = FLAGS
+
+# Calls in the packages of array code check the shapes and types of their annotations; before their first import.
+ARRAY_CODE = [f"rerankjax.{name}" for name in ("model", "candidates", "reranker", "policy")]
+install_import_hook(ARRAY_CODE, "beartype.beartype")
 
 from rerankjax.model.config import ModelConfig  # noqa: E402
 

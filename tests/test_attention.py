@@ -82,7 +82,7 @@ def check_meshes():
 
 def test_blocks_are_attention_under_a_causal_mask():
     def causal(q, k, v, mask):
-        return attend(q, k, v, jnp.tril(jnp.ones((L, L), bool)) & mask[:, None, :])
+        return attend(q, k, v, jnp.tril(jnp.ones((1, L, L), bool)) & mask[:, None, :])
 
     assert_close(expected(), gradients(causal, *rows()))
 

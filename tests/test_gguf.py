@@ -96,7 +96,7 @@ TOKENS = np.random.default_rng(0).integers(0, VOCAB, (3, 40))
 
 @functools.partial(jax.jit, static_argnums=0)
 def logits_of(config, params):
-    return to_logits(config, params, hidden_states(config, params, TOKENS, np.ones(TOKENS.shape, bool)))
+    return to_logits(config, params, hidden_states(config, params, jnp.asarray(TOKENS), jnp.ones(TOKENS.shape, bool)))
 
 
 def torch_logits(model):

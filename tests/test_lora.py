@@ -23,8 +23,8 @@ from rerankjax.reranker.bradley_terry import RerankerConfig, init_reranker, make
 MESH = make_mesh(devices=jax.devices()[:2])
 
 LORA = LoraConfig(rank=3, alpha=5.0)
-TOKENS = np.random.default_rng(0).integers(2, 97, (4, 10))
-MASK = np.arange(10) >= np.array([0, 3, 1, 0])[:, None]
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(2, 97, (4, 10)))
+MASK = jnp.asarray(np.arange(10) >= np.array([0, 3, 1, 0])[:, None])
 
 
 def with_noise(tree, key, std=0.1):
@@ -89,6 +89,7 @@ def test_every_path_through_the_layers_is_adapted(tiny, base, adapter):
     expected = logits_of(tiny, merge(attach(base, adapter, LORA)))
     items = [(row[real][:-4].tolist(), [row[-4:].tolist()]) for row, real in zip(TOKENS, MASK, strict=True)]
     for part, source in zip(*pack(items, PackConfig.from_batch_size(4, 1, 6, 4)), strict=True):
+        part = jax.device_put(part)
         hidden = packed_hidden_states(tiny, attached, part)
         of_targets = to_logits(tiny, attached, take_places(hidden, part.target_place))[part.mask]
         item, token = source.item[part.mask], source.token[part.mask]
@@ -96,10 +97,10 @@ def test_every_path_through_the_layers_is_adapted(tiny, base, adapter):
     logits, caches = prefill(tiny, attached, TOKENS[:, :6], MASK[:, :6], 4)
     for i in range(6, 10):
         np.testing.assert_allclose(logits, expected[:, i - 1], atol=2e-5)
-        seen = np.where(np.arange(10) <= i, MASK, False)
+        seen = MASK & (jnp.arange(10) <= i)[None]
         positions = MASK[:, :i].sum(1)
         layers = layers_of(tiny, attached["layers"])
-        logits, caches = decode_step(tiny, attached, layers, TOKENS[:, i], positions, seen, caches, i)
+        logits, caches = decode_step(tiny, attached, layers, TOKENS[:, i], positions, seen, caches, jnp.int32(i))
     np.testing.assert_allclose(logits, expected[:, 9], atol=2e-5)
 
 
@@ -205,7 +206,7 @@ def test_sft_trains_the_adapter_alone(tiny, base):
     config, mesh = OptimizerConfig(3e-2, steps=20), MESH
     step = make_sft_step(tiny, config, mesh, LORA)
     state = start(init_adapter(tiny, LORA, jax.random.key(0)), make_optimizer(config), mesh)
-    before, rows = jax.device_get(base), SequenceBatch(jnp.asarray(TOKENS), jnp.asarray(MASK))
+    before, rows = jax.tree.map(jnp.copy, base), SequenceBatch(TOKENS, MASK)
     losses = []
     for _ in range(20):
         state, metrics = step(

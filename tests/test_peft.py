@@ -5,6 +5,7 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
@@ -75,7 +76,8 @@ def outputs(folder, task, merged):
     config, reward, _ = load_reranker(folder / "base")
     lora, adapter, head = load_adapter(folder / "adapter", config)
     params = {"decoder": combine(attach(reward["decoder"], adapter, lora)), "score": head}
-    return score_rows(config, "last", params, SequenceBatch(tokens, mask), 0)[:, None], np.ones(3, bool)
+    batch = SequenceBatch(jnp.asarray(tokens), jnp.asarray(mask))
+    return score_rows(config, "last", params, batch, 0)[:, None], np.ones(3, bool)
 
 
 @pytest.mark.parametrize("merged", [False, True])

@@ -86,7 +86,7 @@ def test_score_is_added_at_the_last_real_token_and_kl_at_each():
 
 
 def test_integer_scores_are_not_truncated():
-    rewards = token_rewards(jnp.array([1]), jnp.array([[5]]), jnp.ones((1, 1), bool), jnp.float32(0.1))
+    rewards = token_rewards(jnp.array([1]), jnp.array([[5.0]]), jnp.ones((1, 1), bool), jnp.float32(0.1))
     assert rewards.dtype == jnp.float32
     assert float(rewards[0, 0]) == pytest.approx(0.5)
 
@@ -98,9 +98,12 @@ def test_policy_loss_of_ratio_one_and_a_half(advantage, expected):
 
 def test_value_loss_takes_the_larger_error():
     # The value moved .5 past the old one, .4 from the return: its own error is the larger, half of .16.
-    assert float(value_loss(1.0, 0.5, jnp.float32(0.6), 0.2)) == pytest.approx(0.08, 1e-5)
+    def loss(returns):
+        return float(value_loss(jnp.float32(1.0), jnp.float32(0.5), jnp.float32(returns), 0.2))
+
+    assert loss(0.6) == pytest.approx(0.08, 1e-5)
     # Moved toward the return but held back: the clipped error is the larger.
-    assert float(value_loss(1.0, 0.5, jnp.float32(1.0), 0.2)) == pytest.approx(0.5 * 0.3**2, 1e-5)
+    assert loss(1.0) == pytest.approx(0.5 * 0.3**2, 1e-5)
 
 
 def test_scores_are_normalised_clipped_and_replaced_where_the_text_was_cut():
@@ -179,10 +182,10 @@ def test_policy_starts_without_divergence_from_the_reference(tiny, setting):
 
 def batch_of(seed=0):
     rng = np.random.default_rng(seed)
-    items = [([*rng.integers(2, 97, P)], [[*rng.integers(2, 97, rng.integers(2, C))]]) for _ in range(B)]
+    items = [(rng.integers(2, 97, P).tolist(), [rng.integers(2, 97, rng.integers(2, C)).tolist()]) for _ in range(B)]
     (part,), _ = pack(items, PackConfig.from_batch_size(B, 1, P, C))
     figures = [np.where(part.mask, rng.normal(size=part.mask.shape), 0).astype(np.float32) for _ in range(4)]
-    return PPOBatch(part, figures[0] - 3, *figures[1:])
+    return jax.device_put(PPOBatch(part, figures[0] - 3, *figures[1:]))
 
 
 def test_clips_bind_against_the_old_policy(tiny, setting):
@@ -195,10 +198,10 @@ def test_the_update_is_blind_to_padding(tiny, setting):
     policy, batch = init_policy(setting[0]), batch_of()
     packed = batch.packed
     noisy = batch._replace(
-        packed=packed._replace(tokens=np.where(packed.sequence == 0, 5, packed.tokens)),
-        old_log_probs=np.where(packed.mask, batch.old_log_probs, -50.0),
-        advantages=np.where(packed.mask, batch.advantages, 100.0),
-        returns=np.where(packed.mask, batch.returns, 100.0),
+        packed=packed._replace(tokens=jnp.where(packed.sequence == 0, 5, packed.tokens)),
+        old_log_probs=jnp.where(packed.mask, batch.old_log_probs, -50.0),
+        advantages=jnp.where(packed.mask, batch.advantages, 100.0),
+        returns=jnp.where(packed.mask, batch.returns, 100.0),
     )
     assert (packed.sequence == 0).any()
     first, second = (ppo_loss(tiny, PPO, policy, b, 1.0) for b in (batch, noisy))
@@ -265,7 +268,7 @@ def test_figures_of_an_iteration_are_those_of_padded_rows(tiny, setting):
     step = make_ppo_step(make_ppo_programs(tiny, "mean", 0.7, PPO, P, C, mesh), PPO, mesh)
     state = start_state(init_policy(policy), PPO.optimizer, mesh)
     _, _, metrics = step(state, None, trunk, reward, prompts, drawn, jax.random.key(0), jnp.float32(0.1))
-    rows = SequenceBatch(*pad_rows(prompts, [d.tokens for d in drawn], P, C, 0))
+    rows = jax.device_put(SequenceBatch(*pad_rows(prompts, [d.tokens for d in drawn], P, C, 0)))
     own, other = (np.asarray(completion_log_probs(tiny, params, rows, P, 0.7)[0]) for params in (policy, trunk))
     assert float(metrics["kl"]) == pytest.approx((own - other).sum(1).mean(), abs=1e-4)
     scores = np.array(score_rows(tiny, "mean", *reward.params, rows, P))
@@ -285,7 +288,7 @@ def test_a_reranker_of_another_shape_rewards(tiny, setting):
     mesh = make_mesh(devices=jax.devices()[:1])
     programs = make_ppo_programs(tiny, "last", 1.0, PPO, P, C, mesh, reward_config=larger)
     items = [(prompt, [d.tokens]) for prompt, d in zip(prompts, drawn, strict=True)]
-    rows = SequenceBatch(*pad_rows(prompts, [d.tokens for d in drawn], P, C, 0))
+    rows = jax.device_put(SequenceBatch(*pad_rows(prompts, [d.tokens for d in drawn], P, C, 0)))
     expected = score_rows(larger, "last", reranker, rows, P)
     found = np.zeros(B)
     for part, source in zip(*pack(items, programs.sizes), strict=True):

@@ -67,7 +67,7 @@ def plain_scores(reranker, given, prompt_length):
     rows = SequenceBatch(
         *pad_rows(encoded, ids, prompt_length, CONTEXT - prompt_length, reranker.tokenizer.pad_token_id)
     )
-    return score_rows(reranker.config, reranker.pooling, reranker.params, rows, prompt_length)
+    return score_rows(reranker.config, reranker.pooling, reranker.params, jax.device_put(rows), prompt_length)
 
 
 def test_scores_are_those_of_plain_rows(reranker, monkeypatch):
@@ -96,7 +96,7 @@ def test_a_language_model_scores_by_its_log_probability(reranker):
     prompts, completions = zip(*((p, c) for p, candidates in given for c in candidates), strict=True)
     ids = encode_completions(tokenizer, completions)
     encoded = tokenizer(list(prompts))["input_ids"]
-    rows = SequenceBatch(*pad_rows(encoded, ids, 20, CONTEXT - 20, tokenizer.pad_token_id))
+    rows = jax.device_put(SequenceBatch(*pad_rows(encoded, ids, 20, CONTEXT - 20, tokenizer.pad_token_id)))
     by_token, _ = completion_log_probs(config, decoder, rows, 20)
     np.testing.assert_allclose(np.concatenate(scores), by_token.sum(1), rtol=1e-5, atol=1e-4)
 

@@ -95,7 +95,7 @@ def pairs_of(seed, batch=4):
 def packed(pairs):
     """All in one part."""
     (part,), _ = batch_of(pairs, PackConfig.from_batch_size(len(pairs), 1, P, C, 2))
-    return part
+    return jax.device_put(part)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

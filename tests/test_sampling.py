@@ -97,7 +97,7 @@ def test_nothing_follows_the_end_of_text(tiny, params):
 
 def test_tokens_are_drawn_as_often_as_they_are_likely():
     logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
-    uniform = (jnp.arange(10_000) + 0.5) / 10_000
+    uniform = (jnp.arange(10_000, dtype=jnp.float32) + 0.5) / 10_000
     token, log_prob, _ = choose(SamplingConfig(1.0, 1.0, C), jnp.tile(logits, (10_000, 1)), uniform)
     np.testing.assert_allclose(np.bincount(token) / 10_000, [0.5, 0.3, 0.15, 0.05], atol=1e-3)
     np.testing.assert_allclose(log_prob, logits[token], atol=1e-6)
@@ -134,7 +134,7 @@ def test_the_distribution_is_that_of_transformers(temperature, top_k, top_p):
     ):
         warped = warp(None, warped)
     expected = torch.log_softmax(warped, -1).numpy()
-    uniform = jnp.tile((jnp.arange(2000) + 0.5) / 2000, 4)
+    uniform = jnp.tile((jnp.arange(2000, dtype=jnp.float32) + 0.5) / 2000, 4)
     sampling = SamplingConfig(temperature, top_p, C, top_k)
     token, log_prob, raw = choose(sampling, jnp.repeat(logits, 2000, axis=0), uniform)
     token, log_prob, raw = (np.asarray(a).reshape(4, 2000) for a in (token, log_prob, raw))
@@ -257,7 +257,7 @@ def test_prompts_of_several_stop_sets_are_sampled_in_one_call_as_in_their_own(ti
     sets = [tuple(texts[2:50]), tuple(texts[50:]), ()]
     table, starts = joined_table(texts, sets)
     rng = np.random.default_rng(0)
-    prompts, mask = rng.integers(2, 97, (6, P)).astype(np.int32), np.ones((6, P), bool)
+    prompts, mask = jnp.asarray(rng.integers(2, 97, (6, P), np.int32)), jnp.ones((6, P), bool)
     keys = sample_keys(jax.random.key(0), jnp.arange(6, dtype=jnp.uint32), 3)
 
     @jax.jit

@@ -184,7 +184,7 @@ def test_microbatches_change_no_gradient(trainer):
     """Completions differ in length: were microbatches averaged, short ones would weigh more."""
     params, batch, loss, _ = problem(trainer)
     whole = jax.jit(jax.grad(loss))(params, batch[0])
-    batch = parts, counts = ppo_batch(4) if trainer == "ppo" else batch_of(*packable(trainer, 4))
+    batch = parts, counts = jax.device_put(ppo_batch(4) if trainer == "ppo" else batch_of(*packable(trainer, 4)))
     assert len(parts) > 1
     shares = {
         "sft": lambda p, part: sft_loss(CONFIG, p, part, counts.tokens),

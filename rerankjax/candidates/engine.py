@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
 from rerankjax.candidates.sampling import SamplingConfig, choose
 from rerankjax.model.attention import Prefix
@@ -172,8 +172,8 @@ def _draw(
     stops: Int[Array, "states V"],
     begin: Bool[Array, " B"],
     key: Key[Array, ""],
-    number: Int[Array, " B"],
-    sample: Int[Array, " B"],
+    number: UInt[Array, " B"],
+    sample: UInt[Array, " B"],
     start: Int[Array, " B"],
 ) -> _State:
     """Draws up to `chunk` tokens in every slot. Slots in `begin` first start sample `sample` of prompt `number`, in
@@ -198,7 +198,7 @@ def _draw(
         logits, caches = decode_step(
             config, params, layers, s.token, length + s.drawn - 1, seen, s.caches, s.column, s.prefixes
         )
-        logits = jnp.where((s.drawn == 0)[:, None], first, logits)
+        logits = jnp.where((s.drawn == 0)[:, None], first, logits.astype(first.dtype))
         uniform = jax.vmap(lambda k, t: jax.random.uniform(jax.random.fold_in(k, t)))(s.keys, s.drawn)
         token, log_prob, raw = choose(sampling, logits, uniform)
         matched = stops[s.matched, token]
@@ -208,7 +208,7 @@ def _draw(
         def put(old: Array, new: Array) -> Array:
             return old.at[every, place].set(new, mode="drop")
 
-        drawn = s.drawn + ~s.done
+        drawn = jnp.where(s.done, s.drawn, s.drawn + 1)
         return s._replace(
             caches=caches,
             column=(s.column + 1) % C,

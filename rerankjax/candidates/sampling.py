@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, decode_step, in_compute_dtype, prefill, unstack
@@ -52,7 +52,7 @@ class Samples(NamedTuple):
     finished: Bool[Array, " B"]  # false where the length limit cut it
 
 
-def sample_keys(key: Key[Array, ""], problems: Int[Array, " B"], samples: int) -> Key[Array, " B*samples"]:
+def sample_keys(key: Key[Array, ""], problems: UInt[Array, " B"], samples: int) -> Key[Array, " B*{samples}"]:
     """A key for each (problem, sample), independent of the rest of the batch. `problems` are ids that do not change."""
     of_problem = jax.vmap(jax.random.fold_in, (None, 0))(key, problems)
     of_sample = jax.vmap(lambda k: jax.vmap(jax.random.fold_in, (None, 0))(k, jnp.arange(samples)))
@@ -69,7 +69,7 @@ def _likeliest(
     """
     bits = jax.lax.bitcast_convert_type(probs.astype(jnp.float32), jnp.int32)
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds  # enough at or above `low`, too few at or above `high`
         middle = low + (high - low) // 2
         holds = enough(bits >= middle[:, None])
@@ -139,13 +139,13 @@ def sample(
     params: Params,
     prompts: Int[Array, "B P"],
     prompt_mask: Bool[Array, "B P"],
-    keys: Key[Array, " B*n"],
+    keys: Key[Array, " R"],
     stops: Int[Array, "states V"],
     eos: int,
     pad: int,
     starts: Int[Array, " B"] | None = None,
 ) -> Samples:
-    """n completions for each left-padded prompt, n = len(keys) / B; those of a prompt are adjacent.
+    """n completions for each left-padded prompt, n = R / B; those of a prompt are adjacent.
 
     A prompt is read once and its cache repeated for its n samples. `stops` is a table of `candidates.stop`, `starts`
     the state in which each prompt's completions start, by default 0.

@@ -6,6 +6,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from rerankjax.loop.checks import check
 from rerankjax.loop.config import ConfigError, ExperimentConfig
 from rerankjax.pairs.data import DataSource
@@ -27,7 +29,7 @@ RENAMED = {
 }
 
 
-def resolve(config: Mapping[str, Any], devices: int) -> ExperimentConfig:
+def resolve(config: Mapping[str, Any] | ConfigDict, devices: int) -> ExperimentConfig:
     """The checked config, for a mesh of `devices` devices.
 
     Raises:

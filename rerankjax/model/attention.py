@@ -146,7 +146,7 @@ def attend_blocks(
     def block(q: Array, k: Array, v: Array, queries: Any, keys: Any) -> Array:
         L, S = q.shape[2], k.shape[2]
         seen = segments_mask(queries, keys) if isinstance(keys, Segments) else keys[:, None, :]
-        return attend(q, k, v, jnp.tril(jnp.ones((L, S), bool), S - L) & seen)
+        return attend(q, k, v, jnp.tril(jnp.ones((1, L, S), bool), S - L) & seen)
 
     if length <= width:
         return block(q, k, v, mask, mask)
@@ -203,7 +203,7 @@ def attend_cudnn(
     B, L = mask.shape
     rows, order = jnp.arange(B)[:, None], jnp.argsort(~mask, axis=1, stable=True)
     lengths = jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.int32), 1)  # a softmax over nothing would be NaN
-    real = (jnp.arange(L) < lengths[:, None])[..., None, None]
+    real = (jnp.arange(L)[None] < lengths[:, None])[..., None, None]
 
     def move(x: Array, to: Array) -> Array:
         return x.at[rows, to].get(unique_indices=True, mode="promise_in_bounds")

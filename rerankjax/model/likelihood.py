@@ -88,12 +88,12 @@ def take_places(hidden: Float[Array, "B L D"], places: Int[Array, "B T"]) -> Flo
 
 def tokens_of_completions(packed: Packed) -> Bool[Array, "B T N"]:
     """Which of a row's completion tokens belong to which of its completions."""
-    own = packed.completion[..., None] == jnp.arange(packed.last.shape[1])
+    own = packed.completion[..., None] == jnp.arange(packed.last.shape[1])[None, None]
     return own & packed.mask[..., None]
 
 
 def masked_mean(
-    x: Float[Array, "..."],
+    x: Float[Array, "..."] | Bool[Array, "..."],
     mask: Bool[Array, "..."],
     axis: int | None = None,
     count: Int[Array, ""] | None = None,
@@ -104,4 +104,4 @@ def masked_mean(
     """
     if count is None:
         count = jnp.sum(mask, axis=axis)
-    return jnp.sum(jnp.where(mask, x, 0.0), axis=axis) / jnp.maximum(count, 1)
+    return jnp.sum(jnp.where(mask, x.astype(jnp.float32), 0.0), axis=axis) / jnp.maximum(count, 1).astype(jnp.float32)

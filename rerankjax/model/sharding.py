@@ -152,8 +152,8 @@ def placed(tree: T, shardings: Any) -> T:
 def to_global(batch: Any, sharding: NamedSharding) -> Any:
     """Arrays that every process holds, on the mesh: each process moves only its devices' rows."""
 
-    def place(array: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    def place(array: np.ndarray | np.generic) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: np.asarray(array)[index])
 
     return jax.tree.map(place, batch)
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from safetensors import safe_open
@@ -13,6 +13,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ROWS = 64  # read at a time: the transpose of so few stays in the processor's cache
 
 
+@runtime_checkable
 class StoredTensor(Protocol):
     """A tensor of a checkpoint in any format, by the name that its file gives it. `dtype`: of the arrays read."""
 

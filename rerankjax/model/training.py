@@ -155,5 +155,6 @@ def apply_gradients(
 ) -> TrainState:
     """The next state, split over the mesh as this one is."""
     gradients = constrain(gradients, mesh)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    with jax.numpy_dtype_promotion("standard"):  # optax needs it, also where the caller has "strict"
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     return constrain(TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1), mesh)

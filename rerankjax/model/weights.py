@@ -317,6 +317,6 @@ def _for_transformers_4(path: Path) -> None:
     path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
-def _fetch(path: ParamPath, leaf: jax.Array, layer: int) -> np.ndarray:
+def _fetch(path: ParamPath, leaf: jax.Array | np.ndarray, layer: int) -> np.ndarray:
     array = np.asarray(leaf[layer] if _stacked(path) else leaf)
     return array.T if _transposed(path) else array

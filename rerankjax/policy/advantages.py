@@ -2,13 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Num
 
 from rerankjax.model.likelihood import masked_mean
 
 
 def token_rewards(
-    scores: Float[Array, " B"], log_ratios: Float[Array, "B C"], mask: Bool[Array, "B C"], kl_coef: Float[Array, ""]
+    scores: Num[Array, " B"], log_ratios: Float[Array, "B C"], mask: Bool[Array, "B C"], kl_coef: Float[Array, ""]
 ) -> Float[Array, "B C"]:
     """-kl_coef * log(policy / reference) at each token, and the score at the last real one (arXiv 1909.08593).
 

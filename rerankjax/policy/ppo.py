@@ -126,15 +126,15 @@ def normalised_scores(
     return jnp.where(finished, jnp.clip(one, -ppo.score_clip, ppo.score_clip), ppo.missing_eos_penalty)
 
 
-def policy_loss(log_ratio: Float[Array, "B C"], advantages: Float[Array, "B C"], clip: float) -> Float[Array, "B C"]:
+def policy_loss(log_ratio: Float[Array, "..."], advantages: Float[Array, "..."], clip: float) -> Float[Array, "..."]:
     """-min(ratio * A, clip(ratio) * A) (arXiv 1707.06347, equation 7)."""
     ratio = jnp.exp(log_ratio)
     return jnp.maximum(-advantages * ratio, -advantages * jnp.clip(ratio, 1 - clip, 1 + clip))
 
 
 def value_loss(
-    values: Float[Array, "B C"], old_values: Float[Array, "B C"], returns: Float[Array, "B C"], clip: float
-) -> Float[Array, "B C"]:
+    values: Float[Array, "..."], old_values: Float[Array, "..."], returns: Float[Array, "..."], clip: float
+) -> Float[Array, "..."]:
     """Half the larger of two squared errors: of the value, and of the value clipped to within `clip` of the old one."""
     clipped = old_values + jnp.clip(values - old_values, -clip, clip)
     return 0.5 * jnp.maximum((values - returns) ** 2, (clipped - returns) ** 2)

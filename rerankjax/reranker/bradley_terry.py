@@ -48,7 +48,7 @@ def init_reranker(trunk: Params, key: Array) -> Params:
 def pool_scores(
     pooling: str, head: Float[Array, " D"], hidden: Float[Array, "B L D"], mask: Bool[Array, "B L"], prompt_length: int
 ) -> Float[Array, " B"]:
-    per_token = hidden.astype(jnp.float32) @ head
+    per_token = hidden.astype(jnp.float32) @ head.astype(jnp.float32)
     if pooling == "mean":
         return masked_mean(per_token[:, prompt_length:], mask[:, prompt_length:], axis=1)
     last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
@@ -63,7 +63,7 @@ def score_rows(
     return pool_scores(pooling, params["score"], hidden, rows.mask, prompt_length)
 
 
-def bradley_terry(chosen: Float[Array, " B"], rejected: Float[Array, " B"]) -> Float[Array, " B"]:
+def bradley_terry(chosen: Float[Array, "..."], rejected: Float[Array, "..."]) -> Float[Array, "..."]:
     """-log sigmoid(chosen - rejected), without overflow."""
     return jax.nn.softplus(rejected - chosen)
 
@@ -77,7 +77,7 @@ def pool_packed(
     pooling: str, head: Float[Array, " D"], hidden: Float[Array, "B L D"], packed: Packed
 ) -> Float[Array, "B N"]:
     """`packed_scores` from the rows' hidden states."""
-    per_token = hidden.astype(jnp.float32) @ head
+    per_token = hidden.astype(jnp.float32) @ head.astype(jnp.float32)
     if pooling == "last":
         return jnp.take_along_axis(per_token, packed.last, axis=1)
     of_completions = jnp.take_along_axis(per_token, packed.target_place, axis=1)[..., None]

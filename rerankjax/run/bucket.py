@@ -75,7 +75,7 @@ def bucket_of(path: Path) -> Bucket | None:
     return None
 
 
-def durable_path(path: Path) -> Path:
+def durable_path(path: Path) -> Path | epath.Path:
     """`path` as a place that outlives this machine and that all hosts see: in the bucket, otherwise `path` itself.
 
     For Orbax and XLA's cache, which write to buckets by themselves. A path in a bucket is not a local file: it has only

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from rerankjax.loop.checks import require
 from rerankjax.loop.config import CHECKPOINTS, COMPUTATION, CheckpointsConfig, ConfigError
@@ -83,7 +84,7 @@ class RerankerTrainingConfig:
         return dataclasses.replace(shape, **{name: getattr(self, name) for name in COMPUTATION})
 
 
-def resolve(config: Mapping[str, Any], devices: int) -> RerankerTrainingConfig:
+def resolve(config: Mapping[str, Any] | ConfigDict, devices: int) -> RerankerTrainingConfig:
     """The checked config, for a mesh of `devices`.
 
     Raises:

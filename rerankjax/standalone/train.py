@@ -51,7 +51,7 @@ RESULTS = "results.json"
 THIS = "this reranker"  # the reranker's name in its own results
 
 
-def train_reranker(config: Mapping[str, Any], workdir: str | Path) -> Path:
+def train_reranker(config: Mapping[str, Any] | ConfigDict, workdir: str | Path) -> Path:
     """Trains a reranker as the config says, or resumes interrupted training, and returns the reranker's folder.
 
     config: the fields of `RerankerTrainingConfig`; `base` and `data` are required, and a section may be given in part:
@@ -122,7 +122,7 @@ def _train(resolved: RerankerTrainingConfig, workdir: str | Path) -> Path:
         return write_stage(root, "export", resolved, ["training"], export, everywhere=True)
 
 
-def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+def _with_defaults(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     """The config's fields over those of `RerankerTrainingConfig`, section by section."""
     defaults = dataclasses.asdict(RerankerTrainingConfig(base="", data=()))
     filled = ConfigDict(defaults, type_safe=False, convert_dict=True)
