@@ -36,6 +36,7 @@ from rich.table import Table
 
 from rerankjax.candidates.engine import Engine, EngineConfig, Prompt
 from rerankjax.candidates.sampling import SamplingConfig
+from rerankjax.candidates.stop import stop_table
 from rerankjax.model.config import ModelConfig, RopeScaling
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.sharding import make_mesh
@@ -134,9 +135,7 @@ def random_params(config: ModelConfig) -> Params:
 
 def decode(sizes: Sizes, params: Params, chunk: int, rounds: int) -> dict[str, float]:
     config, new = sizes.model, sizes.new
-    never = np.array([[0], [1]], np.int32) + np.zeros(
-        (2, config.vocab_size), np.int32
-    )  # a stop automaton that never matches
+    never = stop_table([""] * config.vocab_size, ())
     engine = Engine(
         config,
         SamplingConfig(0.8, 0.95, new),

@@ -40,7 +40,6 @@ os.environ.setdefault("NPROC", "16")  # XLA's threads: more than devices; otherw
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import reranking
 import torch
 import training
@@ -50,6 +49,7 @@ from rich.table import Table
 
 from rerankjax.candidates.engine import EngineConfig, Prompt, make_engine
 from rerankjax.candidates.sampling import SamplingConfig
+from rerankjax.candidates.stop import stop_table
 from rerankjax.model import weights
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
@@ -154,8 +154,8 @@ class Vllm:
 
 def compare_sampling(model: Model, items: list[Item], new: int, rounds: int, vllm: str | None) -> Iterator[Row]:
     prompts = [list(prompt) for prompt, _ in items]
-    longest, vocabulary, pad = max(map(len, prompts)), model.shapes["float32"].vocab_size, model.tokenizer.pad_token_id
-    never = np.array([[0], [1]], np.int32) + np.zeros((2, vocabulary), np.int32)  # stop strings that never match
+    longest, pad = max(map(len, prompts)), model.tokenizer.pad_token_id
+    never = stop_table([""] * model.shapes["float32"].vocab_size, ())
     engine = EngineConfig(len(prompts), SAMPLES, longest, chunk=32)
 
     def ours(shape: ModelConfig) -> int:
@@ -258,17 +258,17 @@ def compare_ppo(model: Model, items: list[Item], new: int, rounds: int, python: 
     prompts, mesh, pad = [list(prompt) for prompt, _ in items], make_mesh(), model.tokenizer.pad_token_id
     longest, iterations = max(map(len, prompts)), rounds + 1
     completions = training.random_tokens(len(prompts), new, seed=0).tolist()
+    never = stop_table([""] * model.shapes["float32"].vocab_size, ())
     for dtype, shape in model.shapes.items():
         ppo = PPOConfig(iterations, len(prompts), reranking.LEARNING_RATE, 1, minibatches=1, kl_coef=KL_COEF)
         shape = dataclasses.replace(shape, remat="full")
         step = make_ppo_step(make_ppo_programs(shape, "last", 1.0, ppo, longest, new, mesh), ppo, mesh)
         in_flight = EngineConfig(len(prompts), 1, longest, chunk=32)
         engine = make_engine(shape, SamplingConfig(1.0, 1.0, new), in_flight, -1, 0, mesh)
-        never = np.array([[0], [1]], np.int32) + np.zeros((2, shape.vocab_size), np.int32)
         state = start_state(init_policy(model.params), ppo.optimizer, mesh)
         reward = Reward((model.reranker,), jnp.zeros(1), jnp.ones(1))
 
-        def ours(i: int, step: Any = step, engine: Any = engine, never: Any = never, reward: Any = reward) -> None:
+        def ours(i: int, step: Any = step, engine: Any = engine, reward: Any = reward) -> None:
             nonlocal state
             numbered, key = [Prompt(ids, number) for number, ids in enumerate(prompts)], jax.random.key(i)
             policy = state.params["decoder"]

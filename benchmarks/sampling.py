@@ -29,6 +29,7 @@ from rich.table import Table
 
 from rerankjax.candidates.engine import Engine, EngineConfig, Prompt
 from rerankjax.candidates.sampling import SamplingConfig
+from rerankjax.candidates.stop import stop_table
 from rerankjax.model import weights
 from rerankjax.model.sharding import MeshConfig, make_mesh, replicated, shardings_of
 
@@ -38,7 +39,7 @@ MODELS = {
 }
 VOCABULARY, PROMPTS, PROMPT_LENGTH, NEW = 4096, 16, 256, 128
 TARGETS = {("5M", 16): 4.0, ("50M", 16): 3.0, ("5M", 1): 1.4, ("50M", 1): 1.4}
-NEVER = np.array([[0], [1]], np.int32) + np.zeros((2, VOCABULARY), np.int32)  # a stop automaton that never matches
+NEVER = stop_table([""] * VOCABULARY, ())  # no stop strings
 
 
 def seconds(run: Callable[[], int]) -> float:

@@ -49,6 +49,7 @@ from rich.table import Table
 
 from rerankjax.candidates.engine import EngineConfig, Prompt, make_engine
 from rerankjax.candidates.sampling import SamplingConfig
+from rerankjax.candidates.stop import stop_table
 from rerankjax.model import weights
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.likelihood import SequenceBatch, completion_log_probs
@@ -176,7 +177,7 @@ def compare_ppo(
     numbered = [Prompt(ids, number) for number, ids in enumerate(prompts.tolist())]
     state = start_state(init_policy(params), ppo.optimizer, mesh)
     reward = Reward((reranker,), jnp.zeros(1), jnp.ones(1))
-    never = np.array([[0], [1]], np.int32) + np.zeros((2, config.vocab_size), np.int32)  # stop strings that never match
+    never = stop_table([""] * config.vocab_size, ())
     kl_coef = jnp.float32(KL_COEF)
 
     def ours(i: int) -> float:

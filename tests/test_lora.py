@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rerankjax.candidates.sampling import SamplingConfig, make_sampler
+from rerankjax.candidates.stop import stop_table
 from rerankjax.model.decoder import decode_step, hidden_states, init_decoder, packed_hidden_states, prefill, to_logits
 from rerankjax.model.decoder import unstack as layers_of
 from rerankjax.model.likelihood import SequenceBatch, completion_log_probs, masked_mean, take_places
@@ -106,7 +107,7 @@ def test_every_path_through_the_layers_is_adapted(tiny, base, adapter):
 
 def test_a_policy_samples_the_same_attached_and_merged(tiny, base, adapter):
     sampler = make_sampler(tiny, SamplingConfig(1.0, 1.0, 8), 2, 1, 0, MESH)
-    stops = np.zeros((2, 97), np.int32) + np.array([[0], [1]], np.int32)
+    stops = stop_table([""] * 97, ())
     ids = np.arange(4, dtype=np.uint32)
     attached, merged, plain = (
         sampler(params, TOKENS, MASK, jax.random.key(0), ids, stops).tokens

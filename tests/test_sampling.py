@@ -19,7 +19,7 @@ from rerankjax.prompts.tokenizer import train_tokenizer
 MESH = make_mesh(devices=jax.devices()[:2])
 
 EOS, PAD, P, C = 1, 0, 6, 8
-NO_STOPS = np.zeros((2, 97), np.int32) + np.array([[0], [1]], np.int32)
+NO_STOPS = stop_table([""] * 97, ())
 
 
 @pytest.fixture
