@@ -25,7 +25,7 @@ from rerankjax.reranker.bradley_terry import packed_scores
 from rerankjax.reranker.encoding import check_tokenizer, encode, shared_length
 
 TOKENS = 16_384  # in one batch, padding included
-ROW = 1_024  # tokens of a row, if there are so many and prompts are not long
+ROW = 512  # tokens of a row, if there are so many and prompts are not long: longer rows mask more of attention
 LOG_PROBABILITY = "log_probability"  # instead of a pooling: the decoder is a language model, not a reranker
 PACKED = 4_096  # problems packed at a time, which bounds the host's memory
 
