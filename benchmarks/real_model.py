@@ -64,6 +64,7 @@ from rerankjax.prompts import chat
 from rerankjax.prompts.tokenizer import load_tokenizer
 from rerankjax.reranker.bradley_terry import RerankerConfig, init_reranker, make_reranker_step
 from rerankjax.reranker.padding import give_padding
+from rerankjax.reranker.pair_batches import pair_batch
 from rerankjax.reranker.rerank import batches, make_scorer
 
 MODEL = Path("models/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -216,7 +217,7 @@ def compare_training(name: str, model: Model, items: list[Item], steps: int) -> 
     import trl
 
     optimizer, mesh = OptimizerConfig(reranking.LEARNING_RATE, steps=steps), make_mesh()
-    batch = batch_of(items, sizes_of(items, mesh))
+    batch = (batch_of if name == "SFT" else pair_batch)(items, sizes_of(items, mesh))
     if name == "SFT":
         rows = [([*prompt, *text], [0] * len(prompt) + [1] * len(text)) for prompt, (text,) in items]
         data = {"input_ids": [ids for ids, _ in rows], "completion_mask": [mask for _, mask in rows]}

@@ -42,10 +42,11 @@ from rich.table import Table
 from rerankjax.model.likelihood import SequenceBatch
 from rerankjax.model.packing import PackConfig
 from rerankjax.model.sharding import by_row, make_mesh, replicated, row_shards
-from rerankjax.model.training import OptimizerConfig, batch_of, init_state, make_optimizer
+from rerankjax.model.training import OptimizerConfig, init_state, make_optimizer
 from rerankjax.model.weights import load_reranker
 from rerankjax.prompts.tokenizer import train_tokenizer
 from rerankjax.reranker.bradley_terry import RerankerConfig, make_reranker_step, score_rows
+from rerankjax.reranker.pair_batches import pair_batch
 from rerankjax.reranker.rerank import batches, make_scorer
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 5, "num_attention_heads": 4}
@@ -245,7 +246,7 @@ def compare_training(
     state = jax.jit(lambda p: init_state(p, make_optimizer(optimizer)), out_shardings=replicated(mesh))(params)
     step = make_reranker_step(config, RerankerConfig("last", 0.0), optimizer, mesh)
     items = [(prompt, completions[2 * i : 2 * i + 2]) for i, prompt in enumerate(prompts.tolist())]
-    batch = batch_of(items, PackConfig.from_batch_size(pairs, 1, prompt_length, length, 2, row_shards(mesh)))
+    batch = pair_batch(items, PackConfig.from_batch_size(pairs, 1, prompt_length, length, 2, row_shards(mesh)))
 
     def ours() -> float:
         nonlocal state

@@ -31,6 +31,7 @@ from rerankjax.policy.ppo import PPOBatch, PPOConfig
 from rerankjax.policy.ppo_step import make_ppo_programs
 from rerankjax.policy.sft import make_sft_step
 from rerankjax.reranker.bradley_terry import RerankerConfig, make_reranker_step
+from rerankjax.reranker.pair_batches import pair_batch
 
 TRAINERS = ("SFT", "reranker", "PPO")
 LEARNING_RATE, UPDATES = 1e-5, 100_000
@@ -94,7 +95,7 @@ def make_step(
         ppo = PPOConfig(UPDATES, rows, LEARNING_RATE, epochs=1, minibatches=1, kl_coef=0.05)
         params, optimizer = {"decoder": trunk, "value": vector}, ppo.optimizer
         step = make_ppo_programs(config, "last", 1.0, ppo, P, length - P, mesh, lora).update
-    parts, counts = batch_of(items, sizes)
+    parts, counts = (pair_batch if trainer == "reranker" else batch_of)(items, sizes)
     if trainer == "PPO":
         figures = rng.normal(size=(4, *parts[0].mask.shape)).astype(np.float32)
         parts = [PPOBatch(part, *figures) for part in parts]

@@ -44,6 +44,7 @@ def get_config(arg: str = "lora") -> ConfigDict:
             "format": "auto",
             "max_length": 1024,
             "pairs_per_problem": 16,
+            "pairs_together": 8,
             "pooling": "last",
             "lm_coef": 0.0,
             "batch_size": 32,

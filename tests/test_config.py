@@ -87,6 +87,7 @@ TEST = {"sources": ["synthetic"], "samples": 4}
         ("candidates.train", 0, "config.candidates.train = 0: use 1 or more"),
         ("candidates.train_problems", -1, "config.candidates.train_problems = -1: use 0 or more"),
         ("mining.later_pairs", 0, "config.mining.later_pairs = 0: use 1 or more"),
+        ("mining.pairs_together", 0, "config.mining.pairs_together = 0: use 1 or more"),
         ("mining.hard_fraction", 1.5, r"config.mining.hard_fraction = 1.5: use a fraction above 0, up to 1"),
         ("mining.new_fraction", 0, "config.mining.new_fraction = 0.0: use a fraction above 0"),
         ("early_stopping.every", 0, "config.early_stopping.every = 0: use 1 or more"),

@@ -20,6 +20,7 @@ from rerankjax.policy.ppo import PPOConfig, Reward, init_policy
 from rerankjax.policy.ppo_step import Drawn, make_ppo_programs, make_ppo_step
 from rerankjax.policy.sft import make_sft_step
 from rerankjax.reranker.bradley_terry import RerankerConfig, init_reranker, make_reranker_step
+from rerankjax.reranker.pair_batches import pair_batch
 
 MESH = make_mesh(devices=jax.devices()[:2])
 
@@ -231,7 +232,7 @@ def test_a_reranker_is_an_adapter_and_a_head(tiny, base):
     )
     whole = init_reranker(base, jax.random.key(5))
     params = whole | {"decoder": init_adapter(tiny, LORA, jax.random.key(6))}
-    pairs = batch_of(items(2), PackConfig.from_batch_size(2, 1, P, C, 2, row_shards(mesh)))
+    pairs = pair_batch(items(2), PackConfig.from_batch_size(2, 1, P, C, 2, row_shards(mesh)))
     optimizer = make_optimizer(dataclasses.replace(config, max_grad_norm=1e9))
     adapted, trained = (make_reranker_step(tiny, reranker, config, mesh, lora) for lora in (LORA, FULL))
     state, metrics = adapted(start(params, optimizer, mesh), base, *pairs)

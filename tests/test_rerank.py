@@ -214,10 +214,11 @@ def test_a_prompt_of_several_messages_is_scored_as_transformers_does(theirs):
 
 def test_pairs_are_encoded_as_they_are_scored(tokenizer):
     pairs = [TextPair("def f(x):\n", "\n\nreturn", "return x"), TextPair("def f(x):\n", "x" * 60, "return x")]
-    (ids,) = encode_pairs(tokenizer, pairs, chat=False, max_length=40)  # the other one is longer
-    for text, row in (("\n\nreturn", ids.chosen), ("return x", ids.rejected)):
-        assert [*ids.prompt, *row] == tokenizer.encode(f"def f(x):\n{text}{tokenizer.eos_token}")
-    assert ids.prompt == tokenizer.encode("def f(x):\n")[: len(ids.prompt)]
+    ((prompt, rows),) = encode_pairs(tokenizer, pairs, chat=False, max_length=40)  # the other one is longer
+    for text, row in zip(("\n\nreturn", "return x"), rows, strict=True):
+        assert [*prompt, *row] == tokenizer.encode(f"def f(x):\n{text}{tokenizer.eos_token}")
+    assert prompt == tokenizer.encode("def f(x):\n")[: len(prompt)]
+    assert encode_pairs(tokenizer, pairs, chat=False, max_length=4) == []
 
 
 def test_a_conversation_is_scored_as_transformers_does(theirs):

@@ -30,6 +30,7 @@ from rerankjax.policy.ppo import PPOBatch, PPOConfig, init_policy, ppo_loss
 from rerankjax.policy.ppo_step import make_ppo_programs
 from rerankjax.policy.sft import make_sft_step, sft_loss
 from rerankjax.reranker.bradley_terry import RerankerConfig, init_reranker, make_reranker_step, reranker_loss
+from rerankjax.reranker.pair_batches import pair_batch
 from rerankjax.reranker.rerank import score_packed
 
 CONFIG = ModelConfig(
@@ -108,8 +109,8 @@ def problem(trainer):
     if trainer == "reranker":
         return (
             init_reranker(trunk(), jax.random.key(1)),
-            batch_of(*packable("reranker", 1)),
-            lambda params, parts: reranker_loss(CONFIG, RERANKER, params, parts[0])[0],
+            (pairs := pair_batch(*packable("reranker", 1))),
+            lambda params, parts: reranker_loss(CONFIG, RERANKER, params, parts[0], jax.device_put(pairs[1]))[0],
             lambda mesh: make_reranker_step(CONFIG, RERANKER, OPTIMIZER, mesh),
         )
     policy = init_policy(trunk())
@@ -184,7 +185,10 @@ def test_microbatches_change_no_gradient(trainer):
     """Completions differ in length: were microbatches averaged, short ones would weigh more."""
     params, batch, loss, _ = problem(trainer)
     whole = jax.jit(jax.grad(loss))(params, batch[0])
-    batch = parts, counts = jax.device_put(ppo_batch(4) if trainer == "ppo" else batch_of(*packable(trainer, 4)))
+    batches = {"sft": batch_of, "reranker": pair_batch}
+    batch = parts, counts = jax.device_put(
+        ppo_batch(4) if trainer == "ppo" else batches[trainer](*packable(trainer, 4))
+    )
     assert len(parts) > 1
     shares = {
         "sft": lambda p, part: sft_loss(CONFIG, p, part, counts.tokens),

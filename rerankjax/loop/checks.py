@@ -105,6 +105,7 @@ def _check_numbers(config: ExperimentConfig) -> None:
         "candidates.train_problems": (config.candidates.train_problems, 0),
         "mining.pairs": (config.mining.pairs, 1),
         "mining.later_pairs": (config.mining.later_pairs, 1),
+        "mining.pairs_together": (config.mining.pairs_together, 1),
         "early_stopping.every": (config.early_stopping.every, 1),
         "early_stopping.samples": (config.early_stopping.samples, 1),
         "problems.dev_problems": (config.problems.dev_problems, 0),

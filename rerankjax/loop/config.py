@@ -180,12 +180,17 @@ class CandidatesConfig:
 @dataclasses.dataclass(frozen=True)
 class MiningConfig:
     """The first reranker trains on `pairs`, each later one on `later_pairs`; in `new_fraction` of these the negative is
-    one of the policy's failures. "hard" negatives: the `hard_fraction` of failures that the reranker scores highest."""
+    one of the policy's failures. "hard" negatives: the `hard_fraction` of failures that the reranker scores highest.
+
+    pairs_together: maximum number of pairs of one prompt that stay in one batch, where the prompt and its completions
+        are read once.
+    """
 
     pairs: int
     later_pairs: int
     new_fraction: float
     hard_fraction: float
+    pairs_together: int = 1
 
 
 # Reserved names: of policies, of a stage beside the iterations' rerankers, of files beside evaluation sets' problems.

@@ -6,6 +6,7 @@ the shapes are read. A config is an `ExperimentConfig` or a recording view of on
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,13 +20,14 @@ from rerankjax.loop.problem_sets import DEV, TRAIN
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
 from rerankjax.model.lora import FULL, LoraConfig
-from rerankjax.model.packing import PackConfig, pack
+from rerankjax.model.packing import Item, PackConfig, pack
 from rerankjax.model.sharding import by_row, placed, replicated, row_shards, shardings_of
-from rerankjax.model.training import Counts, OptimizerConfig, TrainState, Update, init_state, make_optimizer
+from rerankjax.model.training import Counts, OptimizerConfig, TrainState, Update, batch_of, init_state, make_optimizer
 from rerankjax.policy.ppo import PPOBatch
 from rerankjax.policy.ppo_step import Programs, make_ppo_programs
 from rerankjax.policy.sft import make_sft_step
 from rerankjax.reranker.bradley_terry import make_reranker_step
+from rerankjax.reranker.pair_batches import pair_batch
 from rerankjax.reranker.rerank import make_scorer, row_length, scoring_sizes, whole_problem
 from rerankjax.run.reads import whole
 
@@ -52,13 +54,17 @@ def adapters(config: ExperimentConfig, base: Params | None) -> LoraConfig:
     return FULL if base is None else whole(config.lora)
 
 
+BatchOf = Callable[[Sequence[Item], PackConfig], tuple[list[Any], Counts]]  # as an update takes them
+
+
 class UpdatePrograms(NamedTuple):
-    """An update, the sizes of a batch's parts, and the update's programs, which preflight compiles.
+    """An update, what packs its batches with which sizes, and the update's programs, which preflight compiles.
 
     add: (summed gradients, parameters, base, part, counts) -> (gradients, metrics). apply: (state, gradients) -> state.
     """
 
     update: Update
+    batch_of: BatchOf
     sizes: PackConfig
     add: DeviceProgram
     apply: DeviceProgram
@@ -70,7 +76,7 @@ def sft(
     """The update of SFT."""
     training: TrainingConfig = whole(config.sft)
     update = make_sft_step(model, training.optimizer, mesh, adapters(config, base))
-    return _update(config, update, training, 1, params, base, mesh)
+    return _update(config, update, batch_of, training, 1, params, base, mesh)
 
 
 def reranker(
@@ -84,12 +90,13 @@ def reranker(
     """The update of a reranker on pairs, the chosen completion first."""
     loss = whole(config.reranker).loss
     update = make_reranker_step(model, loss, training.optimizer, mesh, adapters(config, base))
-    return _update(config, update, training, 2, params, base, mesh)
+    return _update(config, update, pair_batch, training, 2, params, base, mesh)
 
 
 def _update(
     config: ExperimentConfig,
     update: Update,
+    batch_of: BatchOf,
     training: TrainingConfig,
     each: int,
     params: Params,
@@ -102,18 +109,19 @@ def _update(
         training.batch_size, training.optimizer.microbatches, *lengths, each, row_shards(mesh)
     )
     state = _state(params, training.optimizer, mesh)
-    part, counts = _part(sizes, mesh)
+    part, counts = _part(batch_of, sizes, mesh)
     return UpdatePrograms(
         update,
+        batch_of,
         sizes,
         DeviceProgram(update.add, (state.params, state.params, base, part, counts)),
         DeviceProgram(update.apply, (state, state.params)),
     )
 
 
-def _part(sizes: PackConfig, mesh: Mesh) -> tuple[Any, Any]:
+def _part(batch_of: BatchOf, sizes: PackConfig, mesh: Mesh) -> tuple[Any, Any]:
     """A part of a batch, and the counts of the whole batch."""
-    (empty,), _ = pack([], sizes)
+    (empty,), _ = batch_of([], sizes)
     part = jax.tree.map(lambda a: _array(a.shape, a.dtype, by_row(mesh)), empty)
     return part, Counts(*(_array((), jnp.int32, replicated(mesh)) for _ in Counts._fields))
 
@@ -144,7 +152,7 @@ def ppo(
     shapes = model, config.reranker.pooling, sampling.temperature, settings, *lengths
     made = make_ppo_programs(*shapes, mesh, adapters(config, base), reward_model)
     state = _state(params, settings.optimizer, mesh)
-    packed, counts = _part(made.sizes, mesh)
+    packed, counts = _part(batch_of, made.sizes, mesh)
     figures = (_array(packed.mask.shape, jnp.float32, by_row(mesh)) for _ in range(4))
     part = PPOBatch(packed, *figures)
     return PPOPrograms(

@@ -33,6 +33,7 @@ from rerankjax.progress import progress
 from rerankjax.prompts.rows import shuffled_batches
 from rerankjax.prompts.tokenizer import encode_completions
 from rerankjax.reranker.bradley_terry import init_reranker
+from rerankjax.reranker.pair_batches import blocks_of
 from rerankjax.run.hosts import allgather_rows, copy_decoder_to_host, host_mesh_of, host_share
 from rerankjax.run.metrics import WriteMetrics, metric_writer, write_waits
 from rerankjax.run.prefetch import Prefetch
@@ -95,7 +96,8 @@ def train_reranker(
     )
     items = [(prompt, (a, b)) for prompt, a, b in zip(prompts, chosen, rejected, strict=True)]
     program = programs.reranker(config, model, training, params, base, work.mesh)
-    return _fit(config, program, params, base, items, training, seed, work)
+    blocks = blocks_of(items, config.mining.pairs_together)
+    return _fit(config, program, params, base, items, training, seed, work, blocks)
 
 
 def lora_base(config: ExperimentConfig, sft: Params) -> Params | None:
@@ -221,8 +223,12 @@ def _fit(
     training: TrainingConfig,
     seed: Sequence[int],
     work: StageIO,
+    blocks: Sequence[Sequence[int]] | None = None,
 ) -> Params:
-    """`params` after all steps of training; interrupted training resumes from its last checkpoint."""
+    """`params` after all steps of training; interrupted training resumes from its last checkpoint.
+
+    blocks: see `shuffled_batches`.
+    """
     steps, every = training.optimizer.steps, whole(config.checkpoints)
     prompt_limit, completion_limit = config.max_prompt_length, config.sampling.max_completion_length
     for number, (prompt, completions) in enumerate(items):
@@ -235,11 +241,13 @@ def _fit(
 
     with Recovery(work.recovery, every.steps, every.keep) as recovery:
         done, state, metrics = recovery.restore(start_state(params, training.optimizer, work.mesh))
-        indices = itertools.islice(shuffled_batches(len(items), training.batch_size, steps, seed), done, None)
+        indices = itertools.islice(shuffled_batches(len(items), training.batch_size, steps, seed, blocks), done, None)
         with (
             metric_writer(work.directory, metrics) as write,
             progress(work.title, steps) as advance,
-            Prefetch(feed_batch([items[i] for i in index], program.sizes, work.mesh) for index in indices) as batches,
+            Prefetch(
+                feed_batch(*program.batch_of([items[i] for i in index], program.sizes), work.mesh) for index in indices
+            ) as batches,
         ):
             advance(done)
             late = None

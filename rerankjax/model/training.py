@@ -98,10 +98,10 @@ def batch_of(items: Sequence[Item], sizes: PackConfig) -> tuple[list[Packed], Co
     return parts, Counts.from_parts(parts, sizes.each)
 
 
-def feed_batch(items: Sequence[Item], sizes: PackConfig, mesh: Mesh) -> tuple[list[Packed], Counts, float]:
-    """`batch_of`, on the mesh, and the fraction of its tokens that are real."""
-    parts, counts = batch_of(items, sizes)
-    return to_global(parts, by_row(mesh)), to_global(counts, replicated(mesh)), real_fraction(parts)
+def feed_batch(parts: list[Any], counts: Counts, mesh: Mesh) -> tuple[list[Any], Counts, float]:
+    """A host's batch on the mesh, and the fraction of its tokens that are real. Parts are `Packed` or hold `packed`."""
+    packed = [part if isinstance(part, Packed) else part.packed for part in parts]
+    return to_global(parts, by_row(mesh)), to_global(counts, replicated(mesh)), real_fraction(packed)
 
 
 class Update:

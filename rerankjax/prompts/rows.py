@@ -47,16 +47,20 @@ def _pad(rows: Sequence[Sequence[int]], length: int, pad: int, left: bool, what:
     return tokens, mask
 
 
-def shuffled_batches(size: int, batch_size: int, steps: int, seed: Sequence[int]) -> Iterator[np.ndarray]:
+def shuffled_batches(
+    size: int, batch_size: int, steps: int, seed: Sequence[int], blocks: Sequence[Sequence[int]] | None = None
+) -> Iterator[np.ndarray]:
     """Indices int64 [batch_size], `steps` times: epoch after epoch, each in a fresh order that `seed` decides.
 
     A batch may straddle two epochs, so every example is seen equally often to within one.
+    blocks: all indices, those that stay together in one sequence each.
     """
     order = np.empty(0, np.int64)
     epoch = 0
     for _ in range(steps):
         while len(order) < batch_size:
-            order = np.concatenate([order, np.random.default_rng([*seed, epoch]).permutation(size)])
+            turns = np.random.default_rng([*seed, epoch]).permutation(size if blocks is None else len(blocks))
+            order = np.concatenate([order, turns if blocks is None else np.concatenate([blocks[i] for i in turns])])
             epoch += 1
         yield order[:batch_size]
         order = order[batch_size:]

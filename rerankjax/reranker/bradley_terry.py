@@ -18,6 +18,7 @@ from rerankjax.model.likelihood import SequenceBatch, masked_mean, take_places, 
 from rerankjax.model.lora import FULL, LoraConfig, attach_trunk
 from rerankjax.model.packing import Packed
 from rerankjax.model.training import Counts, OptimizerConfig, Update
+from rerankjax.reranker.pair_batches import PackedPairs
 
 POOLINGS = ("last", "mean")
 
@@ -88,26 +89,27 @@ def reranker_loss(
     config: ModelConfig,
     reranker: RerankerConfig,
     params: Params,
-    pairs: Packed,
-    counts: Counts | None = None,
+    pairs: PackedPairs,
+    counts: Counts,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Bradley-Terry loss, mean over pairs, plus the auxiliary language-model loss on the chosen completions.
+    """Bradley-Terry loss, mean over pairs, plus the auxiliary language-model loss on the chosen completions, each as
+    often as it is chosen.
 
-    Each prompt of `pairs` has two completions, the chosen one first. With the `counts` of a whole batch, the results
-    are this part's shares of the batch's loss and metrics.
+    The results are this part's shares of the loss and metrics of a batch with these `counts`.
     """
-    hidden = packed_hidden_states(config, params["decoder"], pairs)
-    scores = pool_packed(reranker.pooling, params["score"], hidden, pairs)
-    chosen, rejected, real = scores[:, ::2], scores[:, 1::2], pairs.real[:, ::2]
-    count = None if counts is None else counts.sequences
-    pair_loss = masked_mean(bradley_terry(chosen, rejected), real, count=count)
-    metrics = {"pair_loss": pair_loss, "accuracy": masked_mean(chosen > rejected, real, count=count)}
+    packed, wins = pairs.packed, pairs.wins.astype(jnp.float32)
+    hidden = packed_hidden_states(config, params["decoder"], packed)
+    scores = pool_packed(reranker.pooling, params["score"], hidden, packed)
+    chosen, rejected = scores[:, :, None], scores[:, None]
+    of_batch = jnp.maximum(counts.sequences, 1).astype(jnp.float32)
+    pair_loss = jnp.sum(wins * bradley_terry(chosen, rejected)) / of_batch
+    metrics = {"pair_loss": pair_loss, "accuracy": jnp.sum(wins * (chosen > rejected).astype(jnp.float32)) / of_batch}
     if not reranker.lm_coef:
         return pair_loss, metrics
-    tokens = jnp.take_along_axis(pairs.tokens, pairs.target_place, axis=1)
-    log_probs = token_log_probs(config, params["decoder"], take_places(hidden, pairs.before), tokens)
-    of_chosen = pairs.mask & (pairs.completion % 2 == 0)
-    lm_loss = -masked_mean(log_probs, of_chosen, count=None if counts is None else counts.tokens)
+    tokens = jnp.take_along_axis(packed.tokens, packed.target_place, axis=1)
+    log_probs = token_log_probs(config, params["decoder"], take_places(hidden, packed.before), tokens)
+    times_chosen = jnp.take_along_axis(jnp.sum(wins, axis=2), packed.completion, axis=1)
+    lm_loss = -masked_mean(log_probs * times_chosen, packed.mask, count=counts.tokens)
     return pair_loss + reranker.lm_coef * lm_loss, metrics | {"lm_loss": lm_loss}
 
 
@@ -123,7 +125,7 @@ def make_reranker_step(
     reranker where the base is None."""
 
     def loss_of(
-        params: Params, base: Params | None, part: Packed, counts: Counts
+        params: Params, base: Params | None, part: PackedPairs, counts: Counts
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         return reranker_loss(config, reranker, attach_trunk(base, params, lora), part, counts)
 

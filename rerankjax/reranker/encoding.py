@@ -3,21 +3,13 @@
 import functools
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from rerankjax.model.packing import Item
 from rerankjax.pairs.data import TextPair
 from rerankjax.pairs.labelled import Prompt
 from rerankjax.prompts.tokenizer import encode_completions
-
-
-class PairIds(NamedTuple):
-    """Token ids of a pair: the prompt's tokens that both texts share, at least one, and the rest of each text."""
-
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, chat: bool) -> None:
@@ -89,16 +81,19 @@ def shared_length(prompt: Sequence[int], *rows: Sequence[int]) -> int:
 
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: Iterable[TextPair], *, chat: bool, max_length: int
-) -> list[PairIds]:
-    """Token ids of the pairs whose texts both have at most `max_length` tokens, encoded with `whole`."""
-    pair_ids = []
+) -> list[Item]:
+    """Token ids of the pairs whose texts both have at most `max_length` tokens, encoded with `whole`: the prompt's
+    tokens that all texts of neighbouring pairs share, at least one, and the rest of the chosen and rejected text."""
+    items: list[Item] = []
     for prompt, group in itertools.groupby(pairs, key=lambda pair: pair.prompt):
         of_prompt = list(group)
         texts = list(dict.fromkeys(text for pair in of_prompt for text in (pair.chosen, pair.rejected)))
         prompt_ids, encoded = encode(tokenizer, prompt, texts, chat=chat, whole=True)
-        for pair in of_prompt:
-            chosen, rejected = encoded[pair.chosen], encoded[pair.rejected]
-            if max(len(chosen), len(rejected)) <= max_length and min(len(chosen), len(rejected)) > 1:
-                shared = shared_length(prompt_ids, chosen, rejected)
-                pair_ids.append(PairIds(chosen[:shared], chosen[shared:], rejected[shared:]))
-    return pair_ids
+        fitting = {text: ids for text, ids in encoded.items() if 1 < len(ids) <= max_length}
+        shared = shared_length(prompt_ids, *fitting.values()) if fitting else 0
+        items += [
+            (prompt_ids[:shared], [fitting[text][shared:] for text in (pair.chosen, pair.rejected)])
+            for pair in of_prompt
+            if pair.chosen in fitting and pair.rejected in fitting
+        ]
+    return items

@@ -47,6 +47,8 @@ class RerankerTrainingConfig:
         "auto" is "chat" if a row has a conversation.
     max_length: maximum length of prompt and answer together, in tokens; longer pairs are left out.
     pairs_per_problem: maximum number of pairs of executed samples.
+    pairs_together: maximum number of pairs of one prompt that stay in one batch, so that the prompt and their answers
+        are read once.
     lora: rank 0 trains all parameters.
     """
 
@@ -61,6 +63,7 @@ class RerankerTrainingConfig:
     format: str = AUTO
     max_length: int = 1024
     pairs_per_problem: int = 16
+    pairs_together: int = 8
     dtype: str = "float32"
     compute_dtype: str = ""
     remat: str = "none"
@@ -111,7 +114,7 @@ def resolve(config: Mapping[str, Any] | ConfigDict, devices: int) -> RerankerTra
     for name in ("dev", "test"):
         value = getattr(built, f"{name}_fraction")
         require(0 < value < 0.5, f"{name}_fraction", value, "use more than 0 and less than .5")
-    for name in ("max_length", "pairs_per_problem"):
+    for name in ("max_length", "pairs_per_problem", "pairs_together"):
         require(getattr(built, name) >= 1, name, getattr(built, name), "use 1 or more")
     stopping = built.early_stopping
     require(stopping.every >= 1, "early_stopping.every", stopping.every, "use 1 or more")

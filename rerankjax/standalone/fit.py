@@ -13,13 +13,13 @@ from jax.sharding import Mesh
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
 from rerankjax.model.lora import FULL
-from rerankjax.model.packing import PackConfig
+from rerankjax.model.packing import Item, PackConfig
 from rerankjax.model.sharding import replicated, row_shards, to_global
 from rerankjax.model.training import TrainState, Update, feed_batch, start_state
 from rerankjax.progress import progress
 from rerankjax.prompts.rows import shuffled_batches
 from rerankjax.reranker.bradley_terry import make_reranker_step
-from rerankjax.reranker.encoding import PairIds
+from rerankjax.reranker.pair_batches import blocks_of, pair_batch
 from rerankjax.run.metrics import metric_writer
 from rerankjax.run.prefetch import Prefetch
 from rerankjax.run.recovery import Recovery
@@ -37,12 +37,12 @@ class Progress(NamedTuple):
 
 
 def pair_step(
-    config: RerankerTrainingConfig, shape: ModelConfig, base: Params | None, pairs: Sequence[PairIds], mesh: Mesh
+    config: RerankerTrainingConfig, shape: ModelConfig, base: Params | None, pairs: Sequence[Item], mesh: Mesh
 ) -> tuple[Update, PackConfig]:
     """The update of a reranker, and the sizes of its microbatches."""
     update = make_reranker_step(shape, config.reranker, config.optimizer, mesh, FULL if base is None else config.lora)
-    prompt = max(len(pair.prompt) for pair in pairs)
-    completion = max(len(row) for pair in pairs for row in (pair.chosen, pair.rejected))
+    prompt = max(len(prompt) for prompt, _ in pairs)
+    completion = max(len(text) for _, texts in pairs for text in texts)
     microbatches = config.optimizer.microbatches
     return update, PackConfig.from_batch_size(config.batch_size, microbatches, prompt, completion, 2, row_shards(mesh))
 
@@ -52,7 +52,7 @@ def fit(
     shape: ModelConfig,
     base: Params | None,
     start: Params,
-    pairs: Sequence[PairIds],
+    pairs: Sequence[Item],
     dev_accuracy: Callable[[Params], float],
     directory: Path,
     recovery_directory: Path,
@@ -65,18 +65,19 @@ def fit(
     """
     steps, every, patience = config.optimizer.steps, config.early_stopping.every, config.early_stopping.patience
     update, sizes = pair_step(config, shape, base, pairs, mesh)
-    items = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
 
     at_start = start_state(start, config.optimizer, mesh)
     accuracy, stale = (to_global(np.float32(x), replicated(mesh)) for x in (-1.0, 0.0))
     with Recovery(recovery_directory, config.checkpoints.steps, config.checkpoints.keep) as recovery:
         untrained = Progress(at_start, jax.tree.map(jnp.copy, at_start.params), accuracy, stale)
         done, now, metrics = recovery.restore(untrained)
-        left = itertools.islice(shuffled_batches(len(pairs), config.batch_size, steps, [config.seed, 2]), done, None)
+        blocks = blocks_of(pairs, config.pairs_together)
+        order = shuffled_batches(len(pairs), config.batch_size, steps, [config.seed, 2], blocks)
+        left = itertools.islice(order, done, None)
         with (
             metric_writer(directory, metrics) as write,
             progress("train the reranker", steps) as advance,
-            Prefetch(feed_batch([items[i] for i in index], sizes, mesh) for index in left) as ready,
+            Prefetch(feed_batch(*pair_batch([pairs[i] for i in index], sizes), mesh) for index in left) as ready,
         ):
             advance(done)
             for step, (parts, counts, real) in enumerate(ready, start=done + 1):
