@@ -17,6 +17,7 @@ DESCRIPTION = "Sample many programs from a code model, and learn which one to tr
 # Commands that parse their own arguments: their module, and what they do.
 COMMANDS = {
     "train": ("rerankjax.loop.command", "run the loop from a config"),
+    "export": ("rerankjax.loop.export_command", "write a run's policy in Hugging Face's format, with its samples"),
     "preflight": ("rerankjax.capacity.command", "check whether a run fits its devices"),
     "execute": ("rerankjax.sandbox.__main__", "run samples against their tests"),
     "train-reranker": ("rerankjax.standalone.train_command", "train a reranker on labelled samples or preferences"),

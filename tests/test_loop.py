@@ -15,6 +15,8 @@ import orbax.checkpoint as ocp
 import pyarrow.parquet
 import pytest
 
+from rerankjax.model import weights
+from rerankjax.pairs.data import DataSource, read_data
 from rerankjax.reranker.ensembles import ENSEMBLES
 from rerankjax.results.selection import ALL_RULES
 
@@ -125,6 +127,34 @@ def test_the_command_it_prints_ranks_as_the_loop_scored(whole):
 def verdicts_of(workdir, problem):
     path = workdir / "seed0" / "candidates" / "ppo2-self_training-test" / "candidates.parquet"
     return [row["verdict"] for row in pyarrow.parquet.read_table(path).to_pylist() if row["problem"] == problem]
+
+
+def test_a_policy_is_exported_with_its_labelled_samples(whole, tmp_path):
+    workdir, _ = whole
+    command = [sys.executable, "-m", "rerankjax", "export", "--config=configs/mini.py:smoke", f"--workdir={workdir}"]
+
+    def export(*flags):
+        return subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    done = export("--policy=ppo", f"--output={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    policy = workdir / "seed0/policies/ppo/checkpoint"
+    with ocp.StandardCheckpointer() as checkpointer:
+        trained = checkpointer.restore(policy)
+    _, params = weights.load(tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, params, trained)
+    rows = read_data([DataSource(str(tmp_path / "out/samples/test.jsonl"))])
+    table = pyarrow.parquet.read_table(workdir / "seed0/candidates/ppo-test/candidates.parquet").to_pylist()
+    labels = [(text, passed) for row in rows for text, passed in zip(row.candidates, row.passed, strict=True)]
+    assert labels == [(c["completion"], c["verdict"] == "passed") for c in table]
+    greedy = pyarrow.parquet.read_table(workdir / "seed0/greedy/ppo-test/candidates.parquet").to_pylist()
+    assert [row.greedy for row in rows] == [c["verdict"] == "passed" for c in greedy]
+    assert read_data([DataSource(str(tmp_path / "out/samples/train.jsonl"))])[0].greedy is None
+
+    refused = export("--policy=best", f"--output={tmp_path / 'other'}")
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].endswith("has the policies ppo, ppo2-self_training, sft")
+    assert not (tmp_path / "other").exists()
 
 
 def test_first_ratios_of_the_whole_run_are_exactly_one(whole):

@@ -489,8 +489,13 @@ def ppo_policy(
 
     start = start_policy(run)
     inputs = [stage_of(run, start), *(s for r in rewards for s in (f"rerankers/{r}", f"scores/{r}/{start}-{TRAIN}"))]
-    path = run.stage(f"policies/{name}", inputs, fill, everywhere=True)
+    run.stage(f"policies/{name}", inputs, fill, everywhere=True)
+    return policy_loader(run, name, sft)
+
+
+def policy_loader(run: SeedRun, name: str, sft: Params) -> ParamsLoader:
+    """The policy of a complete stage of PPO."""
     # A policy is saved without its value head: in the shapes of a reranker without its score head.
     like = run.reranker_like(run.generator)["decoder"]
-    base = trainers.lora_base(run.config, sft)
-    return lambda: attach(base, checkpoint.restore(path / "checkpoint", like), run.config.lora)
+    base, path = trainers.lora_base(run.config, sft), run.path(f"policies/{name}/checkpoint")
+    return lambda: attach(base, checkpoint.restore(path, like), run.config.lora)

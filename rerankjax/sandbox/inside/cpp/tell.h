@@ -1,4 +1,4 @@
-// rerankjax::tell(value) tells the host a value that a test is about, and waits until it has been found right.
+// rerankjax::tell(value) sends the host a value that a test checks, and waits until the host finds it correct.
 #include <cstdio>
 #include <cstdlib>
 #include <iterator>

@@ -1,5 +1,5 @@
-// Linked into a C++ program whose tests decide by themselves (ld --wrap=main): takes the word that tells the host of a
-// pass before main, and says it after main has returned 0.
+// Linked into a C++ program whose tests decide by themselves (ld --wrap=main): reads the word that reports a pass before
+// main, and sends it to the host after main has returned 0.
 #include <unistd.h>
 
 extern "C" int __real_main(int, char **, char **);

@@ -5,8 +5,8 @@ using System.Runtime.InteropServices;
 
 // Runs inside the box: the Main of a compiled program whose tests decide by themselves.
 //
-// The word that tells the host of a pass is taken before the program starts and said when Main has returned. Mono's
-// Debug.Assert only tells the trace listeners and goes on, so one more listener remembers.
+// Reads the word that reports a pass before the program starts, and sends it to the host when Main has returned. Mono's
+// Debug.Assert only notifies the trace listeners and does not stop the program, so one more listener records failures.
 static class Harness
 {
     sealed class Remembers : TraceListener

@@ -4,7 +4,7 @@ using System.Globalization;
 using System.Runtime.InteropServices;
 using System.Text;
 
-// Runs inside the box: tells the host a value that a test is about, and waits until it has been found right.
+// Runs inside the box: sends the host a value that a test checks, and waits until the host finds it correct.
 public static class RerankjaxTell
 {
     [DllImport("libc")]
@@ -32,7 +32,7 @@ public static class RerankjaxTell
         Environment.Exit(1);
     }
 
-    // Of a value that is asked whether it Equals another: what is null cannot be asked, but for what may be null.
+    // For the receiver of Equals: null throws, except if its type is nullable.
     public static void TellReceiver<T>(T value)
     {
         if (value == null && Nullable.GetUnderlyingType(typeof(T)) == null)
@@ -76,7 +76,7 @@ public static class RerankjaxTell
             for (int at = 1; at <= value.GetType().GetGenericArguments().Length; at++) {
                 to.Append(before);
                 if (Nullable.GetUnderlyingType(value.GetType().GetGenericArguments()[at - 1]) != null)
-                    to.Append("N,"); // whatever it holds, it is of another type
+                    to.Append("N,"); // a nullable item has another type than its value
                 Write(to, value.GetType().GetProperty("Item" + at).GetValue(value, null));
                 before = ',';
             }

@@ -61,7 +61,7 @@ for (;;) {
   let result;
   try {
     result = compile(text);
-  } catch (error) { // a program can nest deeper than the compiler's stack
+  } catch (error) { // a deeply nested program overflows the compiler's stack
     previous = undefined;
     result = { succeeded: false, log: `tsc: ${error}`, program: '' };
   }

@@ -1,5 +1,6 @@
-// Runs inside a box of its own: many programs in one node, each in a vm context. That is no wall between them, so the
-// host asks for this mode by name, believes only that a value is wrong, and lets everything else run in a node of its own.
+// Runs inside a box of its own: many programs in one node, each in a vm context. A context does not isolate programs
+// from each other. So the host uses this mode only to find wrong values, and runs every other program again in a node of
+// its own.
 //
 // A request is 4 bytes of length and the source; the reply is 4 bytes of length and JSON.
 'use strict';
@@ -22,7 +23,7 @@ function run(text) {
   try {
     vm.runInContext(text, context, { filename: 'program.js', timeout });
   } catch {
-    // what has been told before may be wrong
+    // values that were sent before may be wrong
   }
   return { told };
 }

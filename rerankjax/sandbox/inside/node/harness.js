@@ -1,5 +1,5 @@
-// Runs inside the box: program.js as node's main module. Before it starts the word that tells the host of a pass is
-// taken; the word is said when the program's last line has run.
+// Runs inside the box: program.js as node's main module. Reads the word that reports a pass before the program starts,
+// and sends it to the host when the program's last line has run.
 'use strict';
 const fs = require('fs');
 const { Module } = require('module');

@@ -1,5 +1,5 @@
-// Runs inside the box, before a program: rerankjaxTell(value) tells the host a value that a test is about, and waits
-// until it has been found right.
+// Runs inside the box, before a program: rerankjaxTell(value) sends the host a value that a test checks, and waits until
+// the host finds it correct.
 'use strict';
 const { readSync, writeSync } = require('fs');
 const { isArray } = Array;
@@ -39,7 +39,7 @@ function text(value) {
 function said(value) {
   try {
     return text(value);
-  } catch { // it holds itself, or does not want to be looked at
+  } catch { // the value contains itself, or a getter throws
     return '?';
   }
 }

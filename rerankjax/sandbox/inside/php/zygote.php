@@ -105,7 +105,7 @@ function rerankjax_child(FFI $libc, Closure $call, array $setup, string $nonce):
             while (ob_get_level()) {
                 ob_end_flush();
             }
-            $libc->_exit($code); // PHP's own way out writes to half of all memory, which a fork has to copy first
+            $libc->_exit($code); // PHP's own exit writes to half of all memory, and each fork would copy it first
         }
     };
 }

@@ -1,4 +1,4 @@
-// Most of <bits/stdc++.h>: without what is seldom used and makes the compiler instantiate templates in every program.
+// Most of <bits/stdc++.h>, without rarely used headers whose templates the compiler would instantiate in every program.
 #include <assert.h>
 #include <bits/c++config.h>
 #undef _GLIBCXX_USE_STD_SPEC_FUNCS

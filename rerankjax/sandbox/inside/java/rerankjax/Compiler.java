@@ -104,7 +104,7 @@ final class Compiler {
         try {
             List<String> options = List.of("-proc:none", "-nowarn", "-Xmaxerrs", "5", "-cp", System.getProperty("program.classpath"));
             succeeded = compiler.getTask(log, outputs, null, options, null, List.of(new Source(source, anyName))).call();
-        } catch (Throwable error) { // javac's own stack is no deeper than the program makes it
+        } catch (Throwable error) { // a deeply nested program overflows javac's stack
             log.write("javac: " + error);
             succeeded = false;
         }

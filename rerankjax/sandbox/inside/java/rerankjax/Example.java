@@ -26,7 +26,7 @@ class Example {
         try {
             Tell.tell(list);
         } catch (AssertionError error) {
-            // nobody listens here
+            // this program runs without a host
         }
         assert set.size() == deque.size() && new BigInteger("7").intValue() == 7 && Math.sqrt(4) == 2;
     }

@@ -1,1 +1,1 @@
-// Stands in for the real one where headers.h beside this directory has been included.
+// Replaces the real header in programs that include ../headers.h.
