@@ -131,10 +131,6 @@ def get_config(arg: str = "demo") -> ConfigDict:
         # A policy that stays this close to the SFT model does not learn to fool its reranker (docs/results.md).
         config.ppo.update({"iterations": 10, "kl_coef": 2.0})
         config.retraining.optimizer.steps = 120
-        # A prompt and its completions are read once for eight pairs: half of the time for as good a choice.
-        config.mining.pairs_together = 8
-        for training in (config.reranker_training, config.retraining):
-            training.optimizer.microbatches = 8
     if arg == "languages":
         # 1,500 problems per language: with 375, SFT solves .36 of those and .15 of new ones. A sixth is executed.
         config.problems.synthetic.languages = ("py", "cpp", "java", "php", "ts", "cs", "sh", "js")

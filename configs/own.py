@@ -112,7 +112,8 @@ def get_config(arg: str = "completion") -> ConfigDict:
         config.candidates.update({"train": 4, "dev": 4, "prompts_in_flight": 4})
         config.evaluation.test.samples = 4
         config.mining.update({"pairs": 16, "later_pairs": 16})
-        config.ppo.update({"iterations": 2, "batch_size": 4, "minibatches": 1, "microbatches": 4})
+        config.ppo.update({"iterations": 1, "batch_size": 4, "minibatches": 1, "microbatches": 4})
+        config.iterations.self_training.ppo = False
         config.early_stopping.update({"every": 1, "samples": 1})
         config.sandbox.workers = 2
     return config
