@@ -55,6 +55,17 @@ CANDIDATES, BATCH_SIZES = 16, (8, 16, 32)
 CORES = len(os.sched_getaffinity(0))
 THREADS = sorted({1, CORES})  # of torch
 LEARNING_RATE, TOLERANCE = 1e-5, 1e-4
+# TRL's settings: float32 on a CPU, and nothing beside the steps.
+PLAIN: dict[str, Any] = {
+    "bf16": False,
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+    "dataloader_pin_memory": False,
+    "logging_strategy": "no",
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
 
 
 def write_model(folder: str) -> None:
@@ -196,14 +207,7 @@ def by_turns(
                 learning_rate=LEARNING_RATE,
                 lr_scheduler_type="cosine",
                 max_length=None,
-                bf16=False,
-                use_cpu=True,
-                gradient_checkpointing=False,
-                dataloader_pin_memory=False,
-                logging_strategy="no",
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
+                **PLAIN,
             ),
             train_dataset=datasets.Dataset.from_dict(data),
             processing_class=tokenizer,

@@ -24,6 +24,7 @@ import datasets
 import torch
 import transformers
 import trl
+from reranking import PLAIN
 from rich.console import Console
 from rich.table import Table
 
@@ -83,15 +84,8 @@ def train_theirs(args: argparse.Namespace, pairs: list[TextPair], folder: Path) 
         lr_scheduler_type="cosine",
         warmup_steps=WARM_UP,
         max_length=args.max_length,
-        bf16=False,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        dataloader_pin_memory=False,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
         seed=SEED,
+        **PLAIN,
     )
     rows = datasets.Dataset.from_list([pair._asdict() for pair in pairs])
     trainer = trl.RewardTrainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer)
