@@ -46,5 +46,13 @@ def test_commands_name_commands_and_files_that_exist(page):
                 assert (ROOT / path).is_file(), line
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_that_no_test_runs_are_marked(page):
+    """tests/test_api.py runs the Python blocks of rerankers.md."""
+    for before, language in re.findall(r"(.*)\n *```(sh|py|python)\n", page.read_text()):
+        runs = page.name == "rerankers.md" and language == "python"
+        assert runs == ("<!-- not run by a test -->" not in before)
+
+
 def test_the_readme_stays_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150

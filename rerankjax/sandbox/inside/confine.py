@@ -12,7 +12,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND = 1, 2, 4, 8, 4096
 PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_CAP_AMBIENT = 22, 24, 28, 47
 PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL, SECCOMP_MODE_FILTER = 38, 2, 4, 2
 CAP_SETPCAP, CAP_SYS_PTRACE, CAP_SYS_ADMIN = 8, 19, 21
-ALL_SECUREBITS_LOCKED = 0xEF  # uid 0 is nobody special; KEEP_CAPS alone is not set, and locked
+ALL_SECUREBITS_LOCKED = 0xEF  # uid 0 has no privileges; KEEP_CAPS alone is not set, and locked
 CAPABILITY_VERSION_3 = 0x2008_0522
 
 # A call without argument types passes Python integers as C ints, and all of these fit one.

@@ -11,7 +11,7 @@ INSIDE = __file__.rpartition("/")[0]
 
 
 class Unjudged(BaseException):
-    """What leaves `run` as it is."""
+    """Passes through `run` without becoming a verdict."""
 
 
 def exit_code(error: SystemExit) -> int:
