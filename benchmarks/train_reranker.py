@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--their-accumulation", type=int, default=1, help="TRL's gradient_accumulation_steps")
     parser.add_argument("--compute-dtype", default="", help="of train-reranker's products, such as bfloat16")
     parser.add_argument("--remat", default="none", help="of train-reranker; for 135M parameters on a CPU: full")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, help="also write seconds, steps and batch size to this file")
     args = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     train, test = (read_data([DataSource(str(args.base / "samples" / f"{s}.jsonl"))]) for s in ("train", "test"))

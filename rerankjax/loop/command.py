@@ -38,8 +38,36 @@ CPU_DEVICES = flags.DEFINE_integer(
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command with the arguments that follow its name, and ends the process with its exit status."""
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(_train, ["rerankjax train", *argv], flags_parser=functools.partial(parse, module=__name__))
+
+    def work() -> None:
+        from rerankjax.loop.train import train
+
+        train(CONFIG.value, str(WORKDIR.value), REUSE.value or ())
+
+    run_command("rerankjax train", argv, __name__, work, "set fields as in --config.ppo.kl_coef=0.1")
+
+
+def run_command(
+    program: str,
+    argv: Sequence[str],
+    module: str,
+    work: Callable[[], None],
+    remedy: str,
+    required: Sequence[str] = ("config", "workdir"),
+) -> None:
+    """Parses the flags of the command's `module`, calls `work` as `run_connected` does, and ends the process.
+
+    remedy: for an argument that is not a flag. required: the flags without which the command does not run.
+    """
+
+    def run(rest: list[str]) -> None:
+        if len(rest) > 1:
+            raise app.UsageError(f"{rest[1]!r} is not a flag: {remedy}")
+        logging.set_verbosity(logging.WARNING)  # Orbax reports every file it closes
+        run_connected(program, work)
+
+    flags.mark_flags_as_required(required)
+    app.run(run, [program, *argv], flags_parser=functools.partial(parse, module=module))
 
 
 def parse(argv: list[str], module: str) -> list[str]:
@@ -63,19 +91,6 @@ def parse(argv: list[str], module: str) -> list[str]:
             message = f"the config file does not set the field {field!r}: add it to the file to set it here"
         sys.exit(f"{argv[0]}: {message.strip()} ({argv[0]} --help lists the flags)")
     return rest
-
-
-def _train(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"{argv[1]!r} is not a flag: set fields as in --config.ppo.kl_coef=0.1")
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every file it closes
-
-    def work() -> None:
-        from rerankjax.loop.train import train
-
-        train(CONFIG.value, str(WORKDIR.value), REUSE.value or ())
-
-    run_connected("rerankjax train", work)
 
 
 def run_connected(program: str, work: Callable[[], None]) -> None:

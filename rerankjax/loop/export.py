@@ -23,6 +23,7 @@ from rerankjax.model.sharding import make_mesh
 from rerankjax.problems.jsonl import write_records
 from rerankjax.reranker.saving import save_for_others
 from rerankjax.results.evaluation import Evaluation
+from rerankjax.run.bucket import is_bucket
 from rerankjax.run.hosts import copy_to_host, is_first
 from rerankjax.run.rundir import durable_path, open_run
 from rerankjax.sandbox import Verdict
@@ -71,17 +72,21 @@ def export_policy(config: ConfigDict, workdir: str, seed: int | None, policy: st
     """Writes a policy of a run to the new folder `output`, and its samples to `output`/samples/SPLIT.jsonl; yields the
     paths as they are written.
 
-    config, workdir: as for `loop.train.train`. seed: None for the config's first.
+    config, workdir: as for `loop.train.train`, except that `workdir` is a directory. seed: None for the config's first.
 
     Raises:
-        ConfigError: the run has no such seed or policy, or `output` is not empty.
+        ConfigError: the run is in a bucket or has no such seed or policy, or `output` is not empty.
         RunDirectoryError: `workdir` is in use, or was made with another config.
     """
+    if is_bucket(workdir):
+        raise ConfigError(f"--workdir={workdir}: is in a bucket; copy the run to a directory, and give that")
     resolved = resolve(config, jax.device_count())
     seed, folder = resolved.seeds[0] if seed is None else seed, Path(output)
-    stages_of_seed = durable_path(Path(workdir)) / f"seed{seed}"
+    stages_of_seed = Path(workdir) / f"seed{seed}"
     known = sorted(path.parent.name for path in stages_of_seed.glob("policies/*/stage.json"))
-    if policy not in (*known, stages.BASE):
+    if resolved.generator.checkpoint:
+        known.append(stages.BASE)
+    if policy not in known:
         raise ConfigError(f"--policy={policy}: {stages_of_seed} has the policies {', '.join(known) or '(none)'}")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"--output={output}: the folder is not empty; give a new one")

@@ -8,14 +8,12 @@ train-reranker` and `rerankjax evaluate`. The flags --config and --workdir are t
 base (the checkpoint before SFT), sft, ppo, and ppo2-ITERATION. The run's last reranker is in WORKDIR/seedN/export.
 """
 
-import functools
 from collections.abc import Sequence
 
-from absl import app, flags, logging
+from absl import flags
 
-from rerankjax.loop.command import CONFIG, WORKDIR, parse, run_connected
+from rerankjax.loop.command import CONFIG, WORKDIR, run_command
 
-PROGRAM = "rerankjax export"
 for flag in ("config", "workdir", "cpu_devices"):
     flags.declare_key_flag(flag)
 POLICY = flags.DEFINE_string("policy", "ppo", "The policy: the name of a directory in WORKDIR/seedN/policies, or base.")
@@ -25,14 +23,6 @@ SEED = flags.DEFINE_integer("seed", None, "The seed; by default the config's fir
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command with the arguments behind its name. Ends the process with its exit status."""
-    flags.mark_flags_as_required(["config", "workdir", "output"])
-    app.run(_export, [PROGRAM, *argv], flags_parser=functools.partial(parse, module=__name__))
-
-
-def _export(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"{argv[1]!r} is not a flag")
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every file it closes
 
     def work() -> None:
         from rerankjax.loop.export import export_policy
@@ -40,4 +30,5 @@ def _export(argv: list[str]) -> None:
         for path in export_policy(CONFIG.value, str(WORKDIR.value), SEED.value, POLICY.value, str(OUTPUT.value)):
             print(f"wrote {path}")
 
-    run_connected(PROGRAM, work)
+    required = ("config", "workdir", "output")
+    run_command("rerankjax export", argv, __name__, work, "give values as in --policy=ppo", required)

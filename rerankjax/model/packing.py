@@ -80,6 +80,22 @@ class PackConfig:
         return [self.rows] * whole + [next(size for size in sizes if size >= rest)] * bool(rest)
 
 
+class Completions(NamedTuple):
+    """Where the M completions of a batch are: `column` in the row's N, and number `branch`, from 0, of item `item`."""
+
+    row: Int[np.ndarray, " M"]
+    column: Int[np.ndarray, " M"]
+    item: Int[np.ndarray, " M"]
+    branch: Int[np.ndarray, " M"]
+
+
+def find_completions(packed: Packed, sources: Sources) -> Completions:
+    """The completions of a host's batch, packed with branches, in the order of rows and columns."""
+    row, target = np.nonzero(packed.mask & (sources.token == 0))  # each completion's first token
+    place, column = (np.asarray(a)[row, target] for a in (packed.target_place, packed.completion))
+    return Completions(row, column, sources.item[row, target], np.asarray(packed.branch)[row, place] - 1)
+
+
 T = TypeVar("T")
 Item = tuple[Sequence[int], Sequence[Sequence[int]]]  # a prompt's tokens, and each of its completions'
 

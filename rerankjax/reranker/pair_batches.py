@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Int
 
-from rerankjax.model.packing import Item, PackConfig, Packed, pack
+from rerankjax.model.packing import Item, PackConfig, Packed, find_completions, pack
 from rerankjax.model.training import Counts
 
 
@@ -69,12 +69,9 @@ def pair_batch(pairs: Sequence[Item], sizes: PackConfig) -> tuple[list[PackedPai
     parts = []
     for part, source in zip(packed, sources, strict=True):
         wins = np.zeros((*part.real.shape, part.real.shape[1]), np.int32)
-        row, target = np.nonzero(part.mask & (source.token == 0))  # each completion's first token
-        numbers, first = np.unique(source.item[row, target], return_index=True)  # each group's first completion
-        for number, i in zip(numbers, first, strict=True):
-            column = int(np.asarray(part.completion)[row[i], target[i]])
-            for a, b in groups[number].pairs:
-                wins[row[i], column + a, column + b] += 1
+        for row, first, number, branch in zip(*find_completions(part, source), strict=True):
+            for a, b in groups[number].pairs if branch == 0 else ():  # a group's completions are neighbours
+                wins[row, first + a, first + b] += 1
         parts.append(PackedPairs(part, wins))  # type: ignore[arg-type]  # a host's array
     tokens = sum(len(chosen) for _, (chosen, _) in pairs)
     return parts, Counts(np.int32(len(pairs)), np.int32(tokens))  # type: ignore[arg-type]  # a host's scalars

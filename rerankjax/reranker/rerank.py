@@ -17,7 +17,7 @@ from rerankjax.model import weights
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
 from rerankjax.model.likelihood import packed_log_probs, tokens_of_completions
-from rerankjax.model.packing import TOKENS_PER_COMPLETION, Item, PackConfig, Packed, pack
+from rerankjax.model.packing import TOKENS_PER_COMPLETION, Item, PackConfig, Packed, find_completions, pack
 from rerankjax.model.sharding import by_row, make_mesh, on_mesh, replicated, row_shards, sharding_of
 from rerankjax.pairs.labelled import Prompt
 from rerankjax.prompts.tokenizer import load_tokenizer
@@ -196,10 +196,8 @@ def batches(problems: Sequence[Item], shards: int) -> Iterator[tuple[Packed, Pla
         number, first = np.array([part[:2] for part in some]).T
         rows_of = functools.partial(batch_rows, sizes.rows, shards)
         for batch, source in zip(*pack([item for *_, item in some], sizes, rows_of), strict=True):
-            row, target = np.nonzero(batch.mask & (source.token == 0))  # each completion's first token
-            place, column = (np.asarray(a)[row, target] for a in (batch.target_place, batch.completion))
-            item, branch = source.item[row, target], np.asarray(batch.branch)[row, place]
-            yield batch, Places(row, column, number[item], first[item] + branch - 1)
+            row, column, item, branch = find_completions(batch, source)
+            yield batch, Places(row, column, number[item], first[item] + branch)
 
 
 def _parts(number: int, problem: Item, sizes: PackConfig) -> Iterator[tuple[int, int, Item]]:

@@ -9,28 +9,18 @@ configs/reranker.py. Several processes train one reranker, each started with the
 Exit status 75 means that SIGTERM stopped the command after it saved all work; the same command resumes.
 """
 
-import functools
 from collections.abc import Sequence
 
-from absl import app, flags, logging
+from absl import flags
 
-from rerankjax.loop.command import CONFIG, WORKDIR, parse, run_connected
+from rerankjax.loop.command import CONFIG, WORKDIR, run_command
 
-PROGRAM = "rerankjax train-reranker"
 for flag in ("config", "workdir", "distributed", "coordinator", "num_processes", "process_id", "cpu_devices"):
     flags.declare_key_flag(flag)
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command with the arguments behind its name. Ends the process with its exit status."""
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(_train, [PROGRAM, *argv], flags_parser=functools.partial(parse, module=__name__))
-
-
-def _train(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"{argv[1]!r} is not a flag: set fields as in --config.max_length=512")
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every file it closes
 
     def work() -> None:
         from rerankjax.run.hosts import is_first
@@ -40,4 +30,4 @@ def _train(argv: list[str]) -> None:
         if is_first():
             print(f"\nwrote {folder}; rank with it: rerankjax rerank --model {folder} --problems FILE")
 
-    run_connected(PROGRAM, work)
+    run_command("rerankjax train-reranker", argv, __name__, work, "set fields as in --config.max_length=512")
