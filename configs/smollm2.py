@@ -36,9 +36,9 @@ def get_config(arg: str = "lists") -> ConfigDict:
                 "train": ("synthetic",),
                 "dev": ("synthetic",),
                 "synthetic": {
-                    "train": 600,
-                    "dev": 48,
-                    "test": 120,
+                    "train": 800,
+                    "dev": 64,
+                    "test": 160,
                     "corpus": 2400,
                     "steps": (1, 2),
                     "fault_probability": 0.6,
@@ -51,12 +51,18 @@ def get_config(arg: str = "lists") -> ConfigDict:
             "max_prompt_length": 64,
             "sampling": {"temperature": 1.0, "top_p": 1.0, "max_completion_length": 80},
             "sft": {"batch_size": 24, "optimizer": _adam(5e-4, 100, microbatches=3)},
-            "candidates": {"train": 8, "dev": 8, "prompts_in_flight": 8, "train_problems": 240, "drawn": ()},
-            "reranker_training": {"batch_size": 16, "optimizer": _adam(3e-4, 80, microbatches=3)},
-            "retraining": {"batch_size": 16, "optimizer": _adam(2e-4, 40, microbatches=3)},
-            "mining": {"pairs": 2000, "later_pairs": 800, "new_fraction": 0.5, "hard_fraction": 0.5},
+            "candidates": {"train": 8, "dev": 8, "prompts_in_flight": 32, "train_problems": 0, "drawn": ()},
+            "reranker_training": {"batch_size": 64, "optimizer": _adam(3e-4, 60, microbatches=8)},
+            "retraining": {"batch_size": 64, "optimizer": _adam(2e-4, 30, microbatches=8)},
+            "mining": {
+                "pairs": 4000,
+                "later_pairs": 2000,
+                "new_fraction": 0.5,
+                "hard_fraction": 0.5,
+                "pairs_together": 8,
+            },
             "ppo": {
-                "iterations": 8,
+                "iterations": 6,
                 "batch_size": 64,
                 "learning_rate": 2e-4,
                 "epochs": 1,
@@ -73,7 +79,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
                 "alpha": 32.0,
                 "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
             },
-            "early_stopping": {"every": 4, "samples": 4},
+            "early_stopping": {"every": 3, "samples": 4},
             "iterations": {
                 "first": {"pairs": "sampled", "ppo": True},
                 "random": {"pairs": "random", "ppo": False, "after": "first", "run": False},
@@ -95,7 +101,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
         config.problems.update({"train": (_mbpp("train", file), "synthetic"), "dev": (_mbpp("validation", file),)})
         config.problems.synthetic.update({"train": 300, "corpus": 600})
         config.sft.optimizer.steps = 60
-        config.candidates.update({"train": 16, "train_problems": 0})
+        config.candidates.update({"train": 16, "prompts_in_flight": 8})
         # One prompt of the test split has 3,752 tokens.
         config.evaluation.test.update({"sources": (_mbpp("test", file),), "max_prompt_length": 3776})
         config.evaluation.test.sampling = {"temperature": 0.8, "top_p": 0.95, "max_completion_length": 240}
