@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rerankjax.model.products import product
+from rerankjax.model.products import look_up, product
 
 SIZES = {"b": 2, "l": 40, "d": 48, "f": 64, "r": 4, "v": 300, "k": 3, "g": 2, "e": 16, "s": 56}
 SPECS = (
@@ -49,3 +49,20 @@ def test_on_a_tpu_or_gpu_a_product_stays_in_bfloat16_and_on_a_cpu_it_ends_in_flo
         dots = [line for line in lowered.splitlines() if "dot_general" in line]
         assert len(dots) == 1
         assert dots[0].rstrip().endswith(f"x{result}>")
+
+
+def test_a_look_up_and_its_gradient_are_those_of_indexing():
+    table = jax.random.normal(jax.random.key(0), (40, 16)).astype(jnp.bfloat16)
+    indices = jax.random.randint(jax.random.key(1), (3, 50), 0, 40)  # some rows several times, some not at all
+    weight = jax.random.normal(jax.random.key(2), (3, 50, 16)).astype(jnp.bfloat16)
+    found, pull = jax.vjp(lambda table: look_up(table, indices), table)
+    expected, expected_pull = jax.vjp(lambda table: table[indices], table)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(pull(weight)[0], expected_pull(weight)[0])
+
+
+def test_on_a_cpu_a_look_up_converts_no_table_to_float32():
+    table, indices = jnp.zeros((40, 16), jnp.bfloat16), jnp.zeros(5, jnp.int32)
+    for function, converts in ((look_up, False), (lambda table, indices: table[indices], True)):
+        compiled = jax.jit(function).lower(table, indices).compile().as_text()
+        assert ("f32[40,16]" in compiled) == converts

@@ -246,6 +246,10 @@ class Engine:
         self._engine, self._pad = engine, pad
         rows, everywhere = by_row(mesh), replicated(mesh)
         turn = _turns_caches(mesh)
+        # On a CPU, a tied head would be transposed at every chunk and at every read.
+        untied = config.tie_word_embeddings and mesh.devices.flat[0].platform == "cpu"
+        if untied:
+            config = dataclasses.replace(config, tie_word_embeddings=False)
 
         def empty(dtype: Any) -> _State:
             state = _empty(config, engine, sampling.max_completion_length, dtype)
@@ -279,7 +283,10 @@ class Engine:
         self.read = compiled(functools.partial(_read, config, mesh), 1)
 
         def prepare(params: Params) -> tuple[Params, tuple[Params, ...]]:
-            params = constrain(in_compute_dtype(config, params), mesh, DRAWING)
+            params = in_compute_dtype(config, params)
+            if untied:
+                params = params | {"lm_head": {"kernel": params["embed_tokens"]["embedding"].T}}
+            params = constrain(params, mesh, DRAWING)
             # Layers are stacked to read prompts, separate to draw: slicing them at every chunk would copy them.
             return params, unstack(config, params["layers"])
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rerankjax.model.attention import Prefix, Segments, attend, attend_causal, attend_shared
 from rerankjax.model.config import ModelConfig, RopeScaling
 from rerankjax.model.packing import Packed
-from rerankjax.model.products import product
+from rerankjax.model.products import look_up, product
 from rerankjax.model.sharding import constrain_rows
 
 Params = Any  # a pytree of arrays, as flax.linen's init returns under "params"
@@ -193,7 +193,8 @@ class Decoder(nn.Module):
         if positions is None:
             assert not isinstance(mask, Segments)
             positions = positions_of(mask)
-        x, cache = self.layers(self.embed_tokens(tokens), rotation_at(self.config, positions), mask)
+        x = look_up(self.embed_tokens.embedding, tokens)
+        x, cache = self.layers(x, rotation_at(self.config, positions), mask)
         return self.norm(x), cache
 
     def logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
@@ -270,8 +271,11 @@ def decode_step(
 
     With `prefixes`, the caches hold only the tokens behind the prefixes.
     """
-    x = _apply(Decoder(config), params, tokens[:, None], method=lambda m, t: m.embed_tokens(t))
-    rotation, new = rotation_at(config, positions[:, None]), []
+    x = look_up(params["embed_tokens"]["embedding"], tokens[:, None])
+    # A loop over steps computes the table once. Without it, XLA on a CPU computes sines and cosines in each layer.
+    places = jnp.arange(seen.shape[1] + (prefixes[0].mask.shape[1] if prefixes else 0))
+    table = rotation_at(config, places[None])
+    rotation, new = Rotation(*(a[0, 0, positions][:, None, None] for a in table)), []
     for layer, cache, prefix in zip(layers, caches, prefixes or (None,) * len(layers), strict=True):
         x, cache = _apply(Block(config), layer, x, rotation, seen[:, None], cache, slot, prefix)
         new.append(cache)

@@ -1,10 +1,10 @@
-"""Products of arrays in bfloat16, as fast as the device can."""
+"""Products and look-ups of bfloat16 arrays, as fast as the device can."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def product(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -55,3 +55,29 @@ def _backward(spec: str, operands: tuple[Array, Array], gradient: Array) -> tupl
 
 
 _product.defvjp(_forward, _backward)
+
+
+def look_up(table: Float[Array, "V D"], indices: Int[Array, "..."]) -> Float[Array, "... D"]:
+    """`table[indices]`. On a CPU it copies bfloat16 as bits: XLA would first convert the whole table to float32."""
+    return _look_up(table, indices) if table.dtype == jnp.bfloat16 else table[indices]
+
+
+@jax.custom_vjp
+def _look_up(table: Array, indices: Array) -> Array:
+    def as_bits(table: Array, indices: Array) -> Array:
+        bits = jax.lax.bitcast_convert_type(table, jnp.uint16)[indices]
+        return jax.lax.bitcast_convert_type(bits, table.dtype)
+
+    return jax.lax.platform_dependent(table, indices, cpu=as_bits, default=lambda table, indices: table[indices])
+
+
+def _looked_up(table: Array, indices: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _look_up(table, indices), (table, indices)
+
+
+def _into_table(looked_up: tuple[Array, Array], gradient: Array) -> tuple[Array, None]:
+    table, indices = looked_up
+    return jax.vjp(lambda table: table[indices], table)[1](gradient)[0], None
+
+
+_look_up.defvjp(_looked_up, _into_table)
