@@ -49,11 +49,15 @@ def init_reranker(trunk: Params, key: Array) -> Params:
 def pool_scores(
     pooling: str, head: Float[Array, " D"], hidden: Float[Array, "B L D"], mask: Bool[Array, "B L"], prompt_length: int
 ) -> Float[Array, " B"]:
-    per_token = hidden.astype(jnp.float32) @ head.astype(jnp.float32)
+    per_token = _by_token(head, hidden)
     if pooling == "mean":
         return masked_mean(per_token[:, prompt_length:], mask[:, prompt_length:], axis=1)
     last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
     return jnp.take_along_axis(per_token, last[:, None], axis=1)[:, 0]
+
+
+def _by_token(head: Float[Array, " D"], hidden: Float[Array, "B L D"]) -> Float[Array, "B L"]:
+    return hidden.astype(jnp.float32) @ head.astype(jnp.float32)
 
 
 def score_rows(
@@ -78,7 +82,7 @@ def pool_packed(
     pooling: str, head: Float[Array, " D"], hidden: Float[Array, "B L D"], packed: Packed
 ) -> Float[Array, "B N"]:
     """`packed_scores` from the rows' hidden states."""
-    per_token = hidden.astype(jnp.float32) @ head.astype(jnp.float32)
+    per_token = _by_token(head, hidden)
     if pooling == "last":
         return jnp.take_along_axis(per_token, packed.last, axis=1)
     of_completions = jnp.take_along_axis(per_token, packed.target_place, axis=1)[..., None]
