@@ -7,15 +7,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, decode_step, in_compute_dtype, prefill, unstack
 from rerankjax.model.likelihood import select_log_probs
-from rerankjax.model.sharding import DRAWING, by_row, constrain, on_mesh, replicated
+from rerankjax.model.sharding import DRAWING, RULES, by_row, constrain, dividing, on_mesh, replicated
 
 BLOCK = 256  # tokens whose probabilities are summed at once
+SORTED = 128  # likeliest tokens that a CPU sorts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +82,34 @@ def _likeliest(
 
 
 def nucleus(probs: Float[Array, "B V"], top_p: float) -> Bool[Array, "B V"]:
-    """The fewest most likely tokens whose probabilities sum to at least `top_p`; ties at the edge are all kept."""
-    return _likeliest(probs, lambda kept: jnp.sum(jnp.where(kept, probs, 0), axis=-1) >= top_p)
+    """The fewest most likely tokens whose probabilities sum to at least `top_p`; ties at the edge are all kept.
+
+    A CPU sorts the likeliest tokens of each row, seven times as fast, and bisects only where these are too few.
+    """
+
+    def by_bisection(probs: Array) -> Array:
+        return _likeliest(probs, lambda kept: jnp.sum(jnp.where(kept, probs, 0), axis=-1) >= top_p)
+
+    def by_sorting(probs: Array) -> Array:
+        first = jax.lax.top_k(probs, min(SORTED, probs.shape[-1]))[0]
+        holds = jnp.cumsum(first, axis=-1) >= top_p
+        edge = jnp.take_along_axis(first, jnp.argmax(holds, axis=-1, keepdims=True), axis=-1)
+        enough = holds[:, -1:]
+        return jax.lax.cond(
+            jnp.all(enough),
+            lambda: probs >= edge,
+            lambda: jnp.where(enough, probs >= edge, by_bisection(probs)),
+        )
+
+    def on_cpu(probs: Array) -> Array:
+        # Each device sorts its own rows, which XLA would collect on all devices.
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.size <= 1 or mesh.manual_axes:
+            return by_sorting(probs)
+        rows = PartitionSpec(dividing(mesh, RULES.batch, len(probs)))
+        return jax.shard_map(by_sorting, in_specs=rows, out_specs=rows, check_vma=False)(probs)
+
+    return jax.lax.platform_dependent(probs, cpu=on_cpu, default=by_bisection)
 
 
 def likeliest(probs: Float[Array, "B V"], top_k: int) -> Bool[Array, "B V"]:

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from rerankjax.model.products import product
-from rerankjax.model.sharding import RULES
+from rerankjax.model.sharding import RULES, dividing
 
 BLOCK, MOST_BLOCKS = 128, 16  # of queries: tokens in a block, at least; and blocks, at most
 LANES, SPLASH_BLOCK = 128, 512  # of splash: a block has a multiple of LANES tokens, at most SPLASH_BLOCK
@@ -117,19 +117,10 @@ def on_each_device(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1 or mesh.manual_axes:  # manual: the caller has split the arrays
         return kernel(q, k, v, mask)
-    rows = _dividing(mesh, BATCH_AXES, q.shape[0])
-    spec = PartitionSpec(rows, _dividing(mesh, HEAD_AXES, k.shape[1]))
+    rows = dividing(mesh, BATCH_AXES, q.shape[0])
+    spec = PartitionSpec(rows, dividing(mesh, HEAD_AXES, k.shape[1]))
     split = jax.shard_map(kernel, in_specs=(spec, spec, spec, PartitionSpec(rows)), out_specs=spec, check_vma=False)
     return split(q, k, v, mask)
-
-
-def _dividing(mesh: AbstractMesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
-    """The mesh axes, of `axes`, over which `size` can be split evenly, all at once."""
-    used: tuple[str, ...] = ()
-    for axis in axes:
-        if axis in mesh.shape and size % math.prod(mesh.shape[a] for a in (*used, axis)) == 0:
-            used = (*used, axis)
-    return used
 
 
 def attend_blocks(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 
@@ -184,6 +184,15 @@ def constrain_rows(x: jax.Array) -> jax.Array:
         for over, size, n in zip((RULES.batch, RULES.length), x.shape, parts, strict=False)
     ]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def dividing(mesh: AbstractMesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
+    """The mesh axes, of `axes`, over which `size` can be split evenly, all at once."""
+    used: tuple[str, ...] = ()
+    for axis in axes:
+        if axis in mesh.shape and size % math.prod(mesh.shape[a] for a in (*used, axis)) == 0:
+            used = (*used, axis)
+    return used
 
 
 def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
