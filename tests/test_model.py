@@ -10,7 +10,7 @@ import pytest
 
 from rerankjax.model import likelihood
 from rerankjax.model.attention import attend
-from rerankjax.model.decoder import hidden_states, init_decoder, rotate, rotation_at, to_logits
+from rerankjax.model.decoder import hidden_states, init_decoder, rotate, rotation_at, swiglu, to_logits
 from rerankjax.model.likelihood import SequenceBatch, completion_log_probs, masked_mean, token_log_probs
 from rerankjax.model.packing import PackConfig
 from rerankjax.model.sharding import make_mesh
@@ -40,6 +40,18 @@ def test_a_token_sees_no_later_token(model):
     before, after = (logits_of(config, params, t, mask) for t in (tokens, changed))
     np.testing.assert_array_equal(before[:, :6], after[:, :6])
     assert not np.allclose(before[:, 6:], after[:, 6:])
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-6), ("bfloat16", 2**-8)])
+def test_swiglu_and_its_gradient_are_those_of_silu_times_up_rounded_once(dtype, rounding):
+    operands = [3 * jax.random.normal(jax.random.key(i), (20, 64)).astype(dtype) for i in range(2)]
+    weight = jax.random.normal(jax.random.key(2), (20, 64)).astype(dtype)
+    result, pull = jax.vjp(swiglu, *operands)
+    exact, exact_pull = jax.vjp(lambda gate, up: jax.nn.silu(gate) * up, *(a.astype(jnp.float32) for a in operands))
+    pairs = zip((result, *pull(weight)), (exact, *exact_pull(weight.astype(jnp.float32))), strict=True)
+    for ours, expected in pairs:
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(ours.astype(jnp.float32), expected, rtol=rounding, atol=1e-6)
 
 
 def test_padding_on_either_side_changes_nothing(model):
