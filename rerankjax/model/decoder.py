@@ -81,7 +81,7 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         x32 = x.astype(jnp.float32)
         y = (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)).astype(x.dtype)
-        return y * jnp.expand_dims(scale, range(x.ndim - 1))
+        return y * jnp.expand_dims(scale.astype(x.dtype), range(x.ndim - 1))
 
 
 @jax.custom_vjp
@@ -111,7 +111,9 @@ swiglu.defvjp(_swiglu, _swiglu_gradient)
 class Linear(nn.Module):
     """x @ kernel (+ bias), as in nn.Dense, plus (x @ lora_a) @ lora_b if the parameters hold these.
 
-    Adapters compute in the activations' type, whatever the adapters' own type.
+    Parameters are rounded to the activations' type here, one layer at a time: the loop over layers then collects their
+    gradients in the parameters' own type. XLA on a CPU would convert a stack of bfloat16 gradients as a whole, to
+    float32 and back, for each layer that it adds.
     """
 
     features: int
@@ -122,10 +124,9 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L F"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
-        y = product("bld,df->blf", x, kernel)
+        y = product("bld,df->blf", x, kernel.astype(x.dtype))
         if bias is not None:
-            y = y + bias[None, None]
+            y = y + bias.astype(x.dtype)[None, None]
         if self.has_variable("params", "lora_a"):
             a: Array = self.get_variable("params", "lora_a").astype(x.dtype)
             b: Array = self.get_variable("params", "lora_b").astype(x.dtype)
@@ -216,13 +217,17 @@ class Decoder(nn.Module):
         if positions is None:
             assert not isinstance(mask, Segments)
             positions = positions_of(mask)
-        x = look_up(self.embed_tokens.embedding, tokens)
+        x = self.embed(tokens)
         x, cache = self.layers(x, rotation_at(self.config, positions), mask)
         return self.norm(x), cache
 
+    def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        x = look_up(self.embed_tokens.embedding, tokens)
+        return x.astype(self.config.compute_dtype) if self.config.compute_dtype else x
+
     def logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
         if self.config.tie_word_embeddings:
-            return product("bld,vd->blv", hidden, self.embed_tokens.embedding)
+            return product("bld,vd->blv", hidden, self.embed_tokens.embedding.astype(hidden.dtype))
         return self.lm_head(hidden)
 
     def initialise(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, "B L V"]:
@@ -236,7 +241,7 @@ def _kept(config: ModelConfig) -> Any:
 
 
 def in_compute_dtype(config: ModelConfig, params: Params) -> Params:
-    """The parameters rounded to the type in which products are computed; their gradient is not rounded."""
+    """The parameters rounded to the type in which products are computed, once for many tokens that are drawn."""
     return jax.tree.map(lambda a: a.astype(config.compute_dtype), params) if config.compute_dtype else params
 
 
@@ -249,15 +254,13 @@ def init_decoder(config: ModelConfig, key: Array) -> Params:
 def hidden_states(
     config: ModelConfig, params: Params, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]
 ) -> Float[Array, "B L D"]:
-    return Decoder(config).apply({"params": in_compute_dtype(config, params)}, tokens, mask)[0]
+    return Decoder(config).apply({"params": params}, tokens, mask)[0]
 
 
 def packed_hidden_states(config: ModelConfig, params: Params, packed: Packed) -> Float[Array, "B L D"]:
     """The hidden states of packed sequences."""
     segments = Segments(packed.sequence, packed.branch)
-    return Decoder(config).apply(
-        {"params": in_compute_dtype(config, params)}, packed.tokens, segments, packed.positions
-    )[0]
+    return Decoder(config).apply({"params": params}, packed.tokens, segments, packed.positions)[0]
 
 
 def _apply(module: nn.Module, params: Params, *arguments: Any, method: Callable[..., Any] | None = None) -> Any:
@@ -266,14 +269,13 @@ def _apply(module: nn.Module, params: Params, *arguments: Any, method: Callable[
 
 
 def to_logits(config: ModelConfig, params: Params, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-    return _apply(Decoder(config), in_compute_dtype(config, params), hidden, method=Decoder.logits)
+    return _apply(Decoder(config), params, hidden, method=Decoder.logits)
 
 
 def prefill(
     config: ModelConfig, params: Params, tokens: Int[Array, "B P"], mask: Bool[Array, "B P"], new_tokens: int
 ) -> tuple[Float[Array, "B V"], tuple[Cache, ...]]:
     """The logits that follow left-padded prompts, and a cache for each layer with room for `new_tokens` more."""
-    params = in_compute_dtype(config, params)
     hidden, stacked = _apply(Decoder(config), params, tokens, mask)
     roomy = jax.tree.map(lambda a: jnp.pad(a, ((0, 0),) * 3 + ((0, new_tokens), (0, 0))), stacked)
     return to_logits(config, params, hidden[:, -1:])[:, 0], unstack(config, roomy)
@@ -294,7 +296,7 @@ def decode_step(
 
     With `prefixes`, the caches hold only the tokens behind the prefixes.
     """
-    x = look_up(params["embed_tokens"]["embedding"], tokens[:, None])
+    x = _apply(Decoder(config), params, tokens[:, None], method=Decoder.embed)
     # A loop over steps computes the table once. Without it, XLA on a CPU computes sines and cosines in each layer.
     places = jnp.arange(seen.shape[1] + (prefixes[0].mask.shape[1] if prefixes else 0))
     table = rotation_at(config, places[None])

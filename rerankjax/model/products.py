@@ -29,7 +29,7 @@ def _on_cpu(spec: str, x: Array, y: Array) -> Array:
     of_x, of_y, of_result = _axes(spec)
     moved = "".join(sorted(of_x, key=lambda axis: axis not in of_result))  # the summed axes last
     if moved != of_x:
-        # The compiler needs the first operand with its summed axes last, and undoes a transpose of numbers that it sees.
+        # The compiler needs the first operand with its summed axes last; it would undo a transpose of numbers.
         bits = jax.lax.bitcast_convert_type(x, jnp.uint16).transpose([of_x.index(axis) for axis in moved])
         x = jax.lax.bitcast_convert_type(bits, x.dtype)
     return jnp.einsum(f"{moved},{of_y}->{of_result}", x, y, preferred_element_type=jnp.float32).astype(x.dtype)
