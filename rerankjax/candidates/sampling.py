@@ -7,13 +7,22 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, decode_step, in_compute_dtype, prefill, unstack
 from rerankjax.model.likelihood import select_log_probs
-from rerankjax.model.sharding import DRAWING, RULES, by_row, constrain, dividing, on_mesh, replicated
+from rerankjax.model.sharding import (
+    DRAWING,
+    RULES,
+    by_row,
+    constrain,
+    dividing,
+    on_mesh,
+    replicated,
+    split_by_hand,
+)
 
 BLOCK = 256  # tokens whose probabilities are summed at once
 SORTED = 128  # likeliest tokens that a CPU sorts
@@ -101,13 +110,13 @@ def nucleus(probs: Float[Array, "B V"], top_p: float) -> Bool[Array, "B V"]:
             lambda: jnp.where(enough, probs >= edge, by_bisection(probs)),
         )
 
+    def of_rows(mesh: AbstractMesh) -> tuple[tuple[PartitionSpec, ...], PartitionSpec]:
+        rows = PartitionSpec(dividing(mesh, RULES.batch, len(probs)))
+        return (rows,), rows
+
     def on_cpu(probs: Array) -> Array:
         # Each device sorts its own rows, which XLA would collect on all devices.
-        mesh = jax.sharding.get_abstract_mesh()
-        if mesh.size <= 1 or mesh.manual_axes:
-            return by_sorting(probs)
-        rows = PartitionSpec(dividing(mesh, RULES.batch, len(probs)))
-        return jax.shard_map(by_sorting, in_specs=rows, out_specs=rows, check_vma=False)(probs)
+        return split_by_hand(by_sorting, (probs,), of_rows)
 
     return jax.lax.platform_dependent(probs, cpu=on_cpu, default=by_bisection)
 

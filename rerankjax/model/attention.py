@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from rerankjax.model.products import product
-from rerankjax.model.sharding import RULES, dividing
+from rerankjax.model.sharding import RULES, dividing, split_by_hand
 
 BLOCK, MOST_BLOCKS = 128, 16  # of queries: tokens in a block, at least; and blocks, at most
 LANES, SPLASH_BLOCK = 128, 512  # of splash: a block has a multiple of LANES tokens, at most SPLASH_BLOCK
@@ -114,13 +114,13 @@ def on_each_device(
     row for all heads now holds whole rows for a part of the heads (arXiv 2309.14509). Devices along an axis that does
     not divide the rows or heads do the same work.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size <= 1 or mesh.manual_axes:  # manual: the caller has split the arrays
-        return kernel(q, k, v, mask)
-    rows = dividing(mesh, BATCH_AXES, q.shape[0])
-    spec = PartitionSpec(rows, dividing(mesh, HEAD_AXES, k.shape[1]))
-    split = jax.shard_map(kernel, in_specs=(spec, spec, spec, PartitionSpec(rows)), out_specs=spec, check_vma=False)
-    return split(q, k, v, mask)
+
+    def split(mesh: AbstractMesh) -> tuple[tuple[PartitionSpec, ...], PartitionSpec]:
+        rows = dividing(mesh, BATCH_AXES, q.shape[0])
+        spec = PartitionSpec(rows, dividing(mesh, HEAD_AXES, k.shape[1]))
+        return (spec, spec, spec, PartitionSpec(rows)), spec
+
+    return split_by_hand(kernel, (q, k, v, mask), split)
 
 
 def attend_blocks(

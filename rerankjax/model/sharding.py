@@ -195,6 +195,24 @@ def dividing(mesh: AbstractMesh, axes: tuple[str, ...], size: int) -> tuple[str,
     return used
 
 
+def split_by_hand(
+    function: Callable[..., jax.Array],
+    arrays: Sequence[jax.Array],
+    split: Callable[[AbstractMesh], tuple[tuple[PartitionSpec, ...], PartitionSpec]],
+) -> jax.Array:
+    """`function`, called on each device's part of the arrays. Without a mesh (`on_mesh`), or where the caller is itself
+    called on parts, it is called once, on the arrays given.
+
+    split: maps the mesh to how the arrays and the result are split.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1 or mesh.manual_axes:
+        return function(*arrays)
+    given, result = split(mesh)
+    whole: jax.Array = jax.shard_map(function, in_specs=given, out_specs=result, check_vma=False)(*arrays)
+    return whole
+
+
 def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, traced with `mesh` as the context's mesh, which `constrain_rows` and attention kernels look for."""
 
