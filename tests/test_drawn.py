@@ -70,8 +70,8 @@ def test_rows_become_candidates(tmp_path: Path) -> None:
     [
         ([{"completions": ["x"]}], "d.jsonl, row 1: field 'name' is missing"),
         ([row("p0"), {"name": "p1"}], "d.jsonl, row 2: field 'completions' is missing"),
-        ([row("p0", completions=[])], "d.jsonl, row 1: field 'completions' must have texts, at least one"),
-        ([row("p0", completions=["x", 1])], "row 1: field 'completions' must have texts"),
+        ([row("p0", completions=[])], "d.jsonl, row 1: field 'completions' is empty"),
+        ([row("p0", completions=["x", 1])], "row 1: field 'completions' must contain only strings; number 2 is 1"),
         ([row("p0", log_probabilities=[-1.0])], "must have one finite number per completion, 4 in all"),
         ([row("p0", log_probabilities=[-1.0, 0.0, math.nan, 0.0])], "must have one finite number per completion"),
         ([row("p0"), row("p0")], "d.jsonl, row 2: .*d.jsonl, row 1 has samples of 'p0' too; put them into one row"),

@@ -37,10 +37,10 @@ def read_drawn(paths: Iterable[str]) -> dict[str, DrawnRow]:
     for path in paths:
         for where, record in jsonl.read_rows(path):
             name = jsonl.field(record, where, "name", str)
-            completions = jsonl.field(record, where, "completions", list)
+            completions = jsonl.texts(record, where, "completions")
             log_probabilities = record.get("log_probabilities") or []
-            if not completions or not all(isinstance(text, str) for text in completions):
-                raise ValueError(f"{where}: field 'completions' must have texts, at least one; correct that row.")
+            if not completions:
+                raise ValueError(f"{where}: field 'completions' is empty; give the texts, or drop the row.")
             numbers = isinstance(log_probabilities, list) and all(
                 type(value) in (int, float) and math.isfinite(value) for value in log_probabilities
             )
@@ -51,7 +51,7 @@ def read_drawn(paths: Iterable[str]) -> dict[str, DrawnRow]:
                 )
             if name in rows:
                 raise ValueError(f"{where}: {rows[name].where} has samples of {name!r} too; put them into one row.")
-            rows[name] = DrawnRow(where, tuple(completions), tuple(map(float, log_probabilities)))
+            rows[name] = DrawnRow(where, completions, tuple(map(float, log_probabilities)))
     return rows
 
 

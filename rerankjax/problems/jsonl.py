@@ -47,6 +47,16 @@ def field(record: dict[str, Any], where: str, name: str, kind: type) -> Any:
     return value
 
 
+def texts(record: dict[str, Any], where: str, name: str) -> tuple[str, ...]:
+    """record[name], a list of texts, or a ValueError that names file, row, field and the number of the first other."""
+    values = field(record, where, name, list)
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, str):
+            place = f"{where}: field {name!r}"
+            raise ValueError(f"{place} must contain only strings; number {number} is {value!r:.60}; correct that row.")
+    return tuple(values)
+
+
 def write_records(path: Path | str, records: Iterable[Any]) -> None:
     """Writes dataclass instances to `path`, one JSON object a line, atomically."""
     write_text(path, "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in records))

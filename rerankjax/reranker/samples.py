@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from rerankjax.problems.jsonl import field, read_objects
+from rerankjax.problems.jsonl import field, read_objects, texts
 from rerankjax.sandbox.multipl_e import INPUTS, find_files
 
 CANDIDATES = ("candidates", "completions")  # the field's names: a plain one, and MultiPL-E's
@@ -47,15 +47,10 @@ def _samples(file: Path, where: str, record: dict[str, Any]) -> Samples:
             f"{where}: needs exactly one of the fields {' and '.join(map(repr, CANDIDATES))}; the row has "
             f"{sorted(record)}."
         )
-    candidates = field(record, where, given[0], list)
-    for number, candidate in enumerate(candidates, start=1):
-        if not isinstance(candidate, str):
-            raise ValueError(
-                f"{where}: field {given[0]!r} must hold strings; number {number} is {candidate!r}; correct that row."
-            )
+    candidates = texts(record, where, given[0])
     prompt = field(record, where, "prompt", str)
     if not prompt:
         raise ValueError(f"{where}: field 'prompt' is empty; give the text that the candidates continue or answer.")
     default = where.replace(str(file), file.name, 1).replace(", row ", ":")
     name = field(record, where, "name", str) if record.get("name") is not None else default
-    return Samples(where, name, prompt, tuple(candidates))
+    return Samples(where, name, prompt, candidates)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rerankjax.problems.jsonl import field, read_objects
+from rerankjax.problems.jsonl import field, read_objects, texts
 from rerankjax.problems.problem import LANGUAGE_ALIASES
 from rerankjax.sandbox.verdict import Program, Result, Verdict
 
@@ -80,12 +80,8 @@ def _evaluated(where: str, problem: dict[str, Any], path: Path, csharp_lists: st
     language = LANGUAGE_ALIASES.get(language, language)
     if language == "cs" and csharp_lists == REPAIRED:
         tests = repair_csharp_lists(tests)
-    for number, completion in enumerate(problem["completions"], start=1):
-        if not isinstance(completion, str):
-            raise ValueError(
-                f"{where}: field 'completions' must contain only strings; number {number} is {completion!r}."
-            )
-    programs = tuple(Program(language, f"{prompt}{completion}\n", tests) for completion in problem["completions"])
+    completions = texts(problem, where, "completions")
+    programs = tuple(Program(language, f"{prompt}{completion}\n", tests) for completion in completions)
     results = {name: value for name, value in problem.items() if name != "completions"} | {"results": []}
     if path.exists():
         ((there, results),) = read_objects(path, by_row=False)
