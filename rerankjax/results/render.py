@@ -35,16 +35,16 @@ _PLAIN_WIDTH = 120
 def table_rows(results: Results, rules: Iterable[str] = RULES) -> list[tuple[str, list[Cell], Cell]]:
     """One row for each system: its label, a cell for each rule, its reranker's AUC.
 
-    `SAME`: an earlier system has the same samples. `ABSENT`: the rule needs a reranker, and the system has none.
+    `SAME`: the system in the row above has the same samples. `ABSENT`: the rule needs a reranker, and the system has none.
     """
-    rows, seen = [], set()
+    rows, above = [], None
     for system in results.systems:
         cells: list[Cell] = [
-            SAME if system.policy in seen and rule in POLICY_RULES else results.find(system.system, rule) or ABSENT
+            SAME if system.policy == above and rule in POLICY_RULES else results.find(system.system, rule) or ABSENT
             for rule in rules
         ]
         rows.append((system.label, cells, _measure(results, system, "auc")))
-        seen.add(system.policy)
+        above = system.policy
     return rows
 
 
