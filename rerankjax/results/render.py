@@ -35,7 +35,7 @@ _PLAIN_WIDTH = 120
 def table_rows(results: Results, rules: Iterable[str] = RULES) -> list[tuple[str, list[Cell], Cell]]:
     """One row for each system: its label, a cell for each rule, its reranker's AUC.
 
-    `SAME`: the system in the row above has the same samples. `ABSENT`: the rule needs a reranker, and the system has none.
+    `SAME`: the row above has the same samples. `ABSENT`: the rule needs a reranker, and the system has none.
     """
     rows, above = [], None
     for system in results.systems:
