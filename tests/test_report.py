@@ -82,6 +82,14 @@ def test_markdown_has_one_row_for_each_system_and_repeats_no_figure_of_a_policy(
         assert [row[column] == '"' for row in rows[2:]] == [False, False, True, True, True, True]
 
 
+def test_rows_of_a_policy_stand_together() -> None:
+    # An ensemble's row on the first policy comes after the second policy's in a run.
+    systems = ("ppo", "self_training+ppo", "hard")
+    rows = render.table_rows(one_set([evaluation(system=system) for system in systems]))
+    assert [label for label, *_ in rows] == [LABELS[system] for system in ("ppo", "hard", "self_training+ppo")]
+    assert [cells[1] == render.SAME for _, cells, _ in rows] == [False, True, False]
+
+
 def test_a_system_without_a_reranker_shows_that(base_and_sft: results.Results) -> None:
     lines = render.markdown([base_and_sft]).splitlines()
     row = next(line for line in lines if line.startswith("| Base model |"))

@@ -33,18 +33,19 @@ _PLAIN_WIDTH = 120
 
 
 def table_rows(results: Results, rules: Iterable[str] = RULES) -> list[tuple[str, list[Cell], Cell]]:
-    """One row for each system: its label, a cell for each rule, its reranker's AUC.
+    """One row for each system, those of a policy together: its label, a cell for each rule, its reranker's AUC.
 
     `SAME`: the row above has the same samples. `ABSENT`: the rule needs a reranker, and the system has none.
     """
-    rows, above = [], None
-    for system in results.systems:
+    rows, seen = [], set()
+    order = [system.policy for system in policies(results)]
+    for system in sorted(results.systems, key=lambda system: order.index(system.policy)):
         cells: list[Cell] = [
-            SAME if system.policy == above and rule in POLICY_RULES else results.find(system.system, rule) or ABSENT
+            SAME if system.policy in seen and rule in POLICY_RULES else results.find(system.system, rule) or ABSENT
             for rule in rules
         ]
         rows.append((system.label, cells, _measure(results, system, "auc")))
-        above = system.policy
+        seen.add(system.policy)
     return rows
 
 
