@@ -205,8 +205,8 @@ TEST = {"sources": ["synthetic"], "samples": 4}
             "config.iterations.hard.after = 'frist': unknown; use one of first, ",
         ),
         ("iterations.hard.after", "hard", "config.iterations.hard.after = 'hard': these iterations form a cycle"),
-        ("iterations.first.ppo", False, "config.iterations.same_data.after = 'first': this iteration trains no policy"),
-        ("iterations.first.run", False, "config.iterations.same_data.after = 'first': .* set its ppo and run to True"),
+        ("iterations.first.ppo", False, "config.iterations.hard.after = 'first': this iteration trains no policy"),
+        ("iterations.first.run", False, "config.iterations.hard.after = 'first': .* set its ppo and run to True"),
         ("iterations.hard.after", "random", "config.iterations.hard.after = 'random': this iteration trains no policy"),
         (
             "iterations.sft",
@@ -258,6 +258,7 @@ def test_iterations_run_behind_the_one_that_they_mine():
     left_out = {"pairs": "random", "ppo": True, "after": "hard", "run": False}
     tree = changed(
         {
+            "iterations.same_data.run": True,
             "iterations.random.run": True,
             "iterations.hard.ppo": True,
             "iterations.again": third,
