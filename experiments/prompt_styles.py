@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mbpp", required=True, help="MBPP's file of all tasks, mbpp.jsonl")
     parser.add_argument("--model", type=Path, default=Path("models/SmolLM2-135M-Instruct.Q4_1.gguf"))
-    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--temperature", type=float, default=0.8)
     args = parser.parse_args()
     make_cpu_devices(os.cpu_count() or 1)
@@ -47,7 +47,7 @@ def main() -> None:
     mesh, tokenizer = make_mesh(), load_tokenizer(args.model)
     shape, params = weights.load(args.model, sharding=replicated(mesh))
     shape = dataclasses.replace(shape, compute_dtype="bfloat16")
-    sampling = SamplingConfig(args.temperature, top_p=0.95, max_completion_length=240)
+    sampling = SamplingConfig(args.temperature, top_p=0.95, max_completion_length=160)
     sandbox = SandboxConfig(workers=os.cpu_count() or 1, cpu_seconds=5.0, wall_seconds=60.0)
 
     def row(style: str, shown: Sequence[Problem]) -> str:
@@ -66,7 +66,7 @@ def main() -> None:
                 key=jax.random.key(0),
                 samples=args.samples,
                 prompt_length=max(len(tokenizer.tokenize(problem.prompt)) for problem in problems.asked),
-                prompts_in_flight=8,
+                prompts_in_flight=16,
                 mesh=mesh,
             )
             judged = sorted(
