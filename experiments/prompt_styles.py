@@ -1,7 +1,7 @@
 """Which prompts suit a pretrained model: pass@1 and pass@n of its samples on MBPP's dev tasks (511 to 600), by prompt.
 
     make models/SmolLM2-135M-Instruct.Q4_1.gguf
-    python experiments/prompt_styles.py --mbpp=mbpp.jsonl    # about 20 minutes on two cores
+    python experiments/prompt_styles.py --mbpp=mbpp.jsonl    # 25 minutes on two cores
 
 Each style of `rerankjax.prompts` is asked without examples and with MBPP's three (tasks 2 to 4). Products are bfloat16.
 Prints a Markdown table with 95% bootstrap intervals over tasks.
