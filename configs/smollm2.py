@@ -101,11 +101,11 @@ def get_config(arg: str = "lists") -> ConfigDict:
         config.problems.update({"train": (_mbpp("train", file), "synthetic"), "dev": (_mbpp("validation", file),)})
         config.problems.synthetic.update({"train": 300, "corpus": 600})
         config.sft.optimizer.steps = 60
-        config.candidates.update({"train": 16, "prompts_in_flight": 16})
-        config.reranker_training.optimizer.steps = 60
+        config.candidates.update({"train": 8, "prompts_in_flight": 32})
+        config.reranker_training.optimizer.steps = 40
         config.iterations.self_training.ppo = False
         # One prompt of the test split has 3,752 tokens.
-        config.evaluation.test.update({"sources": (_mbpp("test", file),), "max_prompt_length": 3776})
+        config.evaluation.test.update({"sources": (_mbpp("test", file),), "samples": 4, "max_prompt_length": 3776})
         config.evaluation.test.sampling = {"temperature": 0.8, "top_p": 0.95, "max_completion_length": 240}
         for training in (config.sft, config.reranker_training, config.retraining):
             training.optimizer.microbatches = training.batch_size
