@@ -292,9 +292,9 @@ def test_a_reranker_of_another_shape_rewards(tiny, setting):
     expected = score_rows(larger, "last", reranker, rows, P)
     found = np.zeros(B)
     for part, source in zip(*pack(items, programs.sizes), strict=True):
-        _, scores = programs.score(trunk, (reranker,), part)
+        scores = programs.score(reranker, part)
         for row, target in zip(*np.nonzero(part.mask), strict=True):
-            found[source.item[row, target]] = scores[0, row, part.completion[row, target]]
+            found[source.item[row, target]] = scores[row, part.completion[row, target]]
     assert np.std(expected) > 0
     np.testing.assert_allclose(found, expected, atol=1e-5)
 

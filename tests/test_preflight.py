@@ -77,7 +77,7 @@ def test_of_each_kind_the_largest_step_is_compiled(small, compiler):
     """And that beside which most is resident: of samples those in PPO, of rerankers those that are trained again."""
     names = [step.name for step in device_steps(small, compiler.topology)]
     updates = ["SFT", "SFT, Adam", "reranker, again", "reranker, again, Adam"]
-    trained = [*updates, "PPO scores", "PPO outputs", "PPO update", "PPO update, Adam"]
+    trained = [*updates, "PPO reference", "PPO scores", "PPO outputs", "PPO update", "PPO update, Adam"]
     drawn = [f"{step}, {what}" for what in ("PPO", "PPO's dev") for step in ("read prompts", "draw")]
     assert names == [*trained, *drawn, "scoring, train", "log-probabilities, dev"]
     longer = dataclasses.replace(small.sampling, max_completion_length=16)
@@ -125,9 +125,10 @@ def test_ppo_holds_policy_reference_and_a_reward_model_of_another_shape(config, 
     # The reference, the best policy so far, the reranker's trunk and the reward model that it became.
     assert whole.resident == pytest.approx(2 * policy + 2 * reward, abs=heads)
     assert of("SFT of the reranker", 0).resident == policy + reward
-    assert of("PPO scores", 0).weights == pytest.approx(policy + reward, abs=heads)
+    assert of("PPO reference", 0).weights == pytest.approx(policy, abs=heads)
+    assert of("PPO scores", 0).weights == pytest.approx(reward, abs=heads)
     adapter = 60_000
-    assert of("PPO scores", 1).weights == pytest.approx(policy + reward, abs=adapter)
+    assert of("PPO scores", 1).weights == pytest.approx(reward, abs=adapter)
     assert of("PPO update", 1).resident == pytest.approx(reward, abs=adapter)
     assert of("reranker", 1).resident == pytest.approx(policy, abs=adapter)
 

@@ -114,7 +114,8 @@ def calls(monkeypatch):
 
     def recorded_ppo(made):
         watched(made.update, "add", "apply")
-        return made._replace(score=recorded(made.score), outputs=recorded(made.outputs))
+        fields = "reference", "score", "outputs"
+        return made._replace(**{name: recorded(getattr(made, name)) for name in fields})
 
     owners = []
     watch(programs, "make_sft_step", lambda update: watched(update, "add", "apply"))

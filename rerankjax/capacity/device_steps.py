@@ -194,7 +194,7 @@ def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
     reward = run.with_head(run.reranker, run.trunk)
     reward["decoder"] = run.attached(run.trunk, reward["decoder"])
     rewards = (reward,) * (1 if ppo.reward == OWN_SCORE else config.reranker.members)
-    ppo_programs = programs.ppo(config, shape, reward_shape, params, base, run.sft, rewards, mesh)
+    ppo_programs = programs.ppo(config, shape, reward_shape, params, base, run.sft, reward, mesh)
     (state, total), sizes = ppo_programs.apply.arguments, ppo_programs.programs.sizes
     lora = programs.adapters(config, base)
     packed, part = ppo_programs.outputs.arguments[2], ppo_programs.add.arguments[3]
@@ -209,12 +209,21 @@ def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
     weights = state.params, base
     steps = [
         Step(
+            "PPO reference",
+            "PPO reference",
+            ppo_programs.reference,
+            {"weights": run.sft, "batch": packed},
+            [*held, state],
+            read(logits=sizes.targets),
+            mesh,
+        ),
+        Step(
             "PPO scores",
             "PPO scores",
             ppo_programs.score,
-            {"weights": (run.sft, rewards), "batch": packed},
+            {"weights": reward, "batch": packed},
             [*held, state],
-            read(logits=sizes.targets) + scored * len(rewards),
+            scored,
             mesh,
         ),
         Step(

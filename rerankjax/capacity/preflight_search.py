@@ -22,7 +22,7 @@ from rerankjax.policy.ppo import PPOConfig
 MICROBATCHES = {
     ("SFT",): ("sft.optimizer",),
     ("reranker",): ("reranker_training.optimizer", "retraining.optimizer"),
-    ("PPO scores", "PPO outputs", "PPO update"): ("ppo",),
+    ("PPO reference", "PPO scores", "PPO outputs", "PPO update"): ("ppo",),
 }
 # The kinds that only the mesh changes, and the kinds that the prompts in flight change.
 WHOLE = "SFT, Adam", "reranker, Adam", "PPO update, Adam", "scoring", "log-probabilities"

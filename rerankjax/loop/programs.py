@@ -130,6 +130,7 @@ class PPOPrograms(NamedTuple):
     """PPO's programs (see `policy.ppo_step`), then each as preflight compiles it; add, apply: see `UpdatePrograms`."""
 
     programs: Programs
+    reference: DeviceProgram
     score: DeviceProgram
     outputs: DeviceProgram
     add: DeviceProgram
@@ -143,10 +144,10 @@ def ppo(
     params: Params,
     base: Params | None,
     reference: Params,
-    reward: tuple[Params, ...],
+    reranker: Params,
     mesh: Mesh,
 ) -> PPOPrograms:
-    """params: the policy's, over `base`. reference: the SFT model's. reward: of the rerankers that it combines."""
+    """params: the policy's, over `base`. reference: the SFT model's. reranker: one that the reward combines."""
     settings, sampling = whole(config.ppo), whole(config.sampling)
     lengths = config.max_prompt_length, sampling.max_completion_length
     shapes = model, config.reranker.pooling, sampling.temperature, settings, *lengths
@@ -157,7 +158,8 @@ def ppo(
     part = PPOBatch(packed, *figures)
     return PPOPrograms(
         made,
-        DeviceProgram(made.score, (reference, reward, packed)),
+        DeviceProgram(made.reference, (reference, packed)),
+        DeviceProgram(made.score, (reranker, packed)),
         DeviceProgram(made.outputs, (state.params, base, packed)),
         DeviceProgram(made.update.add, (state.params, state.params, base, part, counts)),
         DeviceProgram(made.update.apply, (state, state.params)),

@@ -138,7 +138,7 @@ def train_ppo(
     prompts, draw = _drawer(config, model, problems, tokenizer, mesh)
     base, decoder = lora_base(config, sft), init_trainable(config, model, sft, jax.random.fold_in(key, 0))
     params, lora = init_policy(sft) | {"decoder": decoder}, programs.adapters(config, base)
-    ppo_programs = programs.ppo(config, model, reward_model, params, base, sft, reward.params, mesh)
+    ppo_programs = programs.ppo(config, model, reward_model, params, base, sft, reward.params[0], mesh)
     step = make_ppo_step(ppo_programs.programs, ppo, mesh)
     state = start_state(params, ppo.optimizer, mesh)
     kl_coef, unknown = (to_global(np.float32(x), replicated(mesh)) for x in (ppo.kl_coef, -1.0))

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
@@ -26,9 +25,13 @@ from rerankjax.reranker.bradley_terry import packed_scores
 
 
 class Programs(NamedTuple):
-    """The large programs of an iteration, and the sizes of their microbatches."""
+    """The large programs of an iteration, and the sizes of their microbatches.
 
-    score: Callable[..., tuple[Array, Array]]  # reference, R rerankers, packed -> log-probabilities, scores [R B K]
+    Each takes one model: a compiler counts the memory of a base that a program takes twice twice.
+    """
+
+    reference: Callable[..., Array]  # reference, packed -> log-probabilities
+    score: Callable[..., Array]  # reranker, packed -> scores [B K]
     outputs: Callable[..., tuple[Array, Array]]  # parameters, base, packed -> log-probabilities, values
     update: Update  # of parts that are `PPOBatch`es
     sizes: PackConfig
@@ -55,9 +58,11 @@ def make_ppo_programs(
     minibatch, lengths = ppo.batch_size // ppo.minibatches, (prompt_length, completion_length)
     sizes = PackConfig.from_batch_size(minibatch, ppo.microbatches, *lengths, shards=row_shards(mesh))
 
-    def score(reference: Params, rerankers: Sequence[Params], packed: Packed) -> tuple[Array, Array]:
-        log_probs, _ = packed_log_probs(config, reference, packed, temperature)
-        return log_probs, jnp.stack([packed_scores(reward_config or config, pooling, p, packed) for p in rerankers])
+    def reference(params: Params, packed: Packed) -> Array:
+        return packed_log_probs(config, params, packed, temperature)[0]
+
+    def score(reranker: Params, packed: Packed) -> Array:
+        return packed_scores(reward_config or config, pooling, reranker, packed)
 
     def outputs(params: Params, base: Params | None, packed: Packed) -> tuple[Array, Array]:
         return policy_outputs(config, attach_trunk(base, params, lora), packed, temperature)
@@ -67,11 +72,11 @@ def make_ppo_programs(
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         return ppo_loss(config, ppo, attach_trunk(base, params, lora), part, temperature, counts.tokens)
 
-    def jitted(function: Callable[..., Any]) -> Callable[..., Any]:
-        return jax.jit(on_mesh(mesh, function), in_shardings=(None, None, rows), out_shardings=everywhere)
+    def jitted(function: Callable[..., Any], models: int) -> Callable[..., Any]:
+        return jax.jit(on_mesh(mesh, function), in_shardings=(None,) * models + (rows,), out_shardings=everywhere)
 
     update = Update(loss_of, ppo.optimizer, mesh, largest=("ratio_deviation",))
-    return Programs(jitted(score), jitted(outputs), update, sizes)
+    return Programs(jitted(reference, 1), jitted(score, 1), jitted(outputs, 2), update, sizes)
 
 
 class Drawn(NamedTuple):
@@ -94,7 +99,7 @@ def make_ppo_step(
     The old log-probabilities are computed on the first epoch's minibatches, in the same parts as in its updates:
     elsewhere in its row, or beside other sequences, a token's terms might be summed in another order.
     """
-    score, outputs, update, sizes = programs
+    log_probs_of, score, outputs, update, sizes = programs
     rows, everywhere = by_row(mesh), replicated(mesh)
     finish = jax.jit(functools.partial(make_rollout, ppo))
 
@@ -123,15 +128,14 @@ def make_ppo_step(
         for minibatch in first:
             for part, source in zip(minibatch.parts, minibatch.sources, strict=True):
                 placed = to_global(part, rows)
-                (of_reference, of_completions), of_policy = (
-                    score(reference, reward.params, placed),
-                    outputs(state.params, base, placed),
-                )
+                of_reference, of_policy = log_probs_of(reference, placed), outputs(state.params, base, placed)
+                of_completions = [score(reranker, placed) for reranker in reward.params]
                 indices = source.item[part.mask], source.token[part.mask]
                 for figure, packed in zip(figures, (of_reference, *of_policy), strict=True):
                     figure[indices] = np.asarray(packed)[part.mask]
-                own = np.take_along_axis(np.asarray(of_completions), np.asarray(part.completion)[None], axis=2)
-                scores[:, indices[0]] = own[:, part.mask]
+                for member, of_member in enumerate(of_completions):
+                    own = np.take_along_axis(np.asarray(of_member), np.asarray(part.completion), axis=1)
+                    scores[member, indices[0]] = own[part.mask]
         finished = np.array([d.finished for d in drawn])
         reference_log_probs, log_probs, values = figures
         given = to_global((mask, scores, finished, log_probs, reference_log_probs, values), everywhere)
