@@ -277,3 +277,18 @@ def test_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> No
             pass
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def test_a_stage_begins_without_the_memory_that_earlier_ones_freed():
+    code = """
+import numpy as np
+from rerankjax.run import memory
+arrays = [np.ones(2**17) for _ in range(300)]  # a megabyte each
+arrays = arrays[-1:]  # the heap's last: what is below it stays in the heap
+kept = memory.peaks()["host"]
+memory.forget_peak()
+print(kept - memory.peaks()["host"])
+"""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**25)}  # so that the arrays come from the heap
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 200e6
