@@ -102,7 +102,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
         config.problems.synthetic.update({"train": 300, "corpus": 600})
         config.sft.optimizer.steps = 60
         config.candidates.update({"train": 8, "prompts_in_flight": 32})
-        config.reranker_training.optimizer.steps = 40
+        config.reranker_training.optimizer.steps = 24
         config.iterations.self_training.ppo = False
         # One prompt of the test split has 3,752 tokens.
         config.evaluation.test.update({"sources": (_mbpp("test", file),), "samples": 4, "max_prompt_length": 3776})
