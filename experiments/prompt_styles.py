@@ -67,6 +67,7 @@ def main() -> None:
                 samples=args.samples,
                 prompt_length=max(len(tokenizer.tokenize(problem.prompt)) for problem in problems.asked),
                 prompts_in_flight=16,
+                slots=args.samples,
                 mesh=mesh,
             )
             judged = sorted(

@@ -120,7 +120,8 @@ def test_problems_of_several_stop_sets_and_lengths_are_candidates_as_they_are_al
     problems = [Problem(f"p{i}", "py", "def f(x):\n" * (1 + i), "", of) for i, of in enumerate(stops)]
 
     def candidates(asked):
-        settings = {"key": jax.random.key(3), "samples": 4, "prompt_length": 40, "prompts_in_flight": 2, "mesh": MESH}
+        settings = {"key": jax.random.key(3), "samples": 4, "prompt_length": 40, "mesh": MESH}
+        settings |= {"prompts_in_flight": 2, "slots": 3}
         settings["used"] = lambda waited, real: fractions.append(real)
         found = generate(config, SamplingConfig(1.0, 1.0, 16), params, asked, tokenizer, **settings)
         return {(c.problem, c.sample): dataclasses.replace(c, log_probability=0.0) for c in found}
@@ -164,6 +165,16 @@ def test_prompts_are_read_so_many_at_once(tiny, params, prompts, monkeypatch):
     monkeypatch.setattr(few, "read", lambda *arguments: (seen.append(arguments[2].shape), read(*arguments))[1])
     got, expected = drawn(few, params, prompts), drawn(engine(tiny, rows=8), params, prompts)
     assert {rows for rows, _ in seen} == {1, 2}
+    for one, sample in got.items():
+        np.testing.assert_array_equal(sample.tokens, expected[one].tokens)
+
+
+def test_rows_without_a_prompt_take_samples_from_others(tiny, params, prompts, monkeypatch):
+    wide, begun = engine(tiny, rows=4, slots=1, chunk=2), []
+    draw = wide.draw
+    monkeypatch.setattr(wide, "draw", lambda *arguments: (begun.append(int(arguments[4].sum())), draw(*arguments))[1])
+    got, expected = drawn(wide, params, prompts[:1], samples=8), drawn(engine(tiny), params, prompts[:1], samples=8)
+    assert begun[0] == 4
     for one, sample in got.items():
         np.testing.assert_array_equal(sample.tokens, expected[one].tokens)
 

@@ -2,8 +2,9 @@
 
 There are R rows. Each row has a prompt, whose keys and values its S slots share; a slot draws one sample. The device
 draws in chunks of a few tokens. Between chunks, the host takes the finished samples and gives each free slot the next
-sample of its prompt; a row whose prompt has no samples left gets the next prompt. No batch waits for its slowest
-sample, and shapes are fixed: the chunk is compiled once, reading once for each number of prompts and padded length.
+sample of its prompt; a row whose prompt has no samples left gets the next prompt, and when there is none, half of the
+samples that another row has still to begin. No batch waits for its slowest sample, and shapes are fixed: the chunk is
+compiled once, reading once for each number of prompts and padded length.
 
 All slots write at the same column of their caches, which are ring buffers: a slot's own keys are the last ones that it
 wrote. The order of the keys does not matter, because each was rotated to its position before it was written.
@@ -322,7 +323,7 @@ class Engine:
         state = self._empty(jax.tree.leaves(params)[0].dtype)
         others = {name: part for name, part in params.items() if name != "layers"}
         numbered = enumerate(prompts)
-        prompt_of_row = [-1] * R  # which prompt each row has
+        of_row: list[tuple[int, Prompt]] = [(-1, Prompt((), 0))] * R  # the prompt of each row, and which it is
         todo: list[list[int]] = [[] for _ in range(R)]  # samples of it not yet begun
         drawing: list[tuple[int, int] | None] = [None] * (R * S)  # (prompt, sample) of each slot
         number, start = np.zeros(R, np.uint32), np.zeros(R, np.int32)
@@ -332,8 +333,16 @@ class Engine:
             free = [r for r in range(R) if not todo[r] and not any(drawing[r * S : (r + 1) * S])]
             fresh = [(r, *one) for r, one in zip(free, numbered, strict=False)] if free else []
             for r, index, prompt in fresh:
-                prompt_of_row[r], number[r], todo[r] = index, prompt.number, list(range(samples))[::-1]
-                start[r] = prompt.start
+                of_row[r], todo[r] = (index, prompt), list(range(samples))[::-1]
+            for r in free[len(fresh) :]:
+                most = max(range(R), key=lambda row: len(todo[row]))
+                if len(todo[most]) < 2 * S:  # reading its prompt again would save less than it costs
+                    break
+                half = len(todo[most]) // 2
+                of_row[r], todo[r], todo[most] = of_row[most], todo[most][:half], todo[most][half:]
+                fresh.append((r, *of_row[r]))
+            for r, _, prompt in fresh:
+                number[r], start[r] = prompt.number, prompt.start
             for chosen, tokens, mask in self._padded([(r, index, prompt.tokens) for r, index, prompt in fresh]):
                 state = self.read(params, state, tokens, mask, chosen)
                 self.computed_tokens += tokens.size
@@ -342,7 +351,7 @@ class Engine:
             for slot in range(R * S):
                 if drawing[slot] is None and todo[slot // S]:
                     begin[slot], sample[slot] = True, todo[slot // S].pop()
-                    drawing[slot] = prompt_of_row[slot // S], int(sample[slot])
+                    drawing[slot] = of_row[slot // S][0], int(sample[slot])
             if any(drawing):
                 of_slots = np.repeat(number, S), sample, np.repeat(start, S)
                 state = self.draw(others, layers, state, stops, begin, key, *of_slots)

@@ -35,12 +35,13 @@ def generate(
     samples: int,
     prompt_length: int,
     prompts_in_flight: int,
+    slots: int,
     mesh: Mesh,
     reads: int = EngineConfig.reads,
     used: Callable[[float, float], object] = lambda waited_seconds, real_tokens: None,
 ) -> Iterator[Candidate]:
-    """`samples` candidates of each problem, as they end, those with short prompts first; `prompts_in_flight` problems
-    are in flight at a time, of which at most `reads` are read at once.
+    """`samples` candidates of each problem, as they end, those with short prompts first; `slots` candidates of each of
+    `prompts_in_flight` problems are in flight at a time. At most `reads` problems are read at once.
 
     The device draws while the caller processes finished candidates. At the end, `used` gets the seconds, at most, that
     the device waited for the caller, and the fraction of its computed tokens that were real.
@@ -55,7 +56,7 @@ def generate(
         by_length.setdefault(_bucket(len(prompt.tokens), prompt_length), []).append(number)
     waited = real = computed = 0.0
     for length, numbers in sorted(by_length.items()):
-        shape = EngineConfig(prompts_in_flight, samples, length, reads=reads)
+        shape = EngineConfig(prompts_in_flight, slots, length, reads=reads)
         engine = make_engine(config, sampling, shape, tokenizer.eos_token_id, tokenizer.pad_token_id, mesh)
         before = engine.idle_seconds, engine.real_tokens, engine.computed_tokens
         for drawn in engine.stream(params, [prompts[n] for n in numbers], samples=samples, key=key, stops=stops):

@@ -278,8 +278,8 @@ def _engine(run: RunShapes, policy: Params, name: str, drawing: Drawing, residen
     read, draw = programs.engine(shape, drawing, run.on_host(run.generator, policy), run.vocabulary, mesh)
     params, state, *prompts = read.arguments
     others, layers, _, *of_slots = draw.arguments
-    rows, slots = drawing.prompts_in_flight, drawing.prompts_in_flight * drawing.samples
-    sizes = drawing.samples, P, C
+    rows, slots = drawing.prompts_in_flight, drawing.prompts_in_flight * drawing.slots
+    sizes = drawing.slots, P, C
     yield Step(
         "read prompts",
         f"read prompts, {name}",

@@ -102,6 +102,7 @@ def _check_numbers(config: ExperimentConfig) -> None:
         "reranker.members": (config.reranker.members, 1),
         "candidates.train": (config.candidates.train, 1),
         "candidates.dev": (config.candidates.dev, 1),
+        "candidates.samples_in_flight": (config.candidates.samples_in_flight, 0),
         "candidates.train_problems": (config.candidates.train_problems, 0),
         "mining.pairs": (config.mining.pairs, 1),
         "mining.later_pairs": (config.mining.later_pairs, 1),

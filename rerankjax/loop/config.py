@@ -163,7 +163,9 @@ class SFTConfig(TrainingConfig):
 
 @dataclasses.dataclass(frozen=True)
 class CandidatesConfig:
-    """Samples per training and dev problem, and the prompts in flight on the device.
+    """Samples per training and dev problem, the prompts in flight on the device, and the samples in flight of each (0:
+    all). With fewer samples of more prompts in flight, fewer slots wait for a prompt's last sample; more prompts take
+    more memory.
 
     Only the first `train_problems` training problems are sampled and executed (0: all); SFT and PPO use all of them.
     drawn: JSONL files of samples from another engine (see `candidates.drawn`), which the first iteration takes for the
@@ -173,6 +175,7 @@ class CandidatesConfig:
     train: int
     dev: int
     prompts_in_flight: int
+    samples_in_flight: int = 0
     train_problems: int = 0
     drawn: tuple[str, ...] = ()
 

@@ -168,14 +168,20 @@ def ppo(
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """How problems are sampled: samples per problem, settings, the longest prompt in tokens, and how many prompts are
-    in flight and, at most, read at once."""
+    """How problems are sampled: samples per problem, settings, the longest prompt in tokens, how many prompts are in
+    flight, how many samples of each (0: all), and how many prompts, at most, are read at once."""
 
     samples: int
     sampling: SamplingConfig
     prompt_length: int
     prompts_in_flight: int
+    samples_in_flight: int = 0
     reads: int = EngineConfig.reads
+
+    @property
+    def slots(self) -> int:
+        """Samples of one prompt that are in flight."""
+        return min(self.samples, self.samples_in_flight or self.samples)
 
 
 def drawing_of(config: ExperimentConfig, split: str) -> Drawing:
@@ -186,7 +192,11 @@ def drawing_of(config: ExperimentConfig, split: str) -> Drawing:
     else:
         samples = config.evaluation[split].samples
         sampling, length = sampling_of(config, split)
-    return Drawing(samples, whole(sampling), length, config.candidates.prompts_in_flight)
+    return Drawing(samples, whole(sampling), length, *_in_flight(config))
+
+
+def _in_flight(config: ExperimentConfig) -> tuple[int, int]:
+    return config.candidates.prompts_in_flight, config.candidates.samples_in_flight
 
 
 def greedy_drawing(config: ExperimentConfig, name: str) -> Drawing:
@@ -194,9 +204,9 @@ def greedy_drawing(config: ExperimentConfig, name: str) -> Drawing:
     and values than its samples do; samples of one prompt share the prompt's."""
     sampling, length = sampling_of(config, name)
     greedy = dataclasses.replace(whole(sampling), temperature=0.0, top_p=1.0, top_k=0)
-    completion, samples = greedy.max_completion_length, config.evaluation[name].samples
+    completion, slots = greedy.max_completion_length, drawing_of(config, name).slots
     prompts = config.candidates.prompts_in_flight
-    more = (length + samples * completion) // (length + completion)
+    more = (length + slots * completion) // (length + completion)
     return Drawing(1, greedy, length, more * prompts, reads=prompts)
 
 
@@ -206,7 +216,7 @@ def dev_drawing(config: ExperimentConfig) -> Drawing:
         config.early_stopping.samples,
         whole(config.sampling),
         config.max_prompt_length,
-        config.candidates.prompts_in_flight,
+        *_in_flight(config),
     )
 
 
@@ -226,7 +236,7 @@ class EnginePrograms(NamedTuple):
 
 def engine(model: ModelConfig, drawing: Drawing, params: Params, vocabulary: Vocabulary, mesh: Mesh) -> EnginePrograms:
     """The sampling engine's programs at full load: each row takes a longest prompt, and each slot a sample."""
-    shape = EngineConfig(drawing.prompts_in_flight, drawing.samples, drawing.prompt_length, reads=drawing.reads)
+    shape = EngineConfig(drawing.prompts_in_flight, drawing.slots, drawing.prompt_length, reads=drawing.reads)
     made: Any = make_engine(model, drawing.sampling, shape, vocabulary.eos, vocabulary.pad, mesh)
     params, layers, state = made.shapes(params)
     others = {name: part for name, part in params.items() if name != "layers"}

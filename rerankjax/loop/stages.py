@@ -244,6 +244,7 @@ def _sample(
         samples=drawing.samples,
         prompt_length=drawing.prompt_length,
         prompts_in_flight=drawing.prompts_in_flight,
+        slots=drawing.slots,
         mesh=host_mesh_of(run.mesh),
         reads=drawing.reads,
         used=used,
