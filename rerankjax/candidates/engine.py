@@ -326,7 +326,6 @@ class Engine:
         of_row: list[tuple[int, Prompt]] = [(-1, Prompt((), 0))] * R  # the prompt of each row, and which it is
         todo: list[list[int]] = [[] for _ in range(R)]  # samples of it not yet begun
         drawing: list[tuple[int, int] | None] = [None] * (R * S)  # (prompt, sample) of each slot
-        number, start = np.zeros(R, np.uint32), np.zeros(R, np.int32)
         finished: list[Sample] = []
         ready = time.monotonic()
         while True:
@@ -334,6 +333,7 @@ class Engine:
             fresh = [(r, *one) for r, one in zip(free, numbered, strict=False)] if free else []
             for r, index, prompt in fresh:
                 of_row[r], todo[r] = (index, prompt), list(range(samples))[::-1]
+                self.real_tokens += len(prompt.tokens)
             for r in free[len(fresh) :]:
                 most = max(range(R), key=lambda row: len(todo[row]))
                 if len(todo[most]) < 2 * S:  # reading its prompt again would save less than it costs
@@ -341,20 +341,18 @@ class Engine:
                 half = len(todo[most]) // 2
                 of_row[r], todo[r], todo[most] = of_row[most], todo[most][:half], todo[most][half:]
                 fresh.append((r, *of_row[r]))
-            for r, _, prompt in fresh:
-                number[r], start[r] = prompt.number, prompt.start
             for chosen, tokens, mask in self._padded([(r, index, prompt.tokens) for r, index, prompt in fresh]):
                 state = self.read(params, state, tokens, mask, chosen)
                 self.computed_tokens += tokens.size
-            self.real_tokens += sum(len(prompt.tokens) for _, _, prompt in fresh)
             begin, sample = np.zeros(R * S, bool), np.zeros(R * S, np.uint32)
             for slot in range(R * S):
                 if drawing[slot] is None and todo[slot // S]:
                     begin[slot], sample[slot] = True, todo[slot // S].pop()
                     drawing[slot] = of_row[slot // S][0], int(sample[slot])
             if any(drawing):
-                of_slots = np.repeat(number, S), sample, np.repeat(start, S)
-                state = self.draw(others, layers, state, stops, begin, key, *of_slots)
+                number = np.repeat(np.array([prompt.number for _, prompt in of_row], np.uint32), S)
+                start = np.repeat(np.array([prompt.start for _, prompt in of_row], np.int32), S)
+                state = self.draw(others, layers, state, stops, begin, key, number, sample, start)
                 self.computed_tokens += R * S * self._engine.chunk
             begun = time.monotonic()
             self.idle_seconds += begun - ready
