@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rerankjax.candidates.engine import EngineConfig, Prompt, make_engine
+from rerankjax.candidates.engine import EngineConfig, Prompt, make_engine, read_size
 from rerankjax.candidates.generate import generate
 from rerankjax.candidates.sampling import SamplingConfig, make_sampler
 from rerankjax.candidates.stop import joined_table, stop_table, truncate
@@ -155,18 +155,30 @@ def test_slots_are_refilled_and_nothing_compiles_anew(tiny, params, prompts):
     compiled = used.compilations
     for _ in range(60):
         next(stream)
-    assert used.compilations == compiled <= 1 + 2 * 2  # the chunk; one or two prompts of two lengths
+    assert used.compilations == compiled <= 1 + 2  # the chunk; two prompts of two lengths
     assert len(taken) <= 120 // 3 + 2 + 1  # prompts are taken as rows become free
 
 
 def test_prompts_are_read_so_many_at_once(tiny, params, prompts, monkeypatch):
-    few, seen = engine(tiny, rows=8, reads=2), []
+    few, seen = engine(tiny, rows=8, reads=4), []
     read = few.read
     monkeypatch.setattr(few, "read", lambda *arguments: (seen.append(arguments[2].shape), read(*arguments))[1])
     got, expected = drawn(few, params, prompts), drawn(engine(tiny, rows=8), params, prompts)
-    assert {rows for rows, _ in seen} == {1, 2}
+    assert {rows for rows, _ in seen} == {2, 4}
     for one, sample in got.items():
         np.testing.assert_array_equal(sample.tokens, expected[one].tokens)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "shards", "expected"),
+    [(1, 1, [1]), (3, 1, [2, 1]), (7, 1, [8]), (12, 1, [8, 4]), (13, 1, [16]), (11, 1, [8, 2, 1]), (5, 4, [4, 4])],
+)
+def test_prompts_are_read_with_few_empty_rows(prompts, shards, expected):
+    sizes = []
+    while prompts > 0:
+        sizes.append(read_size(prompts, shards))
+        prompts -= sizes[-1]
+    assert sizes == expected
 
 
 def test_rows_without_a_prompt_take_samples_from_others(tiny, params, prompts, monkeypatch):

@@ -38,7 +38,7 @@ from rerankjax.model.sharding import (
     shardings_of,
 )
 
-SHORTEST_BUCKET = 32  # tokens; prompts are padded to this or a power of two above
+SHORTEST_BUCKET = 32  # tokens; prompts are padded to this, or to a power of two or 1.5 times one above
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +149,7 @@ def _read(
 ) -> _State:
     """Reads prompts, padded on the left, into `rows`; a row number past the last drops its prompt."""
     length = state.prefixes[0].mask.shape[1]
-    if len(prompts) % row_shards(mesh) == 0:  # otherwise every device reads all prompts
-        prompts, mask = jax.lax.with_sharding_constraint((prompts, mask), by_row(mesh))
+    prompts, mask = jax.lax.with_sharding_constraint((prompts, mask), by_row(mesh))
     logits, caches = prefill(config, params, prompts, mask, length - prompts.shape[1])
     mask = jnp.pad(mask, ((0, 0), (0, length - mask.shape[1])))
     put = functools.partial(jax.tree.map, lambda old, new: old.at[rows].set(new.astype(old.dtype), mode="drop"))
@@ -376,7 +375,7 @@ class Engine:
     def _padded(
         self, prompts: Sequence[tuple[int, int, Sequence[int]]]
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """(rows, tokens, mask) of prompts padded to one length, in batches whose size is a power of two."""
+        """(rows, tokens, mask) of prompts padded to one length, in batches of `read_size`."""
         by_length: dict[int, list[tuple[int, Sequence[int]]]] = {}
         for row, index, tokens in prompts:
             if not 0 < len(tokens) <= self._engine.prompt_length:
@@ -384,18 +383,26 @@ class Engine:
                     f"prompt {index}: has {len(tokens)} tokens; it must have 1 to prompt_length = "
                     f"{self._engine.prompt_length}"
                 )
-            bucket = max(SHORTEST_BUCKET, 1 << (len(tokens) - 1).bit_length())
+            power = 1 << (len(tokens) - 1).bit_length()
+            bucket = max(SHORTEST_BUCKET, power if 4 * len(tokens) > 3 * power else power * 3 // 4)
             by_length.setdefault(min(bucket, self._engine.prompt_length), []).append((row, tokens))
-        most = self._engine.reads
-        groups = [(length, rows[i : i + most]) for length, rows in by_length.items() for i in range(0, len(rows), most)]
-        for length, group in groups:
-            count = 1 << (len(group) - 1).bit_length()
-            rows = np.full(count, self._engine.rows, np.int32)
-            filled, mask = np.full((count, length), self._pad, np.int32), np.zeros((count, length), bool)
-            mask[:, -1] = True  # a row of padding alone would attend to nothing
-            for i, (row, tokens) in enumerate(group):
-                rows[i], filled[i, length - len(tokens) :], mask[i, length - len(tokens) :] = row, tokens, True
-            yield rows, filled, mask
+        for length, left in by_length.items():
+            while left:
+                count = read_size(min(len(left), self._engine.reads), row_shards(self._mesh))
+                group, left = left[:count], left[count:]
+                rows = np.full(count, self._engine.rows, np.int32)
+                filled, mask = np.full((count, length), self._pad, np.int32), np.zeros((count, length), bool)
+                mask[:, -1] = True  # a row of padding alone would attend to nothing
+                for i, (row, tokens) in enumerate(group):
+                    rows[i], filled[i, length - len(tokens) :], mask[i, length - len(tokens) :] = row, tokens, True
+                yield rows, filled, mask
+
+
+def read_size(prompts: int, shards: int) -> int:
+    """How many rows of `prompts` prompts are read first: `shards` times a power of two, so that few sizes are compiled,
+    with less than a quarter of them empty if more than one row per shard is read."""
+    size = shards << (-(-prompts // shards) - 1).bit_length()
+    return size if size == shards or 4 * prompts > 3 * size else size // 2
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rerankjax.candidates.engine import EngineConfig, make_engine
+from rerankjax.candidates.engine import EngineConfig, make_engine, read_size
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.loop.config import ExperimentConfig, TrainingConfig, sampling_of
 from rerankjax.loop.problem_sets import DEV, TRAIN
@@ -240,7 +240,7 @@ def engine(model: ModelConfig, drawing: Drawing, params: Params, vocabulary: Voc
     made: Any = make_engine(model, drawing.sampling, shape, vocabulary.eos, vocabulary.pad, mesh)
     params, layers, state = made.shapes(params)
     others = {name: part for name, part in params.items() if name != "layers"}
-    together, slots = 1 << (min(shape.rows, shape.reads) - 1).bit_length(), shape.rows * shape.slots
+    together, slots = read_size(min(shape.rows, shape.reads), row_shards(mesh)), shape.rows * shape.slots
     stops = _array((vocabulary.stop_states, vocabulary.tokens), jnp.int32)
     begin, key = _array((slots,), jnp.bool_), jax.eval_shape(jax.random.key, 0)
     of_slots = (_array((slots,), dtype) for dtype in (jnp.uint32, jnp.uint32, jnp.int32))
