@@ -140,6 +140,21 @@ def test_problems_of_several_stop_sets_and_lengths_are_candidates_as_they_are_al
     assert any(c.finished and c.length < 16 for (name, _), c in together.items() if name == "p0")
 
 
+@pytest.mark.parametrize(("slots", "rows"), [(4, 4), (2, 8), (1, 8)])  # 3 problems, 4 samples each
+def test_an_engine_has_no_more_rows_than_its_prompts_use(tiny, monkeypatch, slots, rows):
+    tokenizer = train_tokenizer(["def f(x):\n    return x\n"], 300)
+    config, made = dataclasses.replace(tiny, vocab_size=len(tokenizer)), []
+    monkeypatch.setattr(
+        "rerankjax.candidates.generate.make_engine", lambda *args: (made.append(args[2]), make_engine(*args))[1]
+    )
+    problems = [Problem(f"p{i}", "py", "def f(x):\n", "", ()) for i in range(3)]
+    settings = {"key": jax.random.key(3), "samples": 4, "prompt_length": 40, "mesh": MESH}
+    settings |= {"prompts_in_flight": 8, "slots": slots}
+    params = init_decoder(config, jax.random.key(0))
+    found = list(generate(config, SamplingConfig(1.0, 1.0, 4), params, problems, tokenizer, **settings))
+    assert ([shape.rows for shape in made], len(found)) == ([rows], 12)
+
+
 def test_slots_are_refilled_and_nothing_compiles_anew(tiny, params, prompts):
     used = engine(tiny, chunk=2)  # that no other test has
     taken = []

@@ -398,10 +398,15 @@ class Engine:
                 yield rows, filled, mask
 
 
+def rows_for(prompts: int, shards: int) -> int:
+    """The least number of rows that is enough and `shards` times a power of two, so that few numbers are compiled."""
+    return shards << (-(-prompts // shards) - 1).bit_length()
+
+
 def read_size(prompts: int, shards: int) -> int:
-    """How many rows of `prompts` prompts are read first: `shards` times a power of two, so that few sizes are compiled,
-    with less than a quarter of them empty if more than one row per shard is read."""
-    size = shards << (-(-prompts // shards) - 1).bit_length()
+    """How many rows are read first if `prompts` prompts wait: less than a quarter of the rows is empty if more than one
+    row per shard is read."""
+    size = rows_for(prompts, shards)
     return size if size == shards or 4 * prompts > 3 * size else size // 2
 
 

@@ -9,11 +9,12 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from rerankjax.candidates.candidate import Candidate
-from rerankjax.candidates.engine import EngineConfig, Prompt, make_engine
+from rerankjax.candidates.engine import EngineConfig, Prompt, make_engine, rows_for
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.candidates.stop import stops_of, truncate
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
+from rerankjax.model.sharding import row_shards
 from rerankjax.problems.problem import Problem
 
 SHORTEST_PROMPTS = 64  # tokens that an engine keeps of each prompt, at least: each length is compiled
@@ -56,7 +57,8 @@ def generate(
         by_length.setdefault(_bucket(len(prompt.tokens), prompt_length), []).append(number)
     waited = real = computed = 0.0
     for length, numbers in sorted(by_length.items()):
-        shape = EngineConfig(prompts_in_flight, slots, length, reads=reads)
+        rows = min(prompts_in_flight, rows_for(len(numbers) * -(-samples // slots), row_shards(mesh)))
+        shape = EngineConfig(rows, slots, length, reads=reads)
         engine = make_engine(config, sampling, shape, tokenizer.eos_token_id, tokenizer.pad_token_id, mesh)
         before = engine.idle_seconds, engine.real_tokens, engine.computed_tokens
         for drawn in engine.stream(params, [prompts[n] for n in numbers], samples=samples, key=key, stops=stops):
