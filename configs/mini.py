@@ -86,6 +86,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
                 "microbatches": 4,
                 "rollouts_in_flight": 64,
                 "kl_target": 0.0,
+                "kl_horizon": 10_000.0,
                 "reward": "reranker",  # or of several members: mean, minimum, lower_bound
                 "reward_spread": 1.0,
             },
@@ -142,7 +143,8 @@ def get_config(arg: str = "demo") -> ConfigDict:
         shape.update({"vocab_size": 2048, "hidden_size": 128, "intermediate_size": 352})
         shape.update({"num_hidden_layers": 4, "head_dim": 32, "max_position_embeddings": 128})
         config.sft.optimizer.steps = 600
-        config.ppo.iterations = 15
+        config.ppo.update({"iterations": 10, "kl_coef": 2.0})
+        config.retraining.optimizer.steps = 120
         for name in ("same_data", "random"):
             config.iterations[name].ppo = False
     if arg == "smoke":

@@ -71,6 +71,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
                 "microbatches": 4,
                 "rollouts_in_flight": 64,
                 "kl_target": 0.0,
+                "kl_horizon": 10_000.0,
                 "reward": "reranker",  # or of several members: mean, minimum, lower_bound
                 "reward_spread": 1.0,
             },

@@ -188,6 +188,11 @@ MINI = str(Path(__file__).parents[1] / "configs" / "mini.py")
             [f"--config={MINI}:smoke", "--config.foo=1"],
             "the config file does not set the field 'foo': add it to the file",
         ),
+        (
+            [f"--config={MINI}:smoke", "--config.ppo.kl_target=1", "--config.ppo.kl_horizon=1"],
+            "config.ppo.kl_horizon = 1.0: one iteration of batch_size = 8 completions could take the KL coefficient "
+            "to 0: use more than 1.6",
+        ),
         ([f"--config={MINI}:smoke", "--config.ppo.kl_coef=-1"], "config.ppo.kl_coef = -1.0 is negative: use 0 or more"),
     ],
 )

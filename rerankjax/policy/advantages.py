@@ -6,6 +6,8 @@ from jaxtyping import Array, Bool, Float, Num
 
 from rerankjax.model.likelihood import masked_mean
 
+KL_ERROR_CLIP = 0.2  # the KL controller's largest relative error (arXiv 1909.08593, section 2.2)
+
 
 def token_rewards(
     scores: Num[Array, " B"], log_ratios: Float[Array, "B C"], mask: Bool[Array, "B C"], kl_coef: Float[Array, ""]
@@ -49,8 +51,8 @@ def whiten(x: Float[Array, "B C"], mask: Bool[Array, "B C"], keep_mean: bool = F
 def adapt_kl_coef(
     kl_coef: Float[Array, ""], kl: Float[Array, ""], target: float, horizon: float, rows: int
 ) -> Float[Array, ""]:
-    """The adaptive controller of arXiv 1909.08593, section 2.2: a proportional error clipped to +-0.2.
+    """The adaptive controller of arXiv 1909.08593, section 2.2: a proportional error, clipped.
 
     `kl` and `target` are nats per sequence, `rows` the sequences since the last call, `horizon` in sequences.
     """
-    return kl_coef * (1 + jnp.clip(kl / target - 1, -0.2, 0.2) * rows / horizon)
+    return kl_coef * (1 + jnp.clip(kl / target - 1, -KL_ERROR_CLIP, KL_ERROR_CLIP) * rows / horizon)

@@ -17,7 +17,7 @@ from rerankjax.model.decoder import Params
 from rerankjax.model.likelihood import masked_mean, packed_log_probs, take_places
 from rerankjax.model.packing import Packed
 from rerankjax.model.training import OptimizerConfig
-from rerankjax.policy.advantages import adapt_kl_coef, gae, token_rewards, whiten
+from rerankjax.policy.advantages import KL_ERROR_CLIP, adapt_kl_coef, gae, token_rewards, whiten
 from rerankjax.reranker.ensembles import ENSEMBLES, combined
 
 OWN_SCORE = "reranker"  # the reward that is the score of the iteration's reranker
@@ -25,7 +25,10 @@ OWN_SCORE = "reranker"  # the reward that is the score of the iteration's rerank
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-    """Coefficients as the field names them. `kl_target` is in nats per sequence; 0 keeps `kl_coef` fixed."""
+    """Coefficients as the field names them. `kl_target` is in nats per sequence; 0 keeps `kl_coef` fixed.
+
+    kl_horizon: in sequences; see `adapt_kl_coef`.
+    """
 
     iterations: int
     batch_size: int  # rollouts per iteration
@@ -63,6 +66,11 @@ class PPOConfig:
         for name in ("kl_coef", "kl_target", "value_coef", "reward_spread"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)} is negative: use 0 or more")
+        if self.kl_target and self.kl_horizon <= KL_ERROR_CLIP * self.batch_size:
+            raise ValueError(
+                f"kl_horizon = {self.kl_horizon}: one iteration of batch_size = {self.batch_size} completions could "
+                f"take the KL coefficient to 0: use more than {KL_ERROR_CLIP * self.batch_size:g}"
+            )
 
     @property
     def optimizer(self) -> OptimizerConfig:
