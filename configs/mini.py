@@ -139,7 +139,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
         config.problems.synthetic.update({"train": 12000, "dev": 160, "corpus": 18000})
         config.candidates.update({"train_problems": 2000, "dev": 8})
         config.max_prompt_length = 56
-        config.sampling.max_completion_length = 48
+        config.sampling.max_completion_length = 56
         shape.update({"vocab_size": 2048, "hidden_size": 128, "intermediate_size": 352})
         shape.update({"num_hidden_layers": 4, "head_dim": 32, "max_position_embeddings": 128})
         config.sft.optimizer.steps = 600
