@@ -196,6 +196,20 @@ def test_prompts_are_read_with_few_empty_rows(prompts, shards, expected):
     assert sizes == expected
 
 
+def test_no_more_prompts_are_read_at_once_than_asked(tiny, params, prompts, monkeypatch):
+    few, seen = engine(tiny, rows=8, reads=7), []
+    read = few.read
+
+    def counted(*arguments):
+        seen.append((arguments[2].shape[0], int((np.asarray(arguments[4]) < 8).sum())))
+        return read(*arguments)
+
+    monkeypatch.setattr(few, "read", counted)
+    alike = [Prompt(prompt.tokens[:20], prompt.number) for prompt in prompts[:8]]
+    drawn(few, params, alike)
+    assert seen == [(8, 7), (2, 1)]
+
+
 def test_rows_without_a_prompt_take_samples_from_others(tiny, params, prompts, monkeypatch):
     wide, begun = engine(tiny, rows=4, slots=1, chunk=2), []
     draw = wide.draw

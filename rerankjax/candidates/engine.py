@@ -388,8 +388,10 @@ class Engine:
             by_length.setdefault(min(bucket, self._engine.prompt_length), []).append((row, tokens))
         for length, left in by_length.items():
             while left:
-                count = read_size(min(len(left), self._engine.reads), row_shards(self._mesh))
-                group, left = left[:count], left[count:]
+                most = left[: self._engine.reads]
+                count = read_size(len(most), row_shards(self._mesh))
+                group = most[:count]
+                left = left[len(group) :]
                 rows = np.full(count, self._engine.rows, np.int32)
                 filled, mask = np.full((count, length), self._pad, np.int32), np.zeros((count, length), bool)
                 mask[:, -1] = True  # a row of padding alone would attend to nothing
