@@ -31,7 +31,7 @@ def items_of(count, each=1, seed=0, prompt=P, completion=C):
 def test_every_token_is_there_once_and_where_it_says(each):
     items = items_of(40, each)
     parts, sources = pack(items, PackConfig.from_batch_size(16, 4, P, C, each))
-    assert {part.tokens.shape for part in parts[:-1]} == {(2, 2 * (P + each * C))}
+    assert {part.tokens.shape for part in parts[:-1]} == {(4, P + C) if each == 1 else (2, 2 * (P + each * C))}
     found = {}
     for part, source in zip(parts, sources, strict=True):
         for row, sequences in enumerate(part.sequence):
@@ -57,12 +57,11 @@ def test_every_token_is_there_once_and_where_it_says(each):
 
 
 def test_the_last_microbatch_is_as_small_as_its_rows_allow():
-    sizes = PackConfig.from_batch_size(
-        32, 2, P, C, shards=2
-    )  # rows 8: 4 pairs of the longest sequences in each of two shards
+    sizes = PackConfig.from_batch_size(16, 2, P, C, shards=2)  # 8 rows, 4 in each of two shards
     assert [sizes.parts(n) for n in (1, 3, 5, 8, 9, 20)] == [[2], [4], [8], [8], [8, 2], [8, 8, 4]]
-    assert PackConfig.from_batch_size(4, 2, P, C, shards=2).parts(3) == [2, 2]  # a shard has no half row
-    for count, shapes in ((0, [8]), (2, [2]), (20, [8, 2])):
+    uneven = PackConfig.from_batch_size(14, 1, P, C, shards=2)  # a shard has no half row
+    assert [uneven.parts(n) for n in (3, 5, 8, 9, 15)] == [[4], [8], [8], [14], [14, 4]]
+    for count, shapes in ((0, [8]), (2, [2]), (20, [8, 8, 4])):
         longest = [([2] * P, [[3] * C])] * count
         assert [len(part.tokens) for part in pack(longest, sizes)[0]] == shapes
 

@@ -60,12 +60,13 @@ class PackConfig:
     ) -> "PackConfig":
         """For batches of sequences of at most `prompt` tokens with `each` completions of at most `completion` tokens.
 
-        A microbatch has room for `batch_size / microbatches` of the longest, rounded up to a multiple of the `shards`
-        into which rows are split. A row has room for two of the longest, or for one if a shard gets only one: short
-        rows fill less well.
+        A row has room for one of the longest: in longer rows, attention computes more pairs of tokens of different
+        sequences. With several completions each it has room for two, so that more of them share a prompt, or for one if
+        a shard gets only one. A microbatch has room for `batch_size / microbatches` of the longest, rounded up to a
+        multiple of the `shards` into which rows are split.
         """
         longest, per_shard = prompt + each * completion, -(-batch_size // (microbatches * shards))
-        in_row = min(2, per_shard)
+        in_row = min(per_shard, 1 if each == 1 else 2)
         length = in_row * longest
         targets = min(length, (1 + in_row) * each * completion * 3 // 4)  # short sequences need more than the longest
         completions = each * max(1, length // (each * TOKENS_PER_COMPLETION))
@@ -73,10 +74,11 @@ class PackConfig:
         return cls(rows, length, targets, completions, each, shards)
 
     def parts(self, rows: int) -> list[int]:
-        """The rows of each microbatch of a batch of `rows`: all `self.rows`, except that the last may have a half or a
-        quarter of them if that is enough. So an update has at most three shapes, each compiled once."""
+        """The rows of each microbatch of a batch of `rows`: all `self.rows`, except that the last has a half or a
+        quarter of them, rounded up to a multiple of `shards`, if that is enough. So an update has at most three shapes,
+        each compiled once."""
         whole, rest = divmod(rows, self.rows)
-        sizes = [self.rows // n for n in (4, 2, 1) if self.rows % (n * self.shards) == 0]
+        sizes = [-(-self.rows // (n * self.shards)) * self.shards for n in (4, 2, 1)]
         return [self.rows] * whole + [next(size for size in sizes if size >= rest)] * bool(rest)
 
 
