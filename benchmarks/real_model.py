@@ -27,6 +27,7 @@ PPO: an iteration of 8 prompts with completions of 64 tokens and one epoch, comp
 import argparse
 import dataclasses
 import functools
+import gc
 import json
 import os
 import statistics
@@ -66,6 +67,7 @@ from rerankjax.reranker.bradley_terry import RerankerConfig, init_reranker, make
 from rerankjax.reranker.padding import give_padding
 from rerankjax.reranker.pair_batches import pair_batch
 from rerankjax.reranker.rerank import batches, make_scorer
+from rerankjax.run.memory import forget_peak
 
 MODEL = Path("models/SmolLM2-135M-Instruct.Q4_1.gguf")
 PARTS = ("sampling", "scoring", "SFT", "reranker", "PPO")
@@ -358,6 +360,8 @@ def main() -> None:
             if part == "PPO" and not args.trl_ppo_python:
                 console.print("PPO: not run; give --trl-ppo-python")
                 continue
+            gc.collect()  # a trainer of TRL holds its model in a cycle
+            forget_peak()
             for row in runs[part]():
                 rows.append(row)
                 console.print(f"{row.part}, {row.compared_with}, products in {row.products}: {row.ratio:.2f}")
