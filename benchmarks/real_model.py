@@ -364,7 +364,8 @@ def main() -> None:
             forget_peak()
             for row in runs[part]():
                 rows.append(row)
-                console.print(f"{row.part}, {row.compared_with}, products in {row.products}: {row.ratio:.2f}")
+                rates = f"{row.theirs:,.0f} and {row.ours:,.0f} tokens/s"
+                console.print(f"{row.part}, {row.compared_with}, products in {row.products}: {rates}, {row.ratio:.2f}")
     operations = 2 * sum(leaf.size for leaf in jax.tree.leaves(params))
     table = Table(
         "part", "compared with", "our products", "theirs, tokens/s", "ours", "ratio", "target", "of peak", box=None
