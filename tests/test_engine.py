@@ -205,8 +205,8 @@ def test_no_more_prompts_are_read_at_once_than_asked(tiny, params, prompts, monk
         return read(*arguments)
 
     monkeypatch.setattr(few, "read", counted)
-    alike = [Prompt(prompt.tokens[:20], prompt.number) for prompt in prompts[:8]]
-    drawn(few, params, alike)
+    same_length = [Prompt(prompt.tokens[:20], prompt.number) for prompt in prompts[:8]]
+    drawn(few, params, same_length)
     assert seen == [(8, 7), (2, 1)]
 
 
