@@ -125,7 +125,7 @@ def test_completions_in_several_pairs_are_read_once_and_change_no_loss_or_gradie
     """Six pairs of three prompts, one of them twice, in parts of two rows, against each pair in a batch of its own."""
     (ask, (a, b)), (other, (c, d)), (third, (e, f)) = pairs_of(0, 3)[0]
     pairs = [(ask, (a, b)), (other, (c, d)), (ask, (a, [7, 8])), (third, (e, f)), (ask, ([7, 8], b)), (other, (c, d))]
-    config, sizes = RerankerConfig("last", 0.5), PackConfig.from_batch_size(4, 2, P, C, 2)
+    config, sizes = RerankerConfig("last", 0.5), PackConfig.from_batch_size(4, 2, P, 2 * C, 2)
     parts, counts = jax.device_put(pair_batch(pairs, sizes))
     assert counts == (6, sum(len(chosen) for _, (chosen, _) in pairs))
     assert sum(int(part.packed.real.sum()) for part in parts) == 7  # a, b and [7, 8]; c and d; e and f
@@ -159,15 +159,15 @@ def test_pairs_of_a_prompt_stay_in_one_batch():
 
 
 def test_a_group_that_no_row_holds_is_split(tiny, reranker):
-    """All pairs of 4 + 4 completions of one prompt: more than fit into a row of two pairs."""
+    """All pairs of 4 + 4 completions of one prompt, of which a row holds four: they are half as long as allowed."""
     texts = [[i] * C for i in range(2, 10)]
     pairs = [([1] * P, (a, b)) for a in texts[:4] for b in texts[4:]]
-    parts, counts = pair_batch(pairs, PackConfig.from_batch_size(2, 1, P, C, 2))
+    parts, counts = pair_batch(pairs, PackConfig.from_batch_size(2, 1, P, 2 * C, 2))
     assert counts.sequences == sum(part.wins.sum() for part in parts) == 16
     for part in parts:
         for row, wins in zip(part.packed.last, part.wins, strict=True):
             chosen, rejected = np.nonzero(wins)
-            assert part.packed.tokens[0].size == 2 * (P + 2 * C)
+            assert part.packed.tokens[0].size == P + 4 * C
             assert (row[[*chosen, *rejected]] > 0).all()
     # A prompt stands in a row with three completions or more, so it is read less than once for each pair.
     assert sum(int(part.packed.real.sum()) for part in parts) < 2 * len(pairs)

@@ -61,16 +61,12 @@ class PackConfig:
         """For batches of sequences of at most `prompt` tokens with `each` completions of at most `completion` tokens.
 
         A row has room for one of the longest: in longer rows, attention computes more pairs of tokens of different
-        sequences. With several completions each it has room for two, so that more of them share a prompt, or for one if
-        a shard gets only one. A microbatch has room for `batch_size / microbatches` of the longest, rounded up to a
-        multiple of the `shards` into which rows are split.
+        sequences. A microbatch has room for `batch_size / microbatches` of the longest, rounded up to a multiple of the
+        `shards` into which rows are split.
         """
-        longest, per_shard = prompt + each * completion, -(-batch_size // (microbatches * shards))
-        in_row = min(per_shard, 1 if each == 1 else 2)
-        length = in_row * longest
-        targets = min(length, (1 + in_row) * each * completion * 3 // 4)  # short sequences need more than the longest
+        length, rows = prompt + each * completion, -(-batch_size // (microbatches * shards)) * shards
+        targets = min(length, each * completion * 3 // 2)  # short sequences need more than the longest
         completions = each * max(1, length // (each * TOKENS_PER_COMPLETION))
-        rows = -(-per_shard // in_row) * shards
         return cls(rows, length, targets, completions, each, shards)
 
     def parts(self, rows: int) -> list[int]:
