@@ -5,9 +5,9 @@
     python benchmarks/ppo_peers.py {trl,tunix} FOLDER [--devices 1] # as training.py does
 
 FOLDER has "policy" and "reward", models that transformers reads, and settings.json, with the padding token's id under
-"pad" where it is not 0; TRL also takes prompts of different lengths. Each line on stdin, {"threads":
-torch's}, starts one iteration, whose seconds are printed on stdout. Before the first iteration, the log-probabilities
-and rewards that the peer's own functions give for the rows in the settings are printed.
+"pad" where it is not 0; TRL also takes prompts of different lengths, and trains in mixed precision if "bf16" is true.
+Each line on stdin, {"threads": torch's}, starts one iteration, whose seconds are printed on stdout. Before the first
+iteration, the log-probabilities and rewards that the peer's own functions give for the settings' rows are printed.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def run_trl(folder: pathlib.Path, settings: dict[str, Any], orders: Iterator[dic
             kl_coef=settings["kl_coef"],
             learning_rate=settings["learning_rate"],
             num_sample_generations=0,
-            bf16=False,
+            bf16=settings.get("bf16", False),
             use_cpu=True,
             gradient_checkpointing=False,
             dataloader_pin_memory=False,

@@ -173,11 +173,13 @@ def by_turns(
     tokenizer: transformers.PreTrainedTokenizerBase | None = None,
     each_threads: Sequence[int] = THREADS,
     tolerance: float = TOLERANCE,
+    bf16: bool = False,
 ) -> dict[str, Any]:
     """Alternates one step of TRL's `trainer` and one of `ours`, which returns its loss, on the same batch each time.
 
     TRL's steps take each number of threads in turn. The first step on each, and ours after it, are not counted.
     tokenizer: gives TRL the padding token; by default one whose padding token is `PAD`.
+    bf16: TRL trains in mixed precision, with bfloat16 products.
     """
     import datasets
 
@@ -207,7 +209,7 @@ def by_turns(
                 learning_rate=LEARNING_RATE,
                 lr_scheduler_type="cosine",
                 max_length=None,
-                **PLAIN,
+                **PLAIN | {"bf16": bf16},
             ),
             train_dataset=datasets.Dataset.from_dict(data),
             processing_class=tokenizer,
