@@ -233,6 +233,8 @@ def compare_training(name: str, model: Model, items: list[Item], steps: int) -> 
         folder, params = model.folder / "reward", model.reranker
     lengths = [len(prompt) + len(text) for prompt, texts in items for text in texts]  # TRL reads a prompt for each text
     for dtype, shape in model.shapes.items():
+        state: Any = None  # the one before is freed first
+        give_back()
         state = start_state(params, optimizer, mesh)
         step = make(dataclasses.replace(shape, remat="full"), optimizer_config=optimizer, mesh=mesh)
 
@@ -269,6 +271,8 @@ def compare_ppo(model: Model, items: list[Item], new: int, rounds: int, python: 
         step = make_ppo_step(make_ppo_programs(shape, "last", 1.0, ppo, longest, new, mesh), ppo, mesh)
         in_flight = EngineConfig(len(prompts), 1, longest, chunk=32)
         engine = make_engine(shape, SamplingConfig(1.0, 1.0, new), in_flight, -1, 0, mesh)
+        state: Any = None  # the one before is freed first
+        give_back()
         state = start_state(init_policy(model.params), ppo.optimizer, mesh)
         reward = Reward((model.reranker,), jnp.zeros(1), jnp.ones(1))
 
@@ -298,6 +302,12 @@ def compare_ppo(model: Model, items: list[Item], new: int, rounds: int, python: 
         ratio = statistics.median(them / us for them, us in turns)
         # A token is drawn, read by policy, reference and reranker, and trained on.
         yield Row("PPO", f"TRL 1.12, {dtype}", dtype, theirs, own, ratio, target=1.5, passes=7)
+
+
+def give_back() -> None:
+    """Frees what is not used any more, and gives it back to the system."""
+    gc.collect()  # a trainer of TRL holds its model in a cycle
+    forget_peak()
 
 
 def sizes_of(items: list[Item], mesh: jax.sharding.Mesh) -> PackConfig:
@@ -361,8 +371,7 @@ def main() -> None:
             if part == "PPO" and not args.trl_ppo_python:
                 console.print("PPO: not run; give --trl-ppo-python")
                 continue
-            gc.collect()  # a trainer of TRL holds its model in a cycle
-            forget_peak()
+            give_back()
             for row in runs[part]():
                 rows.append(row)
                 rates = f"{row.theirs:,.0f} and {row.ours:,.0f} tokens/s"
