@@ -117,10 +117,10 @@ def test_problems_of_several_stop_sets_and_lengths_are_candidates_as_they_are_al
     config = dataclasses.replace(tiny, vocab_size=len(tokenizer))
     params = init_decoder(config, jax.random.key(0))
     stops = [tuple("abcdefghijklmnopqrstuvwxyz"), (), tuple("0123456789"), ("never met",)]
-    problems = [Problem(f"p{i}", "py", "def f(x):\n" * (1 + i), "", of) for i, of in enumerate(stops)]
+    problems = [Problem(f"p{i}", "py", "def f(x):\n" * (1 + i**3), "", of) for i, of in enumerate(stops)]
 
     def candidates(asked):
-        settings = {"key": jax.random.key(3), "samples": 4, "prompt_length": 40, "mesh": MESH}
+        settings = {"key": jax.random.key(3), "samples": 4, "prompt_length": 300, "mesh": MESH}
         settings |= {"prompts_in_flight": 2, "slots": 3}
         settings["used"] = lambda waited, real: fractions.append(real)
         found = generate(config, SamplingConfig(1.0, 1.0, 16), params, asked, tokenizer, **settings)
@@ -130,7 +130,7 @@ def test_problems_of_several_stop_sets_and_lengths_are_candidates_as_they_are_al
     together = candidates(problems)
     lengths = [len(ids) for ids in tokenizer([p.prompt for p in problems])["input_ids"]]
     monkeypatch.setattr("rerankjax.candidates.generate.SHORTEST_PROMPTS", min(lengths))
-    assert len({1 << (n - 1).bit_length() for n in lengths}) > 1
+    assert max(lengths) > 8 * min(lengths)
     assert candidates(problems) == together  # by engines of several lengths
     assert all(0 < fraction <= 1 for fraction in fractions)
     assert together == {at: c for problem in problems for at, c in candidates([problem]).items()}
@@ -218,6 +218,21 @@ def test_rows_without_a_prompt_take_samples_from_others(tiny, params, prompts, m
     assert begun[0] == 4
     for one, sample in got.items():
         np.testing.assert_array_equal(sample.tokens, expected[one].tokens)
+
+
+def test_the_last_samples_are_drawn_in_fewer_rows(tiny, params, prompts, monkeypatch):
+    monkeypatch.setattr("rerankjax.candidates.engine.FEWEST", 4)
+    used, seen = engine(tiny, rows=8, chunk=1), []  # that no other test has
+    draw = used.draw
+    monkeypatch.setattr(used, "draw", lambda *arguments: (seen.append(len(arguments[2].done)), draw(*arguments))[1])
+    for _ in range(2):  # from all rows again
+        got = drawn(used, params, prompts)
+        for at, sample in drawn(engine(tiny), params, prompts).items():
+            np.testing.assert_array_equal(got[at].tokens, sample.tokens)
+            np.testing.assert_allclose(got[at].log_probs, sample.log_probs, atol=2e-5)
+    assert {16, 4} <= set(seen) <= {16, 8, 4}
+    half = len(seen) // 2
+    assert seen[:half] == seen[half:] == sorted(seen[:half], reverse=True)
 
 
 def test_the_order_of_caches_on_a_tpu_changes_nothing(tiny, params, prompts, monkeypatch):

@@ -4,7 +4,8 @@ There are R rows. Each row has a prompt, whose keys and values its S slots share
 draws in chunks of a few tokens. Between chunks, the host takes the finished samples and gives each free slot the next
 sample of its prompt; a row whose prompt has no samples left gets the next prompt, and when there is none, half of the
 samples that another row has still to begin. No batch waits for its slowest sample, and shapes are fixed: the chunk is
-compiled once, reading once for each number of prompts and padded length.
+compiled once, reading once for each number of prompts and padded length. On a CPU, where a token of fewer samples takes
+less time, the last samples are drawn in fewer rows, whose number is halved: the chunk is compiled for each half.
 
 All slots write at the same column of their caches, which are ring buffers: a slot's own keys are the last ones that it
 wrote. The order of the keys does not matter, because each was rotated to its position before it was written.
@@ -12,6 +13,7 @@ wrote. The order of the keys does not matter, because each was rotated to its po
 
 import dataclasses
 import functools
+import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -38,6 +40,7 @@ from rerankjax.model.sharding import (
     shardings_of,
 )
 
+FEWEST = 32  # samples in flight on a CPU, below which it would draw a token hardly faster
 SHORTEST_BUCKET = 32  # tokens; prompts are padded to this, or to a power of two or 1.5 times one above
 
 
@@ -160,6 +163,17 @@ def _read(
     )
 
 
+def _keep(slots: int, state: _State, rows: Int[Array, " N"]) -> _State:
+    """The state of `rows` alone."""
+    of_slots = (slots * rows[:, None] + jnp.arange(slots)[None]).ravel()
+    parts = state._asdict()
+    column = parts.pop("column")
+    for name, part in parts.items():
+        index = rows if name in ("prefixes", "first", "length") else of_slots
+        parts[name] = jax.tree.map(operator.itemgetter(index), part)
+    return _State(column=column, **parts)
+
+
 def _draw(
     config: ModelConfig,
     sampling: SamplingConfig,
@@ -270,7 +284,7 @@ class Engine:
         self.real_tokens = self.computed_tokens = 0  # so far, of prompts read and samples drawn
         self.compilations = 0  # so far; bounded by the lengths and numbers of prompts that are read together
 
-        def compiled(function: Callable[..., _State], state: int) -> Callable[..., _State]:
+        def compiled(function: Callable[..., _State], state: int | tuple[()]) -> Callable[..., _State]:
             def traced(*arguments: Any) -> _State:
                 self.compilations += 1
                 return function(*arguments)
@@ -281,6 +295,8 @@ class Engine:
         self.draw = compiled(functools.partial(_draw, config, sampling, engine.chunk, eos, turn), 2)
         # (parameters, state, prompts, mask, rows) -> state
         self.read = compiled(functools.partial(_read, config, mesh), 1)
+        # (state, rows) -> state
+        self.keep = compiled(functools.partial(_keep, engine.slots), ())
 
         def prepare(params: Params) -> tuple[Params, tuple[Params, ...]]:
             params = in_compute_dtype(config, params)
@@ -292,6 +308,8 @@ class Engine:
 
         self._prepare = jax.jit(prepare)
         self._mesh, self._sharding = mesh, sharding
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        self._fewest = rows_for(-(-FEWEST // engine.slots), devices) if on_cpu else engine.rows
 
     def shapes(self, params: Params) -> tuple[Params, tuple[Params, ...], Any]:
         """Shapes on the mesh of what `read` and `draw` take: the parameters, their layers one by one, the state."""
@@ -343,6 +361,13 @@ class Engine:
             for chosen, tokens, mask in self._padded([(r, index, prompt.tokens) for r, index, prompt in fresh]):
                 state = self.read(params, state, tokens, mask, chosen)
                 self.computed_tokens += tokens.size
+            live = [r for r in range(R) if todo[r] or any(drawing[r * S : (r + 1) * S])]
+            fewer = max(rows_for(len(live), row_shards(self._mesh)), self._fewest) if live else R
+            if 2 * fewer <= R:  # no prompt is left to begin
+                kept = (live + [r for r in range(R) if r not in live])[:fewer]
+                state, R = self.keep(state, np.array(kept, np.int32)), fewer
+                of_row, todo = [of_row[r] for r in kept], [todo[r] for r in kept]
+                drawing = [drawing[r * S + slot] for r in kept for slot in range(S)]
             begin, sample = np.zeros(R * S, bool), np.zeros(R * S, np.uint32)
             for slot in range(R * S):
                 if drawing[slot] is None and todo[slot // S]:

@@ -18,6 +18,7 @@ from rerankjax.model.sharding import row_shards
 from rerankjax.problems.problem import Problem
 
 SHORTEST_PROMPTS = 64  # tokens that an engine keeps of each prompt, at least: each length is compiled
+LENGTHS_TOGETHER = 8  # times as many tokens as an engine's shortest prompt its longest may have
 
 
 def problem_ids(problems: Sequence[Problem]) -> np.ndarray:
@@ -41,7 +42,7 @@ def generate(
     reads: int = EngineConfig.reads,
     used: Callable[[float, float], object] = lambda waited_seconds, real_tokens: None,
 ) -> Iterator[Candidate]:
-    """`samples` candidates of each problem, as they end, those with short prompts first; `slots` candidates of each of
+    """`samples` candidates of each problem, as they end, those with long prompts first; `slots` candidates of each of
     `prompts_in_flight` problems are in flight at a time. At most `reads` problems are read at once.
 
     The device draws while the caller processes finished candidates. At the end, `used` gets the seconds, at most, that
@@ -52,11 +53,16 @@ def generate(
     encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
     stops, starts = stops_of(tokenizer, [p.stop_tokens for p in problems])
     prompts = list(map(Prompt, encoded, problem_ids(problems).tolist(), starts.tolist()))
-    by_length: dict[int, list[int]] = {}
-    for number, prompt in enumerate(prompts):
-        by_length.setdefault(_bucket(len(prompt.tokens), prompt_length), []).append(number)
+    # Each engine waits for its last samples, so few engines; the last are shorter when long prompts come first.
+    together: list[list[int]] = []
+    for number in sorted(range(len(prompts)), key=lambda n: -len(prompts[n].tokens)):
+        length = max(SHORTEST_PROMPTS, len(prompts[number].tokens))
+        if not together or LENGTHS_TOGETHER * length < len(prompts[together[-1][0]].tokens):
+            together.append([])
+        together[-1].append(number)
     waited = real = computed = 0.0
-    for length, numbers in sorted(by_length.items()):
+    for numbers in together:
+        length = _kept(len(prompts[numbers[0]].tokens), prompt_length)
         rows = min(prompts_in_flight, rows_for(len(numbers) * -(-samples // slots), row_shards(mesh)))
         shape = EngineConfig(rows, slots, length, reads=reads)
         engine = make_engine(config, sampling, shape, tokenizer.eos_token_id, tokenizer.pad_token_id, mesh)
@@ -77,6 +83,6 @@ def generate(
     used(waited, real / computed)
 
 
-def _bucket(length: int, longest: int) -> int:
-    """Tokens that an engine keeps of a prompt: a sample attends to all of them, including padding, at every step."""
+def _kept(length: int, longest: int) -> int:
+    """Tokens that an engine keeps of each prompt: a sample attends to all of them, including padding, at every step."""
     return min(longest, max(SHORTEST_PROMPTS, 1 << (length - 1).bit_length()))
