@@ -51,7 +51,14 @@ def get_config(arg: str = "lists") -> ConfigDict:
             "max_prompt_length": 64,
             "sampling": {"temperature": 1.0, "top_p": 1.0, "max_completion_length": 80},
             "sft": {"batch_size": 24, "optimizer": _adam(5e-4, 240, microbatches=3)},
-            "candidates": {"train": 4, "dev": 8, "prompts_in_flight": 64, "train_problems": 0, "drawn": ()},
+            "candidates": {
+                "train": 4,
+                "dev": 8,
+                "prompts_in_flight": 64,
+                "samples_in_flight": 0,
+                "train_problems": 0,
+                "drawn": (),
+            },
             "reranker_training": {"batch_size": 64, "optimizer": _adam(5e-4, 120, microbatches=8)},
             "retraining": {"batch_size": 64, "optimizer": _adam(2e-4, 30, microbatches=8)},
             "mining": {
@@ -102,7 +109,8 @@ def get_config(arg: str = "lists") -> ConfigDict:
         config.problems.update({"train": (_mbpp("train", file), "synthetic"), "dev": (_mbpp("validation", file),)})
         config.problems.synthetic.update({"train": 300, "corpus": 600})
         config.sft.optimizer.steps = 60
-        config.candidates.update({"train": 8, "prompts_in_flight": 32})
+        # Lengths of samples differ by far: with all samples of a prompt in flight, most would wait for its longest.
+        config.candidates.update({"train": 8, "samples_in_flight": 2})
         config.reranker_training.optimizer.steps = 24
         config.iterations.self_training.ppo = False
         # One prompt of the test split has 3,752 tokens.
