@@ -52,6 +52,7 @@ from rerankjax.candidates.engine import EngineConfig, Prompt, make_engine
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.candidates.stop import stop_table
 from rerankjax.model import weights
+from rerankjax.model.attention import skips
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
 from rerankjax.model.packing import Item, PackConfig
@@ -191,7 +192,7 @@ def compare_sampling(model: Model, items: list[Item], new: int, rounds: int, vll
 def compare_scoring(model: Model, items: list[Item], rounds: int) -> Iterator[Row]:
     rows = sorted(([*prompt, *text] for prompt, texts in items for text in texts), key=len)
     mesh, pad = make_mesh(), model.tokenizer.pad_token_id
-    parts = [jax.device_put(part, by_row(mesh)) for part, _ in batches(items, row_shards(mesh))]
+    parts = [jax.device_put(part, by_row(mesh)) for part, _ in batches(items, row_shards(mesh), skips("auto"))]
     network = reranking.read_model(str(model.folder / "reward")).eval()
 
     @torch.inference_mode()
@@ -314,7 +315,8 @@ def sizes_of(items: list[Item], mesh: jax.sharding.Mesh) -> PackConfig:
     """Of one microbatch for sequences as long as the longest prompt and the longest completion."""
     prompt = max(len(prompt) for prompt, _ in items)
     completion = max(len(text) for _, texts in items for text in texts)
-    return PackConfig.from_batch_size(len(items), 1, prompt, completion, len(items[0][1]), row_shards(mesh))
+    each, long_rows = len(items[0][1]), skips("auto")
+    return PackConfig.from_batch_size(len(items), 1, prompt, completion, each, row_shards(mesh), long_rows)
 
 
 def read_items(tokenizer: transformers.PreTrainedTokenizerBase, mbpp: str, count: int, each: int) -> list[Item]:

@@ -39,6 +39,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
+from rerankjax.model.attention import skips
 from rerankjax.model.likelihood import SequenceBatch
 from rerankjax.model.packing import PackConfig
 from rerankjax.model.sharding import by_row, make_mesh, replicated, row_shards
@@ -122,7 +123,9 @@ def compare_scoring(
         out_shardings=by_row(mesh),
     )
     items = list(zip(shared.tolist(), completions.reshape(prompts, CANDIDATES, -1).tolist(), strict=True))
-    parts = [(jax.device_put(part, by_row(mesh)), places) for part, places in batches(items, row_shards(mesh))]
+    parts = [
+        (jax.device_put(part, by_row(mesh)), places) for part, places in batches(items, row_shards(mesh), skips("auto"))
+    ]
     scorer = make_scorer(config, "last", mesh)
 
     @torch.inference_mode()
@@ -252,7 +255,9 @@ def compare_training(
     state = jax.jit(lambda p: init_state(p, make_optimizer(optimizer)), out_shardings=replicated(mesh))(params)
     step = make_reranker_step(config, RerankerConfig("last", 0.0), optimizer, mesh)
     items = [(prompt, completions[2 * i : 2 * i + 2]) for i, prompt in enumerate(prompts.tolist())]
-    batch = pair_batch(items, PackConfig.from_batch_size(pairs, 1, prompt_length, length, 2, row_shards(mesh)))
+    batch = pair_batch(
+        items, PackConfig.from_batch_size(pairs, 1, prompt_length, length, 2, row_shards(mesh), skips("auto"))
+    )
 
     def ours() -> float:
         nonlocal state

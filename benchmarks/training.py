@@ -51,6 +51,7 @@ from rerankjax.candidates.engine import EngineConfig, Prompt, make_engine
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.candidates.stop import stop_table
 from rerankjax.model import weights
+from rerankjax.model.attention import skips
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.likelihood import SequenceBatch, completion_log_probs
 from rerankjax.model.packing import PackConfig
@@ -94,9 +95,8 @@ def compare_sft(folder: pathlib.Path, mesh: Mesh, steps: int, rows: int, P: int,
     optimizer = OptimizerConfig(LEARNING_RATE, steps=steps)
     state, step = start_state(params, optimizer, mesh), make_sft_step(config, optimizer, mesh)
     tokens = random_tokens(rows, P + C, seed=2)
-    batch = batch_of(
-        [(row[:P], [row[P:]]) for row in tokens], PackConfig.from_batch_size(rows, 1, P, C, shards=row_shards(mesh))
-    )
+    sizes = PackConfig.from_batch_size(rows, 1, P, C, shards=row_shards(mesh), long_rows=skips("auto"))
+    batch = batch_of([(row[:P], [row[P:]]) for row in tokens], sizes)
 
     def ours() -> float:
         nonlocal state

@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rerankjax.capacity import roofline
+from rerankjax.model.attention import skips
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params, init_decoder
 from rerankjax.model.lora import FULL, LoraConfig, init_adapter
@@ -83,14 +84,15 @@ def make_step(
     optimizer = OptimizerConfig(LEARNING_RATE, steps=UPDATES)
     tokens = rng.integers(1, config.vocab_size, (rows, length), np.int32)
     items: list[Any] = [(row[:P], [row[P:]]) for row in tokens]
-    logits, sizes = length - P, PackConfig.from_batch_size(rows, 1, P, length - P, shards=row_shards(mesh))
+    packing = {"shards": row_shards(mesh), "long_rows": skips("auto")}
+    logits, sizes = length - P, PackConfig.from_batch_size(rows, 1, P, length - P, **packing)
     if trainer == "SFT":
         params, step = trunk, make_sft_step(config, optimizer, mesh, lora)
     elif trainer == "reranker":
         params = {"decoder": {name: part for name, part in trunk.items() if name != "lm_head"}, "score": vector}
         step = make_reranker_step(config, RerankerConfig("last", 0.0), optimizer, mesh, lora)
         items = [(a[:1], [a[1:], b[1:]]) for a, b in zip(tokens[::2], tokens[1::2], strict=True)]
-        logits, sizes = 0, PackConfig.from_batch_size(rows // 2, 1, 1, length - 1, 2, row_shards(mesh))
+        logits, sizes = 0, PackConfig.from_batch_size(rows // 2, 1, 1, length - 1, 2, **packing)
     else:
         ppo = PPOConfig(UPDATES, rows, LEARNING_RATE, epochs=1, minibatches=1, kl_coef=0.05)
         params, optimizer = {"decoder": trunk, "value": vector}, ppo.optimizer

@@ -72,7 +72,7 @@ def plain_scores(reranker, given, prompt_length):
 
 def test_scores_are_those_of_plain_rows(reranker, monkeypatch):
     # Several batches of a shape, the last not full; problems split over rows, and packed some at a time.
-    for name, value in {"TOKENS": 512, "ROW": 64, "PACKED": 9}.items():
+    for name, value in {"TOKENS": 512, "LONG_ROW": 64, "CUT": 16, "PACKED": 9}.items():
         monkeypatch.setattr(rerank, name, value)
     given = problems()
     # The context holds 64 tokens: of these, 4 of the prompt and 60 behind it.

@@ -109,7 +109,7 @@ def find(name: str, memory_gb: float | None = None) -> Topology:
         # The older emitters compile in half the time; jaxlib 0.12 and later have none.
         older = {"xla_cpu_use_fusion_emitters": False}
         quick = {"xla_backend_optimization_level": 0, **(older if _compiler_knows(older) else {})}
-        return Topology(name, tuple(devices), None, chip, memory, "xla", quick, 0.05)
+        return Topology(name, tuple(devices), None, chip, memory, "skip", quick, 0.05)
     if kind in TPUS:
         _need("libtpu", name, "tpu")
         # Cloud TPU puts 8 chips of v5e or v6e into one machine, and 4 into each of several.

@@ -17,6 +17,7 @@ from rerankjax.candidates.engine import EngineConfig, make_engine, read_size
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.loop.config import ExperimentConfig, TrainingConfig, sampling_of
 from rerankjax.loop.problem_sets import DEV, TRAIN
+from rerankjax.model.attention import skips
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
 from rerankjax.model.lora import FULL, LoraConfig
@@ -28,7 +29,7 @@ from rerankjax.policy.ppo_step import Programs, make_ppo_programs
 from rerankjax.policy.sft import make_sft_step
 from rerankjax.reranker.bradley_terry import make_reranker_step
 from rerankjax.reranker.pair_batches import pair_batch
-from rerankjax.reranker.rerank import make_scorer, row_length, scoring_sizes, whole_problem
+from rerankjax.reranker.rerank import make_scorer, scoring_sizes, whole_problem
 from rerankjax.run.reads import whole
 
 
@@ -76,7 +77,7 @@ def sft(
     """The update of SFT."""
     training: TrainingConfig = whole(config.sft)
     update = make_sft_step(model, training.optimizer, mesh, adapters(config, base))
-    return _update(config, update, batch_of, training, 1, params, base, mesh)
+    return _update(config, model, update, batch_of, training, 1, params, base, mesh)
 
 
 def reranker(
@@ -90,11 +91,12 @@ def reranker(
     """The update of a reranker on pairs, the chosen completion first."""
     loss = whole(config.reranker).loss
     update = make_reranker_step(model, loss, training.optimizer, mesh, adapters(config, base))
-    return _update(config, update, pair_batch, training, 2, params, base, mesh)
+    return _update(config, model, update, pair_batch, training, 2, params, base, mesh)
 
 
 def _update(
     config: ExperimentConfig,
+    model: ModelConfig,
     update: Update,
     batch_of: BatchOf,
     training: TrainingConfig,
@@ -106,7 +108,7 @@ def _update(
     """each: completions per sequence."""
     lengths = config.max_prompt_length, config.sampling.max_completion_length
     sizes = PackConfig.from_batch_size(
-        training.batch_size, training.optimizer.microbatches, *lengths, each, row_shards(mesh)
+        training.batch_size, training.optimizer.microbatches, *lengths, each, row_shards(mesh), skips(model.attention)
     )
     state = _state(params, training.optimizer, mesh)
     part, counts = _part(batch_of, sizes, mesh)
@@ -260,8 +262,8 @@ def scorer(model: ModelConfig, pooling: str, params: Params, drawing: Drawing, m
     """
     prompt, completion = drawing.prompt_length, drawing.sampling.max_completion_length + 1
     problem = whole_problem(prompt, prompt + drawing.samples * completion)
-    length = row_length(prompt + completion, problem, 1 << 30)
-    (empty,), _ = pack([], scoring_sizes(length, row_shards(mesh)))
+    sizes = scoring_sizes(prompt + completion, problem, 1 << 30, row_shards(mesh), skips(model.attention))
+    (empty,), _ = pack([], sizes)
     packed = jax.tree.map(lambda a: _array(a.shape, a.dtype, by_row(mesh)), empty)
     return DeviceProgram(make_scorer(model, pooling, mesh), (params, packed))
 

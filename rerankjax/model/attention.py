@@ -1,7 +1,8 @@
 """Grouped-query attention (arXiv 2305.13245), of whole rows and of tokens behind a cache.
 
 Whole rows (training, scoring, a prompt's prefill) attend by the kernel that `ModelConfig.attention` names: cuDNN's on a
-GPU, splash on a TPU, blocks of plain XLA elsewhere. The kernels agree at real tokens; outputs at pad tokens are unused.
+GPU, splash on a TPU, plain XLA elsewhere: `segments` for packed rows on a CPU, blocks of `attend` for others. The
+kernels agree at real tokens; outputs at pad tokens are unused.
 Single tokens, and rows behind a prefix that they share, have small products of another shape, and are left to XLA.
 
 Shapes: as in `decoder`; R prompts of P tokens, each shared by B // R rows.
@@ -19,12 +20,13 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from rerankjax.model.products import product
+from rerankjax.model.segments import Segments, attend_segments, segments_mask
 from rerankjax.model.sharding import RULES, dividing, split_by_hand
 
 BLOCK, MOST_BLOCKS = 128, 16  # of queries: tokens in a block, at least; and blocks, at most
 LANES, SPLASH_BLOCK = 128, 512  # of splash: a block has a multiple of LANES tokens, at most SPLASH_BLOCK
 CUDNN_DTYPES, CUDNN_HEAD_DIM = (jnp.bfloat16, jnp.float16), 128  # the largest that GPUs before Hopper also support
-FASTEST = {"gpu": "cudnn", "tpu": "splash"}  # by JAX's backend; "xla" on others
+FASTEST = {"gpu": "cudnn", "tpu": "splash", "cpu": "skip"}  # by JAX's backend; "xla" on others
 BATCH_AXES, HEAD_AXES = RULES.batch, RULES.heads + RULES.length  # of the mesh; an axis may be missing
 
 
@@ -34,25 +36,6 @@ class Prefix(NamedTuple):
     keys: Float[Array, "R K P E"]
     values: Float[Array, "R K P E"]
     mask: Bool[Array, "R P"]
-
-
-class Segments(NamedTuple):
-    """The sequence of its row to which each token belongs (0: padding), and the completion in it (0: the prompt).
-
-    Without branches each sequence is one text.
-    """
-
-    sequence: Int[Array, "B L"]
-    branch: Int[Array, "B L"] | None = None
-
-
-def segments_mask(queries: Segments, keys: Segments) -> Bool[Array, "B L S"]:
-    """Which keys each query sees, before the causal mask: those of its sequence, except those of other completions."""
-    seen = queries.sequence[:, :, None] == keys.sequence[:, None, :]
-    if queries.branch is None or keys.branch is None:
-        return seen
-    branch = keys.branch[:, None, :]
-    return seen & ((branch == 0) | (branch == queries.branch[:, :, None]))
 
 
 def attend(
@@ -68,7 +51,7 @@ def attend(
 
 
 def pick(attention: str, dtype: jnp.dtype, head_dim: int) -> str:
-    """The kernel for `ModelConfig.attention` and such queries, keys and values: "xla", "splash" or "cudnn".
+    """The kernel for `ModelConfig.attention` and such queries, keys and values: "xla", "skip", "splash" or "cudnn".
 
     "auto" goes by `jax.default_backend()`; a program compiled ahead of time for other devices must name its kernel.
     cuDNN's kernel supports no float32, and only head sizes that are multiples of 8 up to 128. Others go to XLA, even if
@@ -78,6 +61,11 @@ def pick(attention: str, dtype: jnp.dtype, head_dim: int) -> str:
     if kernel == "cudnn" and (dtype not in CUDNN_DTYPES or head_dim % 8 or head_dim > CUDNN_HEAD_DIM):
         return "xla"
     return kernel
+
+
+def skips(attention: str) -> bool:
+    """Whether packed rows attend by `attend_segments`, whose time does not grow with the length of a row."""
+    return pick(attention, jnp.dtype(jnp.float32), 0) == "skip"
 
 
 def attend_causal(
@@ -93,12 +81,13 @@ def attend_causal(
     """
     kernel = pick(attention, jnp.result_type(q, k, v), q.shape[-1])
     if isinstance(mask, Segments):
-        if kernel != "splash" or mask.branch is not None:
-            return attend_blocks(q, k, v, mask)
-        return on_each_device(attend_splash, q, k, v, mask.sequence)
-    if kernel == "xla":
-        return attend_blocks(q, k, v, mask)
-    return on_each_device(attend_splash if kernel == "splash" else attend_cudnn, q, k, v, mask)
+        if kernel == "skip":
+            return on_each_device(attend_segments, q, k, v, mask)
+        if kernel == "splash" and mask.branch is None:
+            return on_each_device(attend_splash, q, k, v, mask.sequence)
+    elif kernel in ("splash", "cudnn"):
+        return on_each_device(attend_splash if kernel == "splash" else attend_cudnn, q, k, v, mask)
+    return attend_blocks(q, k, v, mask)
 
 
 def on_each_device(
@@ -106,7 +95,7 @@ def on_each_device(
     q: Float[Array, "B H L E"],
     k: Float[Array, "B K L E"],
     v: Float[Array, "B K L E"],
-    mask: Bool[Array, "B L"],
+    mask: Bool[Array, "B L"] | Int[Array, "B L"] | Segments,
 ) -> Float[Array, "B H L E"]:
     """A kernel, which XLA cannot split, on each device's rows and heads, where there is a mesh (`jax.set_mesh`).
 

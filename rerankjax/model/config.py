@@ -3,7 +3,7 @@
 import dataclasses
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
-ATTENTIONS = ("auto", "xla", "splash", "cudnn")
+ATTENTIONS = ("auto", "xla", "skip", "splash", "cudnn")
 COMPUTE_DTYPES = ("", "float32", "bfloat16", "float16")
 REMATS = ("none", "full", "dots")
 ROPE_TYPES = ("default", "linear", "llama3")
@@ -46,8 +46,8 @@ class ModelConfig:
     `model_type` "qwen2" adds biases to the query, key and value projections, "qwen3" an RMSNorm of each head's queries
     and keys; `attention_bias` adds biases to all four projections of the others.
 
-    `attention` is the kernel by which whole rows attend: "xla" anywhere, "splash" on TPUs, "cudnn" on NVIDIA GPUs, or
-    "auto", the fastest of them for JAX's backend.
+    `attention` is the kernel by which whole rows attend: "xla" anywhere, "skip" for packed rows on CPUs, "splash"
+    on TPUs, "cudnn" on NVIDIA GPUs, or "auto", the fastest of them for JAX's backend.
     `compute_dtype` is the type in which products are computed, whatever the parameters' type: "bfloat16" over float32
     parameters trains with float32 master weights. Empty, it is the parameters' own.
     `remat` is for training only: "full" recomputes each layer in the backward pass, so that only its input is kept;

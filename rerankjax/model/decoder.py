@@ -19,10 +19,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from rerankjax.model.attention import Prefix, Segments, attend, attend_causal, attend_shared
+from rerankjax.model.attention import Prefix, attend, attend_causal, attend_shared
 from rerankjax.model.config import ModelConfig, RopeScaling
 from rerankjax.model.packing import Packed
 from rerankjax.model.products import look_up, product
+from rerankjax.model.segments import Segments
 from rerankjax.model.sharding import constrain_rows
 
 Params = Any  # a pytree of arrays, as flax.linen's init returns under "params"

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+CUTS = 8  # lengths, at most, to which long rows are cut, and numbers of their targets: each is compiled
 TOKENS_PER_COMPLETION = 8  # N has room for completions of this mean length, each with its share of the prompt
 
 
@@ -44,7 +45,8 @@ class Sources(NamedTuple):
 class PackConfig:
     """Sizes of a microbatch: `rows` of `length` tokens, each with at most `targets` tokens of `completions`.
 
-    each: completions of a sequence; 0: any number. shards: into which rows are split.
+    each: completions of a sequence; 0: any number. shards: into which rows are split. cuts: for each batch, `length`
+    and `targets` are cut to the smallest multiples of a `cuts`-th that are enough for all of its rows.
     """
 
     rows: int
@@ -53,21 +55,42 @@ class PackConfig:
     completions: int
     each: int
     shards: int = 1
+    cuts: int = 1
 
     @classmethod
     def from_batch_size(
-        cls, batch_size: int, microbatches: int, prompt: int, completion: int, each: int = 1, shards: int = 1
+        cls,
+        batch_size: int,
+        microbatches: int,
+        prompt: int,
+        completion: int,
+        each: int = 1,
+        shards: int = 1,
+        long_rows: bool = False,
     ) -> "PackConfig":
         """For batches of sequences of at most `prompt` tokens with `each` completions of at most `completion` tokens.
 
-        A row has room for one of the longest: in longer rows, attention computes more pairs of tokens of different
-        sequences. A microbatch has room for `batch_size / microbatches` of the longest, rounded up to a multiple of the
-        `shards` into which rows are split.
+        A microbatch has room for `batch_size / microbatches` of the longest, rounded up to a multiple of the `shards`
+        into which rows are split. With `long_rows`, each shard has it in one row, of one of `CUTS` lengths: that is for
+        attention that skips pairs of tokens of different sequences. Otherwise a row has room for one of the longest.
         """
-        length, rows = prompt + each * completion, -(-batch_size // (microbatches * shards)) * shards
-        targets = min(length, each * completion * 3 // 2)  # short sequences need more than the longest
+        longest, of_shard = prompt + each * completion, -(-batch_size // (microbatches * shards))
+        rows, length = (shards, of_shard * longest) if long_rows else (of_shard * shards, longest)
+        # Short sequences need more than the longest.
+        targets = length if long_rows else min(length, each * completion * 3 // 2)
         completions = each * max(1, length // (each * TOKENS_PER_COMPLETION))
-        return cls(rows, length, targets, completions, each, shards)
+        return cls(rows, length, targets, completions, each, shards, CUTS if long_rows else 1)
+
+    @property
+    def most(self) -> Int[np.ndarray, " 3"]:
+        """Tokens of a row, those of completions, and completions."""
+        return np.array((self.length, self.targets, self.completions))
+
+    def cut(self, used: Int[np.ndarray, "B 3"]) -> "PackConfig":
+        """The sizes for rows that use so much of `most`."""
+        kept = np.max(-(-used * self.cuts // self.most), axis=0)
+        length, targets, _ = (-(-self.most * kept // self.cuts)).tolist()
+        return dataclasses.replace(self, length=length, targets=min(length, targets))
 
     def parts(self, rows: int) -> list[int]:
         """The rows of each microbatch of a batch of `rows`: all `self.rows`, except that the last has a half or a
@@ -102,21 +125,18 @@ def pack(
     items: Sequence[Item], config: PackConfig, parts_of: Callable[[int], list[int]] | None = None
 ) -> tuple[list[Packed], list[Sources]]:
     """The items in as few rows as first-fit decreasing finds, in microbatches of `parts_of` their number, by default
-    `config.parts`, the last filled up with empty rows; without items, one whole microbatch of empty rows.
+    `config.parts`, the last filled up with empty rows; without items, one whole microbatch of empty rows. If rows may
+    be cut, the items are spread evenly over all rows.
 
     Raises:
         ValueError: a prompt or completion is empty, or an item is longer than a row.
     """
-    sizes = [_size(number, item, config) for number, item in enumerate(items)]
-    room = np.tile((config.length, config.targets, config.completions), (len(items), 1))  # of at most one row per item
-    rows: list[list[int]] = []
-    for number in sorted(range(len(items)), key=lambda i: -sizes[i][0]):
-        row = int(np.argmax((room >= sizes[number]).all(axis=1)))
-        if row == len(rows):
-            rows.append([])
-        rows[row].append(number)
-        room[row] -= sizes[number]
+    sizes = np.array([_size(number, item, config) for number, item in enumerate(items)], int).reshape(-1, 3)
+    rows = _first_fit(sizes, config.most)
     parts = (parts_of or config.parts)(len(rows)) if items else [config.rows]
+    if config.cuts > 1 and items:
+        rows = _evenly(sizes, config.most, sum(parts)) or rows
+        config = config.cut(np.array([sizes[row].sum(axis=0) for row in rows]))
     packed, sources = _empty(config, sum(parts))
     for row, numbers in enumerate(rows):
         _fill(packed, sources, row, [(number, items[number]) for number in numbers])
@@ -128,6 +148,34 @@ def pack(
         ]
 
     return cut(packed), cut(sources)
+
+
+def _first_fit(sizes: Int[np.ndarray, "M 3"], most: Int[np.ndarray, " 3"]) -> list[list[int]]:
+    """The items of each row, the largest first, each in the first row that has room."""
+    room = np.tile(most, (len(sizes), 1))  # of at most one row per item
+    rows: list[list[int]] = []
+    for number in _largest_first(sizes):
+        row = int(np.argmax((room >= sizes[number]).all(axis=1)))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(number)
+        room[row] -= sizes[number]
+    return rows
+
+
+def _evenly(sizes: Int[np.ndarray, "M 3"], most: Int[np.ndarray, " 3"], count: int) -> list[list[int]] | None:
+    """The items of each of `count` rows, the largest first, each in the row with most room; None if they do not fit."""
+    room = np.tile(most, (count, 1))
+    rows: list[list[int]] = [[] for _ in range(count)]
+    for number in _largest_first(sizes):
+        row = int(np.argmax(room[:, 0]))
+        rows[row].append(number)
+        room[row] -= sizes[number]
+    return rows if (room >= 0).all() else None
+
+
+def _largest_first(sizes: Int[np.ndarray, "M 3"]) -> list[int]:
+    return np.argsort(-sizes[:, 0], kind="stable").tolist()
 
 
 def real_fraction(packed: Iterable[Packed]) -> float:

@@ -197,12 +197,13 @@ def dividing(mesh: AbstractMesh, axes: tuple[str, ...], size: int) -> tuple[str,
 
 def split_by_hand(
     function: Callable[..., jax.Array],
-    arrays: Sequence[jax.Array],
+    arrays: Sequence[Any],
     split: Callable[[AbstractMesh], tuple[tuple[PartitionSpec, ...], PartitionSpec]],
 ) -> jax.Array:
     """`function`, called on each device's part of the arrays. Without a mesh (`on_mesh`), or where the caller is itself
     called on parts, it is called once, on the arrays given.
 
+    arrays: arrays, or pytrees of them.
     split: maps the mesh to how the arrays and the result are split.
     """
     mesh = jax.sharding.get_abstract_mesh()

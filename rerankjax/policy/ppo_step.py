@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
+from rerankjax.model.attention import skips
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
 from rerankjax.model.likelihood import packed_log_probs
@@ -35,6 +36,7 @@ class Programs(NamedTuple):
     outputs: Callable[..., tuple[Array, Array]]  # parameters, base, packed -> log-probabilities, values
     update: Update  # of parts that are `PPOBatch`es
     sizes: PackConfig
+    completion_length: int
 
 
 @functools.cache
@@ -56,7 +58,9 @@ def make_ppo_programs(
     """
     rows, everywhere = by_row(mesh), replicated(mesh)
     minibatch, lengths = ppo.batch_size // ppo.minibatches, (prompt_length, completion_length)
-    sizes = PackConfig.from_batch_size(minibatch, ppo.microbatches, *lengths, shards=row_shards(mesh))
+    sizes = PackConfig.from_batch_size(
+        minibatch, ppo.microbatches, *lengths, shards=row_shards(mesh), long_rows=skips(config.attention)
+    )
 
     def reference(params: Params, packed: Packed) -> Array:
         return packed_log_probs(config, params, packed, temperature)[0]
@@ -76,7 +80,7 @@ def make_ppo_programs(
         return jax.jit(on_mesh(mesh, function), in_shardings=(None,) * models + (rows,), out_shardings=everywhere)
 
     update = Update(loss_of, ppo.optimizer, mesh, largest=("ratio_deviation",))
-    return Programs(jitted(reference, 1), jitted(score, 1), jitted(outputs, 2), update, sizes)
+    return Programs(jitted(reference, 1), jitted(score, 1), jitted(outputs, 2), update, sizes, completion_length)
 
 
 class Drawn(NamedTuple):
@@ -99,7 +103,7 @@ def make_ppo_step(
     The old log-probabilities are computed on the first epoch's minibatches, in the same parts as in its updates:
     elsewhere in its row, or beside other sequences, a token's terms might be summed in another order.
     """
-    log_probs_of, score, outputs, update, sizes = programs
+    log_probs_of, score, outputs, update, sizes, completion_length = programs
     rows, everywhere = by_row(mesh), replicated(mesh)
     finish = jax.jit(functools.partial(make_rollout, ppo))
 
@@ -121,8 +125,8 @@ def make_ppo_step(
         items = [(prompt, (d.tokens,)) for prompt, d in zip(prompts, drawn, strict=True)]
         minibatches = [_Minibatch.from_items(items, index, sizes) for index in np.asarray(orders(key))]
         first = minibatches[: ppo.minibatches]
-        shape = ppo.batch_size, sizes.targets
-        mask = np.arange(sizes.targets) < np.array([len(d.tokens) for d in drawn])[:, None]
+        shape = ppo.batch_size, completion_length
+        mask = np.arange(completion_length) < np.array([len(d.tokens) for d in drawn])[:, None]
         scores = np.zeros((len(reward.params), ppo.batch_size), np.float32)
         figures = np.zeros((3, *shape), np.float32)
         for minibatch in first:

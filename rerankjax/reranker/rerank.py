@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from transformers import PreTrainedTokenizerBase
 
 from rerankjax.model import weights
+from rerankjax.model.attention import skips
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
 from rerankjax.model.likelihood import packed_log_probs, tokens_of_completions
@@ -26,6 +27,7 @@ from rerankjax.reranker.encoding import check_tokenizer, encode, shared_length
 
 TOKENS = 16_384  # in one batch, padding included
 ROW = 512  # tokens of a row, if there are so many and prompts are not long: longer rows mask more of attention
+LONG_ROW, CUT = 4_096, 128  # tokens of a row where attention skips what is masked, and what they are a multiple of
 LOG_PROBABILITY = "log_probability"  # instead of a pooling: the decoder is a language model, not a reranker
 PACKED = 4_096  # problems packed at a time, which bounds the host's memory
 
@@ -134,7 +136,7 @@ class Reranker:
         """`score` of many (prompt, candidates) at once, in batches of `TOKENS`. After each batch, `advance` gets the
         number of candidates scored, and `used` the batch's tokens.
 
-        Equal candidates of a prompt are scored once. A candidate that does not fit the context is cut to fit.
+        A candidate that does not fit the context is cut to fit. Equal candidates of a prompt are scored once.
 
         Raises:
             PromptLengthError: a prompt has no token, or leaves no room at all.
@@ -143,27 +145,30 @@ class Reranker:
         problems = list(problems)
         context = self.config.max_position_embeddings
         items: list[Item] = []  # what a prompt and its candidates share, and the rest of each candidate
-        owners: list[list[tuple[int, str]]] = []
+        owners: list[list[list[tuple[int, str]]]] = []  # of each item's candidates: problems and texts, equal when cut
         for number, (prompt, candidates) in enumerate(problems):
             distinct = list(dict.fromkeys(candidates))
             prompt_ids, encoded = encode(self.tokenizer, prompt, distinct, chat=self.chat, whole=self.whole)
             if not 0 < len(prompt_ids) < context:
                 raise PromptLengthError(number, len(prompt_ids), context)
-            behind: dict[tuple[int, ...], list[str]] = {}  # by the shared part of the prompt: nearly always all
+            # By the shared part of the prompt, which is nearly always all of it, and the rest.
+            behind: dict[tuple[int, ...], dict[tuple[int, ...], list[tuple[int, str]]]] = {}
             for candidate, ids in encoded.items():
-                behind.setdefault(tuple(ids[: shared_length(prompt_ids, ids)]), []).append(candidate)
-            for prefix, those in behind.items():
-                items.append((prefix, [encoded[candidate][len(prefix) : context] for candidate in those]))
-                owners.append([(number, candidate) for candidate in those])
+                shared = shared_length(prompt_ids, ids)
+                rests = behind.setdefault(tuple(ids[:shared]), {})
+                rests.setdefault(tuple(ids[shared:context]), []).append((number, candidate))
+            for prefix, rests in behind.items():
+                items.append((prefix, list(rests)))
+                owners.append(list(rests.values()))
         scores: dict[tuple[int, str], float] = {}
         scorer = make_scorer(self.config, self.pooling, self.mesh)
-        for batch, places in batches(items, row_shards(self.mesh)):
+        for batch, places in batches(items, row_shards(self.mesh), skips(self.config.attention)):
             out = scorer(self.params, jax.device_put(batch, by_row(self.mesh)))
             own = np.asarray(out)[places.row, places.column].tolist()
-            for score, item, candidate in zip(own, places.problem, places.candidate, strict=True):
-                scores[owners[item][candidate]] = score
+            done = [owners[item][candidate] for item, candidate in zip(places.problem, places.candidate, strict=True)]
+            scores |= {owner: score for score, those in zip(own, done, strict=True) for owner in those}
             used(Used(int(np.sum(batch.sequence > 0)), batch.sequence.size))
-            advance(len(own))
+            advance(sum(map(len, done)))
         return [
             np.array([scores[number, candidate] for candidate in candidates], np.float32)
             for number, (_, candidates) in enumerate(problems)
@@ -182,14 +187,15 @@ def make_scorer(config: ModelConfig, pooling: str, mesh: Mesh) -> Callable[..., 
     return jax.jit(score, out_shardings=replicated(mesh))
 
 
-def batches(problems: Sequence[Item], shards: int) -> Iterator[tuple[Packed, Places]]:
-    """The problems' prompts and candidates, packed to be scored, in batches of at most `TOKENS`."""
+def batches(problems: Sequence[Item], shards: int, long_rows: bool = False) -> Iterator[tuple[Packed, Places]]:
+    """The problems' prompts and candidates, packed to be scored, in batches of at most `TOKENS`. long_rows: whether
+    attention skips pairs of tokens of different problems and candidates."""
     totals = [len(prompt) + sum(map(len, candidates)) for prompt, candidates in problems]
     if not totals:
         return
     longest = max(len(prompt) + max(map(len, candidates)) for prompt, candidates in problems)
     whole = [whole_problem(len(prompt), total) for (prompt, _), total in zip(problems, totals, strict=True)]
-    sizes = scoring_sizes(row_length(longest, sum(whole) // len(whole), sum(totals)), shards)
+    sizes = scoring_sizes(longest, sum(whole) // len(whole), sum(totals), shards, long_rows)
     parts = [part for number, problem in enumerate(problems) for part in _parts(number, problem, sizes)]
     for start in range(0, len(parts), PACKED):
         some = parts[start : start + PACKED]
@@ -218,18 +224,16 @@ def whole_problem(prompt: int, problem: int) -> int:
     return min(problem, 4 * prompt)
 
 
-def row_length(candidate: int, problem: int, everything: int) -> int:
-    """Tokens of a row, for candidates that take up to `candidate` tokens with their prompt, problems that on average
-    need `problem`, and `everything` together. Few lengths, because each is compiled."""
-    least = max(candidate, min(everything, max(ROW, problem)))
-    return 1 << (least - 1).bit_length() if least <= ROW else -(-least // (ROW // 4)) * (ROW // 4)
-
-
-def scoring_sizes(length: int, shards: int) -> PackConfig:
-    """Batches of at most `TOKENS` tokens, or of a row for each shard, in rows of `length`."""
+def scoring_sizes(candidate: int, problem: int, everything: int, shards: int, long_rows: bool) -> PackConfig:
+    """Batches of at most `TOKENS` tokens, or of a row for each shard, for candidates that take up to `candidate` tokens
+    with their prompt, problems that on average need `problem`, and `everything` together. Rows have few lengths,
+    because each is compiled."""
+    least = max(candidate, LONG_ROW if long_rows else min(everything, max(ROW, problem)))
+    length = 1 << (least - 1).bit_length() if least <= ROW else -(-least // CUT) * CUT
     of_shard = 1 << max(0, (TOKENS // (length * shards)).bit_length() - 1)
     completions = -(-length // TOKENS_PER_COMPLETION)
-    return PackConfig(of_shard * shards, length, length, completions, each=0, shards=shards)
+    cuts = length // CUT if long_rows else 1
+    return PackConfig(of_shard * shards, length, length, completions, each=0, shards=shards, cuts=cuts)
 
 
 def batch_rows(most: int, shards: int, rows: int) -> list[int]:

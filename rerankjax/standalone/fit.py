@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rerankjax.model.attention import skips
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
 from rerankjax.model.lora import FULL
@@ -43,8 +44,16 @@ def pair_step(
     update = make_reranker_step(shape, config.reranker, config.optimizer, mesh, FULL if base is None else config.lora)
     prompt = max(len(prompt) for prompt, _ in pairs)
     completion = max(len(text) for _, texts in pairs for text in texts)
-    microbatches = config.optimizer.microbatches
-    return update, PackConfig.from_batch_size(config.batch_size, microbatches, prompt, completion, 2, row_shards(mesh))
+    sizes = PackConfig.from_batch_size(
+        config.batch_size,
+        config.optimizer.microbatches,
+        prompt,
+        completion,
+        2,
+        row_shards(mesh),
+        skips(shape.attention),
+    )
+    return update, sizes
 
 
 def fit(
