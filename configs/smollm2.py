@@ -117,7 +117,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
         config.evaluation.test.update({"sources": (_mbpp("test", file),), "samples": 4, "max_prompt_length": 3776})
         config.evaluation.test.sampling = {"temperature": 0.8, "top_p": 0.95, "max_completion_length": 240}
         for training in (config.sft, config.reranker_training, config.retraining):
-            training.optimizer.microbatches = training.batch_size
+            training.optimizer.microbatches = training.batch_size // 4
     if variant == "full":
         config.seeds = (0, 1, 2)
         config.generator.remat = "none"
