@@ -13,7 +13,7 @@ import pytest
 
 from configs import mini, paper
 from rerankjax.capacity import preflight_report, topology
-from rerankjax.capacity.device_steps import Step, device_steps, every_step
+from rerankjax.capacity.device_steps import Step, attended, device_steps, every_step
 from rerankjax.capacity.preflight import Compiler, memory_use, table
 from rerankjax.capacity.preflight_search import flags, suggest
 from rerankjax.capacity.roofline import Cost, parameter_count
@@ -24,6 +24,7 @@ from rerankjax.loop.resolve import resolve
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.deepseek import DEEPSEEK_CODER
+from rerankjax.model.packing import PackConfig
 from rerankjax.model.pretrained import write_config
 from rerankjax.model.sharding import make_mesh
 from rerankjax.model.training import start_state
@@ -131,6 +132,12 @@ def test_ppo_holds_policy_reference_and_a_reward_model_of_another_shape(config, 
     assert of("PPO scores", 1).weights == pytest.approx(reward, abs=adapter)
     assert of("PPO update", 1).resident == pytest.approx(reward, abs=adapter)
     assert of("reranker", 1).resident == pytest.approx(policy, abs=adapter)
+
+
+def test_attention_in_long_rows_costs_what_it_does_in_rows_of_one_sequence():
+    short, long = (PackConfig.from_batch_size(16, 2, 9, 7, shards=2, long_rows=rows) for rows in (False, True))
+    assert (long.rows, long.length) == (2, 64)
+    assert attended(long) == attended(short) == (8, 16)
 
 
 def test_an_oversized_batch_does_not_fit_and_what_is_suggested_does(config, compiler):

@@ -21,8 +21,10 @@ from rerankjax.loop.config import RERANKED, ExperimentConfig, TrainingConfig
 from rerankjax.loop.models import Model
 from rerankjax.loop.problem_sets import DEV, TRAIN
 from rerankjax.loop.programs import DeviceProgram, Drawing, UpdatePrograms
+from rerankjax.model.attention import skips
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
+from rerankjax.model.packing import PackConfig
 from rerankjax.policy.ppo import OWN_SCORE, init_policy
 from rerankjax.reranker.rerank import LOG_PROBABILITY
 from rerankjax.run import checkpoint
@@ -161,14 +163,14 @@ def _training(
     (state, _), sizes = program.apply.arguments, program.sizes
     total, params, _, part, _ = program.add.arguments
     optimizer, lora, itemsize = training.optimizer, programs.adapters(run.config, base), dtype_bytes(model.shape)
-    most, logits_each = optimizer.microbatches * times, sizes.targets if logits else 0
+    most, logits_each = optimizer.microbatches * times, targets_of(sizes) if logits else 0
     yield Step(
         kind,
         name,
         program.add,
         {"weights": (params, base), "optimiser": (state.opt_state, state.step), "batch": (total, part)},
         resident,
-        gradient_cost(model.shape, sizes.rows, sizes.length, lora=lora, logits=logits_each, dtype_bytes=itemsize),
+        gradient_cost(model.shape, *attended(sizes), lora=lora, logits=logits_each, dtype_bytes=itemsize),
         run.mesh,
         (sizes.rows, sizes.length, sizes.targets),
         calls=most * optimizer.steps,
@@ -185,6 +187,17 @@ def _training(
     )
 
 
+def attended(sizes: PackConfig) -> tuple[int, int]:
+    """Rows and their tokens, for the cost of attention: long rows as rows of one of the longest sequences."""
+    longest = sizes.longest or sizes.length
+    return sizes.rows * sizes.length // longest, longest
+
+
+def targets_of(sizes: PackConfig) -> int:
+    """Targets of each of these rows."""
+    return sizes.targets * (sizes.longest or sizes.length) // sizes.length
+
+
 def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
     config, mesh, ppo = run.config, run.mesh, run.config.ppo
     shape, reward_shape = run.generator.shape, run.reranker.shape
@@ -199,11 +212,10 @@ def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
     lora = programs.adapters(config, base)
     packed, part = ppo_programs.outputs.arguments[2], ppo_programs.add.arguments[3]
     held = [*resident, rewards, best]
-    read = functools.partial(prefill_cost, shape, sizes.rows, sizes.length, dtype_bytes=dtype_bytes(shape))
-    scored = prefill_cost(reward_shape, sizes.rows, sizes.length, logits=0, dtype_bytes=dtype_bytes(reward_shape))
-    learning = gradient_cost(
-        shape, sizes.rows, sizes.length, lora=lora, logits=sizes.targets, dtype_bytes=dtype_bytes(shape)
-    )
+    rows_and_tokens, logits = attended(sizes), targets_of(sizes)
+    read = functools.partial(prefill_cost, shape, *rows_and_tokens, dtype_bytes=dtype_bytes(shape))
+    scored = prefill_cost(reward_shape, *rows_and_tokens, logits=0, dtype_bytes=dtype_bytes(reward_shape))
+    learning = gradient_cost(shape, *rows_and_tokens, lora=lora, logits=logits, dtype_bytes=dtype_bytes(shape))
     runs = sum(iteration.ppo and iteration.run for iteration in config.iterations.values())
     updates = runs * ppo.iterations * ppo.epochs * ppo.minibatches
     weights = state.params, base
@@ -214,7 +226,7 @@ def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
             ppo_programs.reference,
             {"weights": run.sft, "batch": packed},
             [*held, state],
-            read(logits=sizes.targets),
+            read(logits=logits),
             mesh,
         ),
         Step(
@@ -232,7 +244,7 @@ def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
             ppo_programs.outputs,
             {"weights": weights, "batch": packed},
             [*held, state],
-            read(logits=sizes.targets),
+            read(logits=logits),
             mesh,
         ),
         Step(
@@ -241,7 +253,7 @@ def _ppo(run: RunShapes, resident: list[Any]) -> list[Step]:
             ppo_programs.add,
             {"weights": weights, "optimiser": (state.opt_state, state.step), "batch": (total, part)},
             held,
-            learning + read(logits=sizes.targets),  # one more forward pass, whatever remat computes again
+            learning + read(logits=logits),  # one more forward pass, whatever remat computes again
             mesh,
             calls=updates * ppo.microbatches,
         ),
@@ -331,14 +343,16 @@ def _scorer(
     program = programs.scorer(shape, pooling, params, drawing, mesh)
     _, packed = program.arguments
     rows, length = packed.tokens.shape
-    logits = length if pooling == LOG_PROBABILITY else 0
+    problem = drawing.prompt_length + drawing.samples * (drawing.sampling.max_completion_length + 1)
+    span = min(length, problem) if skips(shape.attention) else length
+    logits = span if pooling == LOG_PROBABILITY else 0
     return Step(
         kind,
         name,
         program,
         {"weights": params, "batch": packed},
         resident,
-        prefill_cost(shape, rows, length, logits=logits, dtype_bytes=dtype_bytes(shape)),
+        prefill_cost(shape, rows * length // span, span, logits=logits, dtype_bytes=dtype_bytes(shape)),
         mesh,
         (rows, length),
     )

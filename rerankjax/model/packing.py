@@ -46,7 +46,8 @@ class PackConfig:
     """Sizes of a microbatch: `rows` of `length` tokens, each with at most `targets` tokens of `completions`.
 
     each: completions of a sequence; 0: any number. shards: into which rows are split. cuts: for each batch, `length`
-    and `targets` are cut to the smallest multiples of a `cuts`-th that are enough for all of its rows.
+    and `targets` are cut to the smallest multiples of a `cuts`-th that are enough for all of its rows. longest: tokens
+    of a sequence, at most; 0: of a row.
     """
 
     rows: int
@@ -56,6 +57,7 @@ class PackConfig:
     each: int
     shards: int = 1
     cuts: int = 1
+    longest: int = 0
 
     @classmethod
     def from_batch_size(
@@ -79,7 +81,7 @@ class PackConfig:
         # Short sequences need more than the longest.
         targets = length if long_rows else min(length, each * completion * 3 // 2)
         completions = each * max(1, length // (each * TOKENS_PER_COMPLETION))
-        return cls(rows, length, targets, completions, each, shards, CUTS if long_rows else 1)
+        return cls(rows, length, targets, completions, each, shards, CUTS if long_rows else 1, longest)
 
     @property
     def most(self) -> Int[np.ndarray, " 3"]:
