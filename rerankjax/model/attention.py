@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from rerankjax.model.products import product
-from rerankjax.model.segments import Segments, attend_segments, segments_mask
+from rerankjax.model.segments import SHORT, Segments, attend_segments, segments_mask
 from rerankjax.model.sharding import RULES, dividing, split_by_hand
 
 BLOCK, MOST_BLOCKS = 128, 16  # of queries: tokens in a block, at least; and blocks, at most
@@ -63,9 +63,10 @@ def pick(attention: str, dtype: jnp.dtype, head_dim: int) -> str:
     return kernel
 
 
-def skips(attention: str) -> bool:
-    """Whether packed rows attend by `attend_segments`, whose time does not grow with the length of a row."""
-    return pick(attention, jnp.dtype(jnp.float32), 0) == "skip"
+def skips(attention: str, longest: int) -> bool:
+    """Whether packed rows attend by `attend_segments`, whose time does not grow with the length of a row. Short
+    sequences, of at most `longest` tokens, are faster in rows of one, which attend all at once."""
+    return longest > SHORT and pick(attention, jnp.dtype(jnp.float32), 0) == "skip"
 
 
 def attend_causal(
@@ -81,7 +82,7 @@ def attend_causal(
     """
     kernel = pick(attention, jnp.result_type(q, k, v), q.shape[-1])
     if isinstance(mask, Segments):
-        if kernel == "skip":
+        if kernel == "skip" and q.shape[2] > SHORT:
             return on_each_device(attend_segments, q, k, v, mask)
         if kernel == "splash" and mask.branch is None:
             return on_each_device(attend_splash, q, k, v, mask.sequence)

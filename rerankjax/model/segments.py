@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rerankjax.model.products import product
 
+SHORT = 128  # tokens of a row that attends faster as a whole
 BLOCK = 64  # tokens, at most: in larger blocks more pairs are masked, smaller products are slower
 
 
