@@ -67,7 +67,7 @@ from rerankjax.prompts.tokenizer import load_tokenizer
 from rerankjax.reranker.bradley_terry import RerankerConfig, init_reranker, make_reranker_step
 from rerankjax.reranker.padding import give_padding
 from rerankjax.reranker.pair_batches import pair_batch
-from rerankjax.reranker.rerank import ROW, batches, make_scorer
+from rerankjax.reranker.rerank import batches, make_scorer
 from rerankjax.run.memory import forget_peak
 
 MODEL = Path("models/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -192,7 +192,7 @@ def compare_sampling(model: Model, items: list[Item], new: int, rounds: int, vll
 def compare_scoring(model: Model, items: list[Item], rounds: int) -> Iterator[Row]:
     rows = sorted(([*prompt, *text] for prompt, texts in items for text in texts), key=len)
     mesh, pad = make_mesh(), model.tokenizer.pad_token_id
-    parts = [jax.device_put(part, by_row(mesh)) for part, _ in batches(items, row_shards(mesh), skips("auto", ROW))]
+    parts = [jax.device_put(part, by_row(mesh)) for part, _ in batches(items, row_shards(mesh), skips("auto"))]
     network = reranking.read_model(str(model.folder / "reward")).eval()
 
     @torch.inference_mode()
@@ -315,8 +315,7 @@ def sizes_of(items: list[Item], mesh: jax.sharding.Mesh) -> PackConfig:
     """Of one microbatch for sequences as long as the longest prompt and the longest completion."""
     prompt = max(len(prompt) for prompt, _ in items)
     completion = max(len(text) for _, texts in items for text in texts)
-    each = len(items[0][1])
-    long_rows = skips("auto", prompt + each * completion)
+    each, long_rows = len(items[0][1]), skips("auto")
     return PackConfig.from_batch_size(len(items), 1, prompt, completion, each, row_shards(mesh), long_rows)
 
 

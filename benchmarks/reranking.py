@@ -48,7 +48,7 @@ from rerankjax.model.weights import load_reranker
 from rerankjax.prompts.tokenizer import train_tokenizer
 from rerankjax.reranker.bradley_terry import RerankerConfig, make_reranker_step, score_rows
 from rerankjax.reranker.pair_batches import pair_batch
-from rerankjax.reranker.rerank import ROW, batches, make_scorer
+from rerankjax.reranker.rerank import batches, make_scorer
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 5, "num_attention_heads": 4}
 VOCABULARY, PAD = 4096, 0  # no token of the data is PAD: transformers finds padding by its id
@@ -123,10 +123,8 @@ def compare_scoring(
         out_shardings=by_row(mesh),
     )
     items = list(zip(shared.tolist(), completions.reshape(prompts, CANDIDATES, -1).tolist(), strict=True))
-    parts = [
-        (jax.device_put(part, by_row(mesh)), places)
-        for part, places in batches(items, row_shards(mesh), skips("auto", ROW))
-    ]
+    packed = batches(items, row_shards(mesh), skips("auto"))
+    parts = [(jax.device_put(part, by_row(mesh)), places) for part, places in packed]
     scorer = make_scorer(config, "last", mesh)
 
     @torch.inference_mode()
@@ -256,12 +254,8 @@ def compare_training(
     state = jax.jit(lambda p: init_state(p, make_optimizer(optimizer)), out_shardings=replicated(mesh))(params)
     step = make_reranker_step(config, RerankerConfig("last", 0.0), optimizer, mesh)
     items = [(prompt, completions[2 * i : 2 * i + 2]) for i, prompt in enumerate(prompts.tolist())]
-    batch = pair_batch(
-        items,
-        PackConfig.from_batch_size(
-            pairs, 1, prompt_length, length, 2, row_shards(mesh), skips("auto", prompt_length + 2 * length)
-        ),
-    )
+    sizes = PackConfig.from_batch_size(pairs, 1, prompt_length, length, 2, row_shards(mesh), skips("auto"))
+    batch = pair_batch(items, sizes)
 
     def ours() -> float:
         nonlocal state

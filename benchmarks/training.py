@@ -95,7 +95,7 @@ def compare_sft(folder: pathlib.Path, mesh: Mesh, steps: int, rows: int, P: int,
     optimizer = OptimizerConfig(LEARNING_RATE, steps=steps)
     state, step = start_state(params, optimizer, mesh), make_sft_step(config, optimizer, mesh)
     tokens = random_tokens(rows, P + C, seed=2)
-    sizes = PackConfig.from_batch_size(rows, 1, P, C, shards=row_shards(mesh), long_rows=skips("auto", P + C))
+    sizes = PackConfig.from_batch_size(rows, 1, P, C, shards=row_shards(mesh), long_rows=skips("auto"))
     batch = batch_of([(row[:P], [row[P:]]) for row in tokens], sizes)
 
     def ours() -> float:

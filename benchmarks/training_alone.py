@@ -84,7 +84,7 @@ def make_step(
     optimizer = OptimizerConfig(LEARNING_RATE, steps=UPDATES)
     tokens = rng.integers(1, config.vocab_size, (rows, length), np.int32)
     items: list[Any] = [(row[:P], [row[P:]]) for row in tokens]
-    packing = {"shards": row_shards(mesh), "long_rows": skips("auto", length)}
+    packing = {"shards": row_shards(mesh), "long_rows": skips("auto")}
     logits, sizes = length - P, PackConfig.from_batch_size(rows, 1, P, length - P, **packing)
     if trainer == "SFT":
         params, step = trunk, make_sft_step(config, optimizer, mesh, lora)

@@ -18,6 +18,11 @@ from rerankjax.reranker.bradley_terry import POOLINGS, init_reranker, packed_sco
 P, C = 9, 7
 
 
+@pytest.fixture(autouse=True)
+def _no_sequence_is_short(monkeypatch):
+    monkeypatch.setattr("rerankjax.model.packing.SHORT", 0)
+
+
 def items_of(count, each=1, seed=0, prompt=P, completion=C):
     """Prompts and completions of 1 to so many tokens."""
     rng = np.random.default_rng(seed)

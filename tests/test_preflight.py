@@ -134,7 +134,8 @@ def test_ppo_holds_policy_reference_and_a_reward_model_of_another_shape(config, 
     assert of("reranker", 1).resident == pytest.approx(policy, abs=adapter)
 
 
-def test_attention_in_long_rows_costs_what_it_does_in_rows_of_one_sequence():
+def test_attention_in_long_rows_costs_what_it_does_in_rows_of_one_sequence(monkeypatch):
+    monkeypatch.setattr("rerankjax.model.packing.SHORT", 0)
     short, long = (PackConfig.from_batch_size(16, 2, 9, 7, shards=2, long_rows=rows) for rows in (False, True))
     assert (long.rows, long.length) == (2, 64)
     assert attended(long) == attended(short) == (8, 16)

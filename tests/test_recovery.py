@@ -169,9 +169,7 @@ def test_divergence_stops_with_the_inputs_of_its_step(tmp_path, monkeypatch):
     with pytest.raises(FloatingPointError, match=r"loss is inf at step 9 .*cut.recovery-step9.npz"):
         train("sft", tmp_path / "cut", make_mesh(devices=jax.devices()[:1]))
     saved = np.load(tmp_path / "cut.recovery-step9.npz")
-    longest = config.max_prompt_length + config.sampling.max_completion_length
-    assert saved["0.tokens"].shape[0] == 1
-    assert 0 < saved["0.tokens"].shape[1] <= longest
+    assert saved["0.tokens"].shape == (1, config.max_prompt_length + config.sampling.max_completion_length)
     assert saved["0.mask"].dtype == bool
 
 

@@ -261,7 +261,8 @@ class Engine:
         rows, everywhere = by_row(mesh), replicated(mesh)
         turn = _turns_caches(mesh)
         # On a CPU, a tied head would be transposed at every chunk and at every read.
-        untied = config.tie_word_embeddings and mesh.devices.flat[0].platform == "cpu"
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        untied = config.tie_word_embeddings and on_cpu
         if untied:
             config = dataclasses.replace(config, tie_word_embeddings=False)
 
@@ -308,7 +309,6 @@ class Engine:
 
         self._prepare = jax.jit(prepare)
         self._mesh, self._sharding = mesh, sharding
-        on_cpu = mesh.devices.flat[0].platform == "cpu"
         self._fewest = rows_for(-(-FEWEST // engine.slots), devices) if on_cpu else engine.rows
 
     def shapes(self, params: Params) -> tuple[Params, tuple[Params, ...], Any]:

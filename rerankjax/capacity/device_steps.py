@@ -344,7 +344,7 @@ def _scorer(
     _, packed = program.arguments
     rows, length = packed.tokens.shape
     problem = drawing.prompt_length + drawing.samples * (drawing.sampling.max_completion_length + 1)
-    span = min(length, problem) if skips(shape.attention, length) else length
+    span = min(length, problem) if skips(shape.attention) else length
     logits = span if pooling == LOG_PROBABILITY else 0
     return Step(
         kind,

@@ -29,7 +29,7 @@ from rerankjax.policy.ppo_step import Programs, make_ppo_programs
 from rerankjax.policy.sft import make_sft_step
 from rerankjax.reranker.bradley_terry import make_reranker_step
 from rerankjax.reranker.pair_batches import pair_batch
-from rerankjax.reranker.rerank import ROW, make_scorer, scoring_sizes, whole_problem
+from rerankjax.reranker.rerank import make_scorer, scoring_sizes, whole_problem
 from rerankjax.run.reads import whole
 
 
@@ -107,9 +107,8 @@ def _update(
 ) -> UpdatePrograms:
     """each: completions per sequence."""
     lengths = config.max_prompt_length, config.sampling.max_completion_length
-    long_rows = skips(model.attention, lengths[0] + each * lengths[1])
     sizes = PackConfig.from_batch_size(
-        training.batch_size, training.optimizer.microbatches, *lengths, each, row_shards(mesh), long_rows
+        training.batch_size, training.optimizer.microbatches, *lengths, each, row_shards(mesh), skips(model.attention)
     )
     state = _state(params, training.optimizer, mesh)
     part, counts = _part(batch_of, sizes, mesh)
@@ -263,7 +262,7 @@ def scorer(model: ModelConfig, pooling: str, params: Params, drawing: Drawing, m
     """
     prompt, completion = drawing.prompt_length, drawing.sampling.max_completion_length + 1
     problem = whole_problem(prompt, prompt + drawing.samples * completion)
-    sizes = scoring_sizes(prompt + completion, problem, 1 << 30, row_shards(mesh), skips(model.attention, ROW))
+    sizes = scoring_sizes(prompt + completion, problem, 1 << 30, row_shards(mesh), skips(model.attention))
     (empty,), _ = pack([], sizes)
     packed = jax.tree.map(lambda a: _array(a.shape, a.dtype, by_row(mesh)), empty)
     return DeviceProgram(make_scorer(model, pooling, mesh), (params, packed))

@@ -63,10 +63,9 @@ def pick(attention: str, dtype: jnp.dtype, head_dim: int) -> str:
     return kernel
 
 
-def skips(attention: str, longest: int) -> bool:
-    """Whether packed rows attend by `attend_segments`, whose time does not grow with the length of a row. Short
-    sequences, of at most `longest` tokens, are faster in rows of one, which attend all at once."""
-    return longest > SHORT and pick(attention, jnp.dtype(jnp.float32), 0) == "skip"
+def skips(attention: str) -> bool:
+    """Whether packed rows attend by `attend_segments`, whose time does not grow with the length of a row."""
+    return pick(attention, jnp.dtype(jnp.float32), 0) == "skip"
 
 
 def attend_causal(

@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from rerankjax.model.segments import SHORT
+
 CUTS = 8  # lengths, at most, to which long rows are cut, and numbers of their targets: each is compiled
 TOKENS_PER_COMPLETION = 8  # N has room for completions of this mean length, each with its share of the prompt
 
@@ -74,9 +76,11 @@ class PackConfig:
 
         A microbatch has room for `batch_size / microbatches` of the longest, rounded up to a multiple of the `shards`
         into which rows are split. With `long_rows`, each shard has it in one row, of one of `CUTS` lengths: that is for
-        attention that skips pairs of tokens of different sequences. Otherwise a row has room for one of the longest.
+        attention that skips pairs of tokens of different sequences. Otherwise, and if no sequence has more than `SHORT`
+        tokens, a row has room for one of the longest.
         """
         longest, of_shard = prompt + each * completion, -(-batch_size // (microbatches * shards))
+        long_rows = long_rows and longest > SHORT
         rows, length = (shards, of_shard * longest) if long_rows else (of_shard * shards, longest)
         # Short sequences need more than the longest.
         targets = length if long_rows else min(length, each * completion * 3 // 2)

@@ -59,7 +59,7 @@ def make_ppo_programs(
     rows, everywhere = by_row(mesh), replicated(mesh)
     minibatch, lengths = ppo.batch_size // ppo.minibatches, (prompt_length, completion_length)
     sizes = PackConfig.from_batch_size(
-        minibatch, ppo.microbatches, *lengths, shards=row_shards(mesh), long_rows=skips(config.attention, sum(lengths))
+        minibatch, ppo.microbatches, *lengths, shards=row_shards(mesh), long_rows=skips(config.attention)
     )
 
     def reference(params: Params, packed: Packed) -> Array:

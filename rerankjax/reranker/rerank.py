@@ -162,7 +162,7 @@ class Reranker:
                 owners.append(list(rests.values()))
         scores: dict[tuple[int, str], float] = {}
         scorer = make_scorer(self.config, self.pooling, self.mesh)
-        for batch, places in batches(items, row_shards(self.mesh), skips(self.config.attention, ROW)):
+        for batch, places in batches(items, row_shards(self.mesh), skips(self.config.attention)):
             out = scorer(self.params, jax.device_put(batch, by_row(self.mesh)))
             own = np.asarray(out)[places.row, places.column].tolist()
             done = [owners[item][candidate] for item, candidate in zip(places.problem, places.candidate, strict=True)]

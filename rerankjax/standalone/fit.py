@@ -51,7 +51,7 @@ def pair_step(
         completion,
         2,
         row_shards(mesh),
-        skips(shape.attention, prompt + 2 * completion),
+        skips(shape.attention),
     )
     return update, sizes
 
