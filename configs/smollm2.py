@@ -55,7 +55,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
                 "train": 4,
                 "dev": 8,
                 "prompts_in_flight": 64,
-                "samples_in_flight": 0,
+                "samples_in_flight": 4,
                 "train_problems": 0,
                 "drawn": (),
             },

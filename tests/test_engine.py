@@ -140,8 +140,27 @@ def test_problems_of_several_stop_sets_and_lengths_are_candidates_as_they_are_al
     assert any(c.finished and c.length < 16 for (name, _), c in together.items() if name == "p0")
 
 
-@pytest.mark.parametrize(("slots", "rows"), [(4, 4), (2, 8), (1, 8)])  # 3 problems, 4 samples each
-def test_an_engine_has_no_more_rows_than_its_prompts_use(tiny, monkeypatch, slots, rows):
+def test_prompts_wait_until_every_device_can_read_one(tiny, params, prompts, monkeypatch):
+    even, seen = engine(tiny, rows=4, slots=1, chunk=1), []  # that no other test has
+    read = even.read
+
+    def counted(*arguments):
+        seen.append(int((np.asarray(arguments[4]) < 4).sum()))
+        return read(*arguments)
+
+    monkeypatch.setattr(even, "read", counted)
+    same_length = [Prompt(prompt.tokens[:20], prompt.number) for prompt in prompts[:7]]
+    got, expected = drawn(even, params, same_length, samples=1), drawn(engine(tiny), params, same_length, samples=1)
+    assert sum(seen) == 7
+    assert all(rows % 2 == 0 for rows in seen[:-1])
+    for one, sample in got.items():
+        np.testing.assert_array_equal(sample.tokens, expected[one].tokens)
+
+
+# 3 problems, 4 samples each; on a CPU, with at least 4 samples in flight.
+@pytest.mark.parametrize(("slots", "rows", "fewest"), [(4, 4, 32), (2, 8, 32), (1, 8, 32), (1, 4, 4), (4, 2, 4)])
+def test_an_engine_has_no_more_rows_than_its_prompts_use(tiny, monkeypatch, slots, rows, fewest):
+    monkeypatch.setattr("rerankjax.candidates.generate.FEWEST", fewest)
     tokenizer = train_tokenizer(["def f(x):\n    return x\n"], 300)
     config, made = dataclasses.replace(tiny, vocab_size=len(tokenizer)), []
     monkeypatch.setattr(

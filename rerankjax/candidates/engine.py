@@ -3,9 +3,10 @@
 There are R rows. Each row has a prompt, whose keys and values its S slots share; a slot draws one sample. The device
 draws in chunks of a few tokens. Between chunks, the host takes the finished samples and gives each free slot the next
 sample of its prompt; a row whose prompt has no samples left gets the next prompt, and when there is none, half of the
-samples that another row has still to begin. No batch waits for its slowest sample, and shapes are fixed: the chunk is
-compiled once, reading once for each number of prompts and padded length. On a CPU, where a token of fewer samples takes
-less time, the last samples are drawn in fewer rows, whose number is halved: the chunk is compiled for each half.
+samples that another row has still to begin. Where several devices share the rows, prompts wait until each device can
+read one. No batch waits for its slowest sample, and shapes are fixed: the chunk is compiled once, reading once for each
+number of prompts and padded length. On a CPU, where a token of fewer samples takes less time, the last samples are
+drawn in fewer rows, whose number is halved: the chunk is compiled for each half.
 
 All slots write at the same column of their caches, which are ring buffers: a slot's own keys are the last ones that it
 wrote. The order of the keys does not matter, because each was rotated to its position before it was written.
@@ -41,7 +42,7 @@ from rerankjax.model.sharding import (
 )
 
 FEWEST = 32  # samples in flight on a CPU, below which it would draw a token hardly faster
-SHORTEST_BUCKET = 32  # tokens; prompts are padded to this, or to a power of two or 1.5 times one above
+SHORTEST_BUCKET = 32  # tokens; prompts are padded to this, or to a length of `_padded_length`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,8 +262,7 @@ class Engine:
         rows, everywhere = by_row(mesh), replicated(mesh)
         turn = _turns_caches(mesh)
         # On a CPU, a tied head would be transposed at every chunk and at every read.
-        on_cpu = mesh.devices.flat[0].platform == "cpu"
-        untied = config.tie_word_embeddings and on_cpu
+        untied = config.tie_word_embeddings and on_cpu(mesh)
         if untied:
             config = dataclasses.replace(config, tie_word_embeddings=False)
 
@@ -309,7 +309,7 @@ class Engine:
 
         self._prepare = jax.jit(prepare)
         self._mesh, self._sharding = mesh, sharding
-        self._fewest = rows_for(-(-FEWEST // engine.slots), devices) if on_cpu else engine.rows
+        self._fewest = rows_for(-(-FEWEST // engine.slots), devices) if on_cpu(mesh) else engine.rows
 
     def shapes(self, params: Params) -> tuple[Params, tuple[Params, ...], Any]:
         """Shapes on the mesh of what `read` and `draw` take: the parameters, their layers one by one, the state."""
@@ -335,7 +335,7 @@ class Engine:
         Raises:
             ValueError: a prompt has no token, or more than `prompt_length`.
         """
-        R, S = self._engine.rows, self._engine.slots
+        R, S, shards = self._engine.rows, self._engine.slots, row_shards(self._mesh)
         params, layers = self._prepare(params)
         state = self._empty(jax.tree.leaves(params)[0].dtype)
         others = {name: part for name, part in params.items() if name != "layers"}
@@ -347,6 +347,8 @@ class Engine:
         ready = time.monotonic()
         while True:
             free = [r for r in range(R) if not todo[r] and not any(drawing[r * S : (r + 1) * S])]
+            if any(drawing):  # a free row costs less than one of padding in a read
+                free = free[: len(free) // shards * shards]
             fresh = [(r, *one) for r, one in zip(free, numbered, strict=False)] if free else []
             for r, index, prompt in fresh:
                 of_row[r], todo[r] = (index, prompt), list(range(samples))[::-1]
@@ -362,7 +364,7 @@ class Engine:
                 state = self.read(params, state, tokens, mask, chosen)
                 self.computed_tokens += tokens.size
             live = [r for r in range(R) if todo[r] or any(drawing[r * S : (r + 1) * S])]
-            fewer = max(rows_for(len(live), row_shards(self._mesh)), self._fewest) if live else R
+            fewer = max(rows_for(len(live), shards), self._fewest) if live else R
             if 2 * fewer <= R:  # no prompt is left to begin
                 kept = (live + [r for r in range(R) if r not in live])[:fewer]
                 state, R = self.keep(state, np.array(kept, np.int32)), fewer
@@ -408,9 +410,8 @@ class Engine:
                     f"prompt {index}: has {len(tokens)} tokens; it must have 1 to prompt_length = "
                     f"{self._engine.prompt_length}"
                 )
-            power = 1 << (len(tokens) - 1).bit_length()
-            bucket = max(SHORTEST_BUCKET, power if 4 * len(tokens) > 3 * power else power * 3 // 4)
-            by_length.setdefault(min(bucket, self._engine.prompt_length), []).append((row, tokens))
+            bucket = min(max(SHORTEST_BUCKET, self._padded_length(len(tokens))), self._engine.prompt_length)
+            by_length.setdefault(bucket, []).append((row, tokens))
         for length, left in by_length.items():
             while left:
                 most = left[: self._engine.reads]
@@ -423,6 +424,21 @@ class Engine:
                 for i, (row, tokens) in enumerate(group):
                     rows[i], filled[i, length - len(tokens) :], mask[i, length - len(tokens) :] = row, tokens, True
                 yield rows, filled, mask
+
+    def _padded_length(self, length: int) -> int:
+        """`length` up to the next of a few parts of a power of two: each is compiled, in a few seconds on a CPU."""
+        power = 1 << (length - 1).bit_length()
+        step = max(1, power // (8 if on_cpu(self._mesh) else 4))
+        return -(-length // step) * step
+
+
+def on_cpu(mesh: Mesh) -> bool:
+    return bool(mesh.devices.flat[0].platform == "cpu")
+
+
+def chunk_for(mesh: Mesh) -> int:
+    """Tokens to draw between two checks by the host: fewer on a CPU, where they take long and a check does not."""
+    return 4 if on_cpu(mesh) else EngineConfig.chunk
 
 
 def rows_for(prompts: int, shards: int) -> int:

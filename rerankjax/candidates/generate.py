@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from rerankjax.candidates.candidate import Candidate
-from rerankjax.candidates.engine import EngineConfig, Prompt, make_engine, rows_for
+from rerankjax.candidates.engine import FEWEST, EngineConfig, Prompt, chunk_for, make_engine, on_cpu, rows_for
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.candidates.stop import stops_of, truncate
 from rerankjax.model.config import ModelConfig
@@ -18,6 +18,7 @@ from rerankjax.model.sharding import row_shards
 from rerankjax.problems.problem import Problem
 
 SHORTEST_PROMPTS = 64  # tokens that an engine keeps of each prompt, at least: each length is compiled
+TURNS = 4  # prompts that a row takes in turn on a CPU, or more: at the end, rows wait for the longest sample
 LENGTHS_TOGETHER = 8  # times as many tokens as an engine's shortest prompt its longest may have
 
 
@@ -63,8 +64,11 @@ def generate(
     waited = real = computed = 0.0
     for numbers in together:
         length = _kept(len(prompts[numbers[0]].tokens), prompt_length)
-        rows = min(prompts_in_flight, rows_for(len(numbers) * -(-samples // slots), row_shards(mesh)))
-        shape = EngineConfig(rows, slots, length, reads=reads)
+        needed = turns = len(numbers) * -(-samples // slots)
+        if on_cpu(mesh):
+            needed = min(turns, max(-(-turns // TURNS), -(-FEWEST // slots)))
+        rows = min(prompts_in_flight, rows_for(needed, row_shards(mesh)))
+        shape = EngineConfig(rows, slots, length, chunk_for(mesh), reads)
         engine = make_engine(config, sampling, shape, tokenizer.eos_token_id, tokenizer.pad_token_id, mesh)
         before = engine.idle_seconds, engine.real_tokens, engine.computed_tokens
         for drawn in engine.stream(params, [prompts[n] for n in numbers], samples=samples, key=key, stops=stops):

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from rerankjax.candidates.engine import EngineConfig
+from rerankjax.candidates.engine import chunk_for
 from rerankjax.capacity.roofline import Cost, adam_cost, decode_cost, gradient_cost, prefill_cost
 from rerankjax.capacity.run_shapes import RunShapes, device_bytes, dtype_bytes, open_run
 from rerankjax.capacity.topology import Topology
@@ -309,7 +309,7 @@ def _engine(run: RunShapes, policy: Params, name: str, drawing: Drawing, residen
         draw,
         {"weights": (others, layers), "cache": state, "batch": of_slots},
         [*resident, params],
-        token * EngineConfig.chunk,
+        token * chunk_for(mesh),
         mesh,
         sizes,
     )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rerankjax.candidates.engine import EngineConfig, make_engine, read_size
+from rerankjax.candidates.engine import EngineConfig, chunk_for, make_engine, read_size
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.loop.config import ExperimentConfig, TrainingConfig, sampling_of
 from rerankjax.loop.problem_sets import DEV, TRAIN
@@ -238,7 +238,9 @@ class EnginePrograms(NamedTuple):
 
 def engine(model: ModelConfig, drawing: Drawing, params: Params, vocabulary: Vocabulary, mesh: Mesh) -> EnginePrograms:
     """The sampling engine's programs at full load: each row takes a longest prompt, and each slot a sample."""
-    shape = EngineConfig(drawing.prompts_in_flight, drawing.slots, drawing.prompt_length, reads=drawing.reads)
+    shape = EngineConfig(
+        drawing.prompts_in_flight, drawing.slots, drawing.prompt_length, chunk_for(mesh), drawing.reads
+    )
     made: Any = make_engine(model, drawing.sampling, shape, vocabulary.eos, vocabulary.pad, mesh)
     params, layers, state = made.shapes(params)
     others = {name: part for name, part in params.items() if name != "layers"}

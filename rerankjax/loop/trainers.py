@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from rerankjax.candidates.engine import EngineConfig, Prompt, make_engine
+from rerankjax.candidates.engine import EngineConfig, Prompt, chunk_for, make_engine
 from rerankjax.candidates.generate import problem_ids
 from rerankjax.candidates.stop import stops_of
 from rerankjax.loop import programs
@@ -189,7 +189,7 @@ def _drawer(
     table, starts = stops_of(tokenizer, [p.stop_tokens for p in problems])
     encoded = tokenizer([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
     numbered = list(map(Prompt, encoded, problem_ids(problems).tolist(), starts.tolist()))
-    shape = EngineConfig(drawing.prompts_in_flight, 1, drawing.prompt_length)
+    shape = EngineConfig(drawing.prompts_in_flight, 1, drawing.prompt_length, chunk_for(mesh))
     ends = tokenizer.eos_token_id, tokenizer.pad_token_id
     engine = make_engine(model, drawing.sampling, shape, *ends, host_mesh_of(mesh))
 
