@@ -1,10 +1,12 @@
-"""Which prompts suit a pretrained model: pass@1 and pass@n of its samples on MBPP's dev tasks (511 to 600), by prompt.
+"""Which prompts suit a pretrained model: pass@1 and pass@n of its samples on dev problems, by prompt.
 
     make models/SmolLM2-135M-Instruct.Q4_1.gguf
-    python experiments/prompt_styles.py --mbpp=mbpp.jsonl    # 25 minutes on two cores
+    python experiments/prompt_styles.py --mbpp=mbpp.jsonl                        # 25 minutes on two cores
+    python experiments/prompt_styles.py --problems=runs/lists/seed0/problems     # of a run of smollm2.py:lists
 
-Each style of `rerankjax.prompts` is asked without examples and with MBPP's three (tasks 2 to 4). Products are bfloat16.
-Prints a Markdown table with 95% bootstrap intervals over tasks.
+Each style of `rerankjax.prompts` is asked without examples and with three: MBPP's (tasks 2 to 4; dev are its tasks 511
+to 600), or the corpus's first right solutions. Products are bfloat16. Prints a Markdown table with 95% bootstrap
+intervals over problems.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from rerankjax.candidates.generate import generate
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.model import weights
 from rerankjax.model.sharding import make_mesh, replicated
-from rerankjax.problems.problem import Problem
+from rerankjax.problems.problem import Problem, read_problems, read_solutions
 from rerankjax.problems.sources import load_problems
 from rerankjax.progress import progress
 from rerankjax.prompts.ask import STYLES, ask
@@ -35,14 +37,24 @@ SHOTS = ("MBPP/2", "MBPP/3", "MBPP/4")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mbpp", required=True, help="MBPP's file of all tasks, mbpp.jsonl")
+    of = parser.add_mutually_exclusive_group(required=True)
+    of.add_argument("--mbpp", help="MBPP's file of all tasks, mbpp.jsonl")
+    of.add_argument(
+        "--problems", type=Path, help="instead, those of a run of configs/smollm2.py:lists, runs/lists/seed0/problems"
+    )
     parser.add_argument("--model", type=Path, default=Path("models/SmolLM2-135M-Instruct.Q4_1.gguf"))
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--temperature", type=float, default=0.8)
     args = parser.parse_args()
     make_cpu_devices(os.cpu_count() or 1)
-    dev = load_problems(args.mbpp, "MBPP", split="validation")
-    shots = [problem for problem in load_problems(args.mbpp, "MBPP", split="prompt") if problem.name in SHOTS]
+    if args.problems:
+        dev = read_problems(args.problems / "dev.jsonl")
+        train = {problem.name: problem for problem in read_problems(args.problems / "train.jsonl")}
+        right = [solution for solution in read_solutions(args.problems / "corpus.jsonl") if solution.correct]
+        shots = [dataclasses.replace(train[one.problem], solution=one.completion) for one in right[:3]]
+    else:
+        dev = load_problems(args.mbpp, "MBPP", split="validation")
+        shots = [problem for problem in load_problems(args.mbpp, "MBPP", split="prompt") if problem.name in SHOTS]
 
     mesh, tokenizer = make_mesh(), load_tokenizer(args.model)
     shape, params = weights.load(args.model, sharding=replicated(mesh))
