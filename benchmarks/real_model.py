@@ -68,6 +68,7 @@ from rerankjax.reranker.bradley_terry import RerankerConfig, init_reranker, make
 from rerankjax.reranker.padding import give_padding
 from rerankjax.reranker.pair_batches import pair_batch
 from rerankjax.reranker.rerank import batches, make_scorer
+from rerankjax.run.allocation import keep_freed_memory
 from rerankjax.run.memory import forget_peak
 
 MODEL = Path("models/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -329,6 +330,7 @@ def read_items(tokenizer: transformers.PreTrainedTokenizerBase, mbpp: str, count
 
 
 def main() -> None:
+    keep_freed_memory()  # as `rerankjax train` does; the peers' processes inherit it
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mbpp", required=True, help="MBPP as a file, or its name on the hub")
     parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rerankjax.problems.jsonl import write_text
 from rerankjax.reranker.samples import Samples, read_samples
+from rerankjax.run.allocation import keep_freed_memory
 
 DESCRIPTION = "Sample many programs from a code model, and learn which one to trust."
 # Commands that parse their own arguments: their module, and what they do.
@@ -47,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit code, see `RANK`; argparse itself leaves with SystemExit(2)."""
     if argv is None:
         argv = sys.argv[1:]
-        if argv[:1] in (["train"], ["train-reranker"]):
-            _use_huge_pages()
+        if argv[:1] and argv[0] in ("train", "train-reranker", "evaluate", "rerank"):  # which compute
+            keep_freed_memory()
     if argv and argv[0] in COMMANDS:
         if argv[0] == "execute":  # what a batch system sends first ends it as Ctrl-C does, with its results written
             signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -73,17 +74,6 @@ def main(argv: list[str] | None = None) -> int:
         _say("interrupted; no file was written")
         return 130
     return 0
-
-
-def _use_huge_pages() -> None:
-    """Start again with the C library's large allocations in huge pages, a setting that it reads at start alone.
-
-    XLA takes and returns large buffers at every step on a CPU: in huge pages they cost a tenth of the page faults
-    (glibc 2.35 or later).
-    """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

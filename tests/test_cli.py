@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from rerankjax.cli import _use_huge_pages, main
+from rerankjax.cli import main
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import init_decoder
 from rerankjax.model.weights import save_reranker
@@ -21,6 +21,7 @@ from rerankjax.prompts.tokenizer import train_tokenizer
 from rerankjax.reranker.bradley_terry import init_reranker
 from rerankjax.reranker.rerank import Reranker
 from rerankjax.reranker.samples import read_samples
+from rerankjax.run.allocation import keep_freed_memory
 
 GIVEN = [
     ("first", "def f(x):\n", ["    return x\n", "    return 1\n", "    return x\n", "    pass\n"]),
@@ -159,16 +160,16 @@ def test_help_tells_formats_without_jax():
     assert "--problems" in subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
 
-def test_train_starts_with_huge_pages_for_large_buffers(tmp_path, monkeypatch):
+def test_train_starts_with_memory_that_is_kept(tmp_path, monkeypatch):
     config = tmp_path / "config.py"
     config.write_text("import os\n\ndef get_config():\n    raise ValueError(os.environ['GLIBC_TUNABLES'])\n")
     command = [sys.executable, "-m", "rerankjax", "train", f"--config={config}", f"--workdir={tmp_path}"]
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert "glibc.malloc.hugetlb=1" in done.stderr
+    assert "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0" in done.stderr
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
     monkeypatch.setattr(os, "execv", None)  # what the user has set stays
-    _use_huge_pages()
+    keep_freed_memory()
     assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=0"
 
 
