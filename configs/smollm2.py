@@ -12,7 +12,7 @@ trains on MBPP's tasks 601 to 974 and on list programs, stops PPO by tasks 511 t
 The model is one GGUF file, which `make real` downloads (93 MB, Apache 2.0). Rerankers and policies are adapters of rank
 16 over this model. Parameters are float32; products are bfloat16, which CPUs with AMX compute three to four times as
 fast, and with AVX512-BF16 twice. On a CPU without them, --config.generator.compute_dtype="" is faster. Layers are
-recomputed in the backward pass (remat), because a CPU takes longer to store their activations than to recompute them.
+recomputed in the backward pass (remat), because a CPU takes as long to store their activations, and much memory.
 """
 
 from typing import Any
