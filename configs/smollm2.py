@@ -122,7 +122,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
         config.seeds = (0, 1, 2)
         config.generator.remat = "none"
         config.problems.synthetic.update({"train": 4000, "dev": 200, "test": 400, "corpus": 16000})
-        config.candidates.update({"train_problems": 2000, "dev": 16, "prompts_in_flight": 64})
+        config.candidates.update({"train_problems": 2000, "dev": 16, "prompts_in_flight": 64, "samples_in_flight": 0})
         for training, steps in ((config.sft, 500), (config.reranker_training, 400), (config.retraining, 150)):
             training.update({"batch_size": 64})
             training.optimizer.update({"steps": steps, "microbatches": 2})

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit code, see `RANK`; argparse itself leaves with SystemExit(2)."""
     if argv is None:
         argv = sys.argv[1:]
-        if argv[:1] and argv[0] in ("train", "train-reranker", "evaluate", "rerank"):  # which compute
+        if argv and argv[0] in ("train", "train-reranker", "evaluate", "rerank"):  # which compute
             keep_freed_memory()
     if argv and argv[0] in COMMANDS:
         if argv[0] == "execute":  # what a batch system sends first ends it as Ctrl-C does, with its results written

@@ -42,7 +42,7 @@ from rerankjax.model.sharding import (
 )
 
 FEWEST = 32  # samples in flight on a CPU, below which it would draw a token hardly faster
-SHORTEST_BUCKET = 32  # tokens; prompts are padded to this, or to a length of `_padded_length`
+SHORTEST_BUCKET = 32  # tokens, at least, to which prompts are padded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -410,8 +410,7 @@ class Engine:
                     f"prompt {index}: has {len(tokens)} tokens; it must have 1 to prompt_length = "
                     f"{self._engine.prompt_length}"
                 )
-            bucket = min(max(SHORTEST_BUCKET, self._padded_length(len(tokens))), self._engine.prompt_length)
-            by_length.setdefault(bucket, []).append((row, tokens))
+            by_length.setdefault(self._padded_length(len(tokens)), []).append((row, tokens))
         for length, left in by_length.items():
             while left:
                 most = left[: self._engine.reads]
@@ -427,9 +426,9 @@ class Engine:
 
     def _padded_length(self, length: int) -> int:
         """`length` up to the next of a few parts of a power of two: each is compiled, in a few seconds on a CPU."""
-        power = 1 << (length - 1).bit_length()
-        step = max(1, power // (8 if on_cpu(self._mesh) else 4))
-        return -(-length // step) * step
+        length = max(SHORTEST_BUCKET, length)
+        step = (1 << (length - 1).bit_length()) // (8 if on_cpu(self._mesh) else 4)
+        return min(-(-length // step) * step, self._engine.prompt_length)
 
 
 def on_cpu(mesh: Mesh) -> bool:
