@@ -138,6 +138,25 @@ def test_the_gradient_is_that_of_the_weights_through_their_factors(tiny, base, a
             np.testing.assert_allclose(ours, expected, atol=1e-5 * float(jnp.abs(expected).max()), rtol=1e-3)
 
 
+def test_bfloat16_projections_are_kept_as_bits_and_give_the_gradient_of_recomputed_ones(tiny, base):
+    """XLA on a CPU would keep a stack of bfloat16 arrays in float32."""
+    tokens = jax.random.randint(jax.random.key(5), (3, 11), 0, tiny.vocab_size)
+    mask = jnp.ones(tokens.shape, bool)
+
+    def gradient(remat):
+        config = dataclasses.replace(tiny, remat=remat, compute_dtype="bfloat16")
+        return jax.jit(jax.grad(lambda p: jnp.mean(hidden_states(config, p, tokens, mask).astype(jnp.float32) ** 2)))
+
+    stack = f"[{tiny.num_hidden_layers},3,11,{tiny.intermediate_size}]"
+    compiled = gradient("dots").lower(base).compile().as_text()
+    assert f"u16{stack}" in compiled
+    assert f"f32{stack}" not in compiled
+    for ours, expected in zip(
+        jax.tree.leaves(gradient("dots")(base)), jax.tree.leaves(gradient("full")(base)), strict=True
+    ):
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=2**-8 * float(jnp.abs(expected).max()))
+
+
 @pytest.mark.parametrize("change", [{"remat": "full"}, {"unroll": 2}])
 def test_how_layers_are_run_changes_no_gradient(tiny, base, change):
     def gradient(config):

@@ -36,9 +36,27 @@ def test_a_product_and_its_gradients_are_float32s_rounded_once(spec):
         np.testing.assert_allclose(ours.astype(jnp.float32), expected, rtol=2**-8, atol=1e-5 * largest)
 
 
-def test_a_float32_product_is_einsums_own():
-    x, y = (a.astype(jnp.float32) for a in operands(SPECS[0]))
-    np.testing.assert_array_equal(product(SPECS[0], x, y), jnp.einsum(SPECS[0], x, y))
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_float32_product_and_its_gradients_are_einsums(spec):
+    x, y = (a.astype(jnp.float32) for a in operands(spec))
+    result, pull = jax.vjp(lambda x, y: product(spec, x, y), x, y)
+    expected, expected_pull = jax.vjp(lambda x, y: jnp.einsum(spec, x, y), x, y)
+    np.testing.assert_array_equal(result, expected)
+    for ours, einsums in zip(pull(result), expected_pull(result), strict=True):
+        np.testing.assert_allclose(ours, einsums, rtol=1e-5, atol=1e-5 * float(jnp.abs(einsums).max()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("tokens", "wide"), [(64, 512), (512, 64)])
+def test_on_a_cpu_a_kernels_gradient_copies_the_smaller_operand_to_have_its_tokens_last(dtype, tokens, wide):
+    x, kernel = jnp.zeros((1, 96, tokens), dtype), jnp.zeros((tokens, wide), dtype)
+
+    def gradient(x, kernel, of_y):
+        return jax.vjp(lambda kernel: product("bld,df->blf", x, kernel), kernel)[1](of_y)
+
+    compiled = jax.jit(gradient).lower(x, kernel, jnp.zeros((1, 96, wide), dtype)).compile().as_text()
+    assert "[64,96]" in compiled
+    assert "[512,96]" not in compiled
 
 
 def test_on_a_tpu_or_gpu_a_product_stays_in_bfloat16_and_on_a_cpu_it_ends_in_float32():

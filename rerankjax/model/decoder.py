@@ -109,6 +109,25 @@ def _swiglu_gradient(operands: tuple[Array, Array], of_result: Array) -> tuple[A
 swiglu.defvjp(_swiglu, _swiglu_gradient)
 
 
+@jax.custom_vjp
+def keep(y: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+    """y, which the policy "dots" keeps for the gradient (`_kept`); as bits, if its type is bfloat16.
+
+    XLA on a CPU converts a stack of bfloat16 arrays to float32 and back for each layer that it adds, and keeps it so.
+    """
+    return y
+
+
+def _keep(y: Array) -> tuple[Array, None]:
+    if y.dtype != jnp.bfloat16:
+        return checkpoint_name(y, "projection"), None
+    bits = checkpoint_name(jax.lax.bitcast_convert_type(y, jnp.uint16), "projection")
+    return jax.lax.bitcast_convert_type(bits, y.dtype), None
+
+
+keep.defvjp(_keep, lambda _, gradient: (gradient,))
+
+
 class Linear(nn.Module):
     """x @ kernel (+ bias), as in nn.Dense, plus (x @ lora_a) @ lora_b if the parameters hold these.
 
@@ -132,7 +151,7 @@ class Linear(nn.Module):
             a: Array = self.get_variable("params", "lora_a").astype(x.dtype)
             b: Array = self.get_variable("params", "lora_b").astype(x.dtype)
             y = y + product("blr,rf->blf", product("bld,dr->blr", x, a), b)
-        return checkpoint_name(y, "projection")
+        return keep(y)
 
 
 class Block(nn.Module):

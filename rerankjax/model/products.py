@@ -1,6 +1,7 @@
 """Products and look-ups of bfloat16 arrays, as fast as the device can."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +17,15 @@ def product(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[
     the processor's bfloat16 units (AMX, AVX512-BF16) only for these, and computes others in float32, from copies. On a
     TPU or GPU products are einsum's own, so that devices exchange bfloat16.
     """
-    return _product(spec, x, y) if x.dtype == y.dtype == jnp.bfloat16 else jnp.einsum(spec, x, y)
+    return _product(spec, x, y) if x.dtype == y.dtype else jnp.einsum(spec, x, y)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _product(spec: str, x: Array, y: Array) -> Array:
-    of_device = {"cpu": functools.partial(_on_cpu, spec), "default": functools.partial(jnp.einsum, spec)}
-    return jax.lax.platform_dependent(x, y, **of_device)
+    einsum = functools.partial(jnp.einsum, spec)
+    if x.dtype != jnp.bfloat16:
+        return einsum(x, y)
+    return jax.lax.platform_dependent(x, y, cpu=functools.partial(_on_cpu, spec), default=einsum)
 
 
 def _on_cpu(spec: str, x: Array, y: Array) -> Array:
@@ -40,20 +43,33 @@ def _axes(spec: str) -> list[str]:
     return spec.replace("->", ",").split(",")
 
 
-def _forward(spec: str, x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _product(spec, x, y), (x, y)
+def _forward(spec: str, x: Any, y: Any) -> tuple[Array, tuple[Array | None, Array | None]]:
+    """The product, and of x and y what the other's gradient needs, if that is asked for."""
+    kept = x.value if y.perturbed else None, y.value if x.perturbed else None
+    return _product(spec, x.value, y.value), kept
 
 
-def _backward(spec: str, operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _backward(
+    spec: str, operands: tuple[Array | None, Array | None], gradient: Array
+) -> tuple[Array | None, Array | None]:
     x, y = operands
     of_x, of_y, of_result = _axes(spec)
     return (
-        _product(f"{of_result},{of_y}->{of_x}", gradient, y),
-        _product(f"{of_x},{of_result}->{of_y}", x, gradient),
+        None if y is None else _product(f"{of_result},{of_y}->{of_x}", gradient, y),
+        None if x is None else _smaller_first((of_x, x), (of_result, gradient), of_y),
     )
 
 
-_product.defvjp(_forward, _backward)
+def _smaller_first(x: tuple[str, Array], y: tuple[str, Array], of_result: str) -> Array:
+    """The product of two arrays with their axes. XLA on a CPU copies the first operand, to have its summed axes last,
+    and computes its elements again on the way, across rows; so the smaller operand is first."""
+    (of_x, x_array), (of_y, y_array) = sorted((x, y), key=lambda operand: operand[1].size)
+    # einsum swaps its operands, if the result's axes are in the order of the second and the first.
+    order = "".join(sorted(of_result, key=lambda axis: 2 * (axis not in of_x) + (axis not in of_y)))
+    return _product(f"{of_x},{of_y}->{order}", x_array, y_array).transpose([order.index(axis) for axis in of_result])
+
+
+_product.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def look_up(table: Float[Array, "V D"], indices: Int[Array, "..."]) -> Float[Array, "... D"]:
