@@ -157,6 +157,20 @@ def test_bfloat16_projections_are_kept_as_bits_and_give_the_gradient_of_recomput
         np.testing.assert_allclose(ours, expected, rtol=0, atol=2**-8 * float(jnp.abs(expected).max()))
 
 
+def test_attention_that_skips_is_computed_once_if_projections_are_kept(tiny, base):
+    (packed,), _ = pack(
+        [(range(1, 60), (range(1, 30),)), (range(1, 40), (range(1, 50),))], PackConfig(1, 192, 96, 4, 1)
+    )
+
+    def exponentials(remat):
+        """The weights and their correction, read and, with "full", recomputed; the weights in the gradient."""
+        config = dataclasses.replace(tiny, remat=remat, attention="skip", compute_dtype="bfloat16")
+        gradient = jax.grad(lambda p, packed: jnp.sum(packed_hidden_states(config, p, packed).astype(jnp.float32)))
+        return str(jax.make_jaxpr(gradient)(base, packed)).count(" = exp ")
+
+    assert (exponentials("full"), exponentials("dots")) == (2 + 2 + 1, 2 + 1)
+
+
 @pytest.mark.parametrize("change", [{"remat": "full"}, {"unroll": 2}])
 def test_how_layers_are_run_changes_no_gradient(tiny, base, change):
     def gradient(config):

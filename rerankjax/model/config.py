@@ -51,7 +51,7 @@ class ModelConfig:
     `compute_dtype` is the type in which products are computed, whatever the parameters' type: "bfloat16" over float32
     parameters trains with float32 master weights. Empty, it is the parameters' own.
     `remat` is for training only: "full" recomputes each layer in the backward pass, so that only its input is kept;
-    "dots" also keeps the results of its projections, and recomputes the rest; "none" keeps all.
+    "dots" also keeps the results of its projections and of "skip", and recomputes the rest; "none" keeps all.
     `unroll` layers are compiled as one body of the loop over layers. On a CPU, where a loop copies what the gradient
     needs, unrolling all layers trains a shallow model a tenth faster; compile time grows in proportion to `unroll`.
     """

@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from rerankjax.model.attention import Prefix, attend, attend_causal, attend_shared
 from rerankjax.model.config import ModelConfig, RopeScaling
 from rerankjax.model.packing import Packed
-from rerankjax.model.products import look_up, product
+from rerankjax.model.products import KEPT, keep, look_up, product
 from rerankjax.model.segments import Segments
 from rerankjax.model.sharding import constrain_rows
 
@@ -107,25 +106,6 @@ def _swiglu_gradient(operands: tuple[Array, Array], of_result: Array) -> tuple[A
 
 
 swiglu.defvjp(_swiglu, _swiglu_gradient)
-
-
-@jax.custom_vjp
-def keep(y: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
-    """y, which the policy "dots" keeps for the gradient (`_kept`); as bits, if its type is bfloat16.
-
-    XLA on a CPU converts a stack of bfloat16 arrays to float32 and back for each layer that it adds, and keeps it so.
-    """
-    return y
-
-
-def _keep(y: Array) -> tuple[Array, None]:
-    if y.dtype != jnp.bfloat16:
-        return checkpoint_name(y, "projection"), None
-    bits = checkpoint_name(jax.lax.bitcast_convert_type(y, jnp.uint16), "projection")
-    return jax.lax.bitcast_convert_type(bits, y.dtype), None
-
-
-keep.defvjp(_keep, lambda _, gradient: (gradient,))
 
 
 class Linear(nn.Module):
@@ -257,7 +237,7 @@ class Decoder(nn.Module):
 
 def _kept(config: ModelConfig) -> Any:
     """The policy for what `config.remat` keeps of a layer for the gradient, besides the layer's input."""
-    return jax.checkpoint_policies.save_only_these_names("projection") if config.remat == "dots" else None
+    return jax.checkpoint_policies.save_only_these_names(KEPT) if config.remat == "dots" else None
 
 
 def in_compute_dtype(config: ModelConfig, params: Params) -> Params:

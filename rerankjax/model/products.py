@@ -5,7 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
+
+KEPT = "kept"  # the name of what a policy of `jax.checkpoint` may keep for the gradient
 
 
 def product(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -96,3 +99,21 @@ def _into_table(looked_up: tuple[Array, Array], gradient: Array) -> tuple[Array,
 
 
 _look_up.defvjp(_looked_up, _into_table)
+
+
+@jax.custom_vjp
+def keep(y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """y, which is kept for the gradient where a policy of `jax.checkpoint` saves `KEPT`."""
+    return y
+
+
+def as_kept(y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """y, marked as `KEPT`, for a function with a gradient of its own. bfloat16 is kept as bits: XLA on a CPU converts a
+    stack of bfloat16 arrays to float32 and back for each layer that it adds, and keeps it as float32."""
+    if y.dtype != jnp.bfloat16:
+        return checkpoint_name(y, KEPT)
+    bits = checkpoint_name(jax.lax.bitcast_convert_type(y, jnp.uint16), KEPT)
+    return jax.lax.bitcast_convert_type(bits, y.dtype)
+
+
+keep.defvjp(lambda y: (as_kept(y), None), lambda _, gradient: (gradient,))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rerankjax.model.products import product
+from rerankjax.model.products import as_kept, product
 
 SHORT = 128  # tokens of a row that attends faster as a whole
 BLOCK = 64  # tokens, at most: in larger blocks more pairs are masked, smaller products are slower
@@ -147,7 +147,7 @@ def _forward(q: Array, k: Array, v: Array, segments: Segments) -> tuple[Array, t
         return None, ((mean / total[:, :, None]).astype(q.dtype), top + jnp.log(total))
 
     _, (tiles, log_total) = jax.lax.scan(block_of_queries, None, (_tiles(q, K, blocks), _tasks(segments, blocks)))
-    y = _rows(tiles, H, blocks)
+    y, log_total = as_kept(_rows(tiles, H, blocks)), as_kept(log_total)
     return y, (q, k, v, segments, y, log_total)
 
 
