@@ -269,7 +269,7 @@ def compare_ppo(model: Model, items: list[Item], new: int, rounds: int, python: 
     never = stop_table([""] * model.shapes["float32"].vocab_size, ())
     for dtype, shape in model.shapes.items():
         ppo = PPOConfig(iterations, len(prompts), reranking.LEARNING_RATE, 1, minibatches=1, kl_coef=KL_COEF)
-        shape = dataclasses.replace(shape, remat="full")  # TRL's process holds 14 GB
+        shape = dataclasses.replace(shape, remat="full")  # TRL's process holds 17 GB
         step = make_ppo_step(make_ppo_programs(shape, "last", 1.0, ppo, longest, new, mesh), ppo, mesh)
         in_flight = EngineConfig(len(prompts), 1, longest, chunk=32)
         engine = make_engine(shape, SamplingConfig(1.0, 1.0, new), in_flight, -1, 0, mesh)
