@@ -1,6 +1,7 @@
-"""Products and look-ups of bfloat16 arrays, as fast as the device can."""
+"""Products and look-ups, and what of them is kept for the gradient, as fast as the device can."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,9 +37,13 @@ def _on_cpu(spec: str, x: Array, y: Array) -> Array:
     moved = "".join(sorted(of_x, key=lambda axis: axis not in of_result))  # the summed axes last
     if moved != of_x:
         # The compiler needs the first operand with its summed axes last; it would undo a transpose of numbers.
-        bits = jax.lax.bitcast_convert_type(x, jnp.uint16).transpose([of_x.index(axis) for axis in moved])
-        x = jax.lax.bitcast_convert_type(bits, x.dtype)
+        x = _as_bits(lambda bits: bits.transpose([of_x.index(axis) for axis in moved]), x)
     return jnp.einsum(f"{moved},{of_y}->{of_result}", x, y, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _as_bits(move: Callable[[Array], Array], x: Array) -> Array:
+    """`move(x)` of bfloat16 numbers, which it only moves, as bits: XLA on a CPU moves those without a conversion."""
+    return jax.lax.bitcast_convert_type(move(jax.lax.bitcast_convert_type(x, jnp.uint16)), x.dtype)
 
 
 def _axes(spec: str) -> list[str]:
@@ -83,8 +88,7 @@ def look_up(table: Float[Array, "V D"], indices: Int[Array, "..."]) -> Float[Arr
 @jax.custom_vjp
 def _look_up(table: Array, indices: Array) -> Array:
     def as_bits(table: Array, indices: Array) -> Array:
-        bits = jax.lax.bitcast_convert_type(table, jnp.uint16)[indices]
-        return jax.lax.bitcast_convert_type(bits, table.dtype)
+        return _as_bits(lambda bits: bits[indices], table)
 
     return jax.lax.platform_dependent(table, indices, cpu=as_bits, default=lambda table, indices: table[indices])
 
@@ -110,10 +114,8 @@ def keep(y: Float[Array, "..."]) -> Float[Array, "..."]:
 def as_kept(y: Float[Array, "..."]) -> Float[Array, "..."]:
     """y, marked as `KEPT`, for a function with a gradient of its own. bfloat16 is kept as bits: XLA on a CPU converts a
     stack of bfloat16 arrays to float32 and back for each layer that it adds, and keeps it as float32."""
-    if y.dtype != jnp.bfloat16:
-        return checkpoint_name(y, KEPT)
-    bits = checkpoint_name(jax.lax.bitcast_convert_type(y, jnp.uint16), KEPT)
-    return jax.lax.bitcast_convert_type(bits, y.dtype)
+    mark = functools.partial(checkpoint_name, name=KEPT)
+    return _as_bits(mark, y) if y.dtype == jnp.bfloat16 else mark(y)
 
 
 keep.defvjp(lambda y: (as_kept(y), None), lambda _, gradient: (gradient,))
