@@ -10,9 +10,9 @@ rerankjax train --config=configs/smollm2.py:full --workdir=runs/lists-full  # :l
 trains on MBPP's tasks 601 to 974 and on list programs, stops PPO by tasks 511 to 600, is evaluated on 11 to 510, once.
 
 The model is one GGUF file, which `make real` downloads (93 MB, Apache 2.0). Rerankers and policies are adapters of rank
-16 over this model. Parameters are float32; products are bfloat16, which CPUs with AMX compute three to four times as
-fast, and with AVX512-BF16 twice. On a CPU without them, --config.generator.compute_dtype="" is faster. Of each layer,
-the backward pass keeps the projections (remat "dots"), a fifth faster than to recompute them (benchmarks/RESULTS.md).
+16 over this model. Parameters are float32; products are bfloat16 (compute_dtype "auto"), or float32 on a CPU that has
+neither AMX nor AVX512-BF16 and would take 1.6 times as long for bfloat16. Of each layer, the backward pass keeps the
+projections (remat "dots"), a fifth faster than to recompute them (benchmarks/RESULTS.md).
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
     config = ConfigDict(
         {
             "seeds": (0,),
-            "generator": {"checkpoint": MODEL, "dtype": "float32", "compute_dtype": "bfloat16", "remat": "dots"},
+            "generator": {"checkpoint": MODEL, "dtype": "float32", "compute_dtype": "auto", "remat": "dots"},
             "reranker": {"pooling": "last", "lm_coef": 0.5, "members": 1},
             "problems": {
                 "train": ("synthetic",),

@@ -21,6 +21,7 @@ import numpy as np
 from rerankjax.candidates.generate import generate
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.model import weights
+from rerankjax.model.products import fastest_dtype
 from rerankjax.model.sharding import make_mesh, replicated
 from rerankjax.problems.problem import Problem, read_problems, read_solutions
 from rerankjax.problems.sources import load_problems
@@ -58,7 +59,7 @@ def main() -> None:
 
     mesh, tokenizer = make_mesh(), load_tokenizer(args.model)
     shape, params = weights.load(args.model, sharding=replicated(mesh))
-    shape = dataclasses.replace(shape, compute_dtype="bfloat16")
+    shape = dataclasses.replace(shape, compute_dtype=fastest_dtype())
     sampling = SamplingConfig(args.temperature, top_p=0.95, max_completion_length=160)
     sandbox = SandboxConfig(workers=os.cpu_count() or 1, cpu_seconds=5.0, wall_seconds=60.0)
 

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from rerankjax.loop.config import ConfigError, ExperimentConfig
+from rerankjax.loop.models import RERANKER, open_model
 from rerankjax.loop.resolve import RENAMED, resolve
+from rerankjax.model.pretrained import write_config
+from rerankjax.run.rundir import open_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 VARIANTS = {
@@ -54,6 +57,23 @@ def test_an_unknown_variant_is_refused_by_name(file):
 def test_own_config_asks_for_a_checkpoint():
     with pytest.raises(ConfigError, match=r"config.generator.checkpoint = '': give a checkpoint, or a shape"):
         resolve(get_config("trial", "own"), devices=1)
+
+
+def test_a_run_keeps_the_type_of_products_that_it_began_with(tmp_path, monkeypatch):
+    """It may resume on a machine where another type would be the fastest."""
+    base = tmp_path / "base"
+    base.mkdir()
+    write_config(base, resolve(get_config(), devices=1).generator.shape, "ForCausalLM")
+    reranker = {"checkpoint": str(base), "compute_dtype": "auto"}
+    config = resolve(changed({"reranker": reranker}), devices=1)
+
+    def opened_where(fastest, run):
+        monkeypatch.setattr("rerankjax.loop.config.fastest_dtype", lambda: fastest)
+        with open_run(tmp_path / run, config) as root:
+            return open_model(config, RERANKER, root, 0, ()).shape.compute_dtype
+
+    assert [opened_where(fastest, "run") for fastest in ("bfloat16", "")] == ["bfloat16", "bfloat16"]
+    assert opened_where("", "another") == ""
 
 
 def test_a_locked_config_refuses_fields_it_does_not_have():
@@ -126,7 +146,11 @@ TEST = {"sources": ["synthetic"], "samples": 4}
         ("generator.dtype", "float99", "config.generator.dtype = 'float99': "),
         ("generator.remat", "some", "config.generator.remat = 'some' is unknown: use one of 'none', 'full', 'dots'"),
         ("generator.attention", "flash", "config.generator.attention = 'flash' is unknown: use one of 'auto', "),
-        ("generator.compute_dtype", "int8", "config.generator.compute_dtype = 'int8' is unknown: use one of '', "),
+        (
+            "generator.compute_dtype",
+            "int8",
+            "config.generator.compute_dtype = 'int8' is unknown: use one of 'auto', '', ",
+        ),
         ("generator.unroll", 4, "config.generator.unroll = 4: use 1 to num_hidden_layers = 3"),
         ("reranker.pooling", "first", 'config.reranker.pooling = "first" is unknown: use one of last, mean'),
         ("reranker.lm_coef", -1.0, "config.reranker.lm_coef = -1.0"),

@@ -196,7 +196,7 @@ def test_a_compiler_that_refuses_is_believed(compiler, message, made):
 
 @pytest.mark.parametrize(("variant", "sizes"), [("1.3b", ("1.3B", "6.7B")), ("6.7b", ("6.7B",)), ("33b", ("33B",))])
 def test_the_papers_checkpoints_have_the_shapes_of_deepseek_coder(variant, sizes):
-    models = find_models(resolve(paper.get_config(variant), 16), "xla")
+    models = find_models(resolve(paper.get_config(variant), 16), "xla", "bfloat16")
     assert {model.shape for model in models} == {
         dataclasses.replace(DEEPSEEK_CODER[size], compute_dtype="bfloat16", remat="full", attention="xla")
         for size in sizes
@@ -207,9 +207,11 @@ def test_the_papers_checkpoints_have_the_shapes_of_deepseek_coder(variant, sizes
 def test_a_checkpoints_shape_is_its_config_json(small, tmp_path, monkeypatch):
     shape = small.generator.shape
     write_config(tmp_path, shape, "ForCausalLM")
-    source = dataclasses.replace(small.generator, shape=None, checkpoint=str(tmp_path), remat="dots")
-    model, _ = find_models(dataclasses.replace(small, generator=source), "xla")
-    assert model.shape == dataclasses.replace(shape, remat="dots", attention="xla")
+    source = dataclasses.replace(
+        small.generator, shape=None, checkpoint=str(tmp_path), compute_dtype="auto", remat="dots"
+    )
+    model, _ = find_models(dataclasses.replace(small, generator=source), "xla", "bfloat16")
+    assert model.shape == dataclasses.replace(shape, compute_dtype="bfloat16", remat="dots", attention="xla")
 
     asked = []
 
@@ -223,7 +225,7 @@ def test_a_checkpoints_shape_is_its_config_json(small, tmp_path, monkeypatch):
         with pytest.raises(
             ConfigError, match=rf"config.generator.checkpoint = .*{said}.*give a folder with its config"
         ):
-            find_models(away, "xla")
+            find_models(away, "xla", "")
     assert asked == [(("someone/else", "config.json"), {"revision": None})]
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rerankjax.model.products import look_up, product
+from rerankjax.model.products import fastest_dtype, look_up, product
 
 SIZES = {"b": 2, "l": 40, "d": 48, "f": 64, "r": 4, "v": 300, "k": 3, "g": 2, "e": 16, "s": 56}
 SPECS = (
@@ -84,3 +84,16 @@ def test_on_a_cpu_a_look_up_converts_no_table_to_float32():
     for function, converts in ((look_up, False), (lambda table, indices: table[indices], True)):
         compiled = jax.jit(function).lower(table, indices).compile().as_text()
         assert ("f32[40,16]" in compiled) == converts
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("fpu avx2 amx_bf16 amx_tile", "bfloat16"), ("avx512f avx512_bf16", "bfloat16"), ("avx2 avx512f", "")],
+)
+def test_products_are_bfloat16_where_the_processor_has_units_for_it(flags, expected, tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    assert fastest_dtype(cpuinfo) == "", "no such file"
+    cpuinfo.write_text(f"model name\t: a CPU\nflags\t\t: {flags}\n")
+    assert fastest_dtype(cpuinfo) == expected
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert fastest_dtype(cpuinfo) == "bfloat16"

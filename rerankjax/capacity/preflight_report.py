@@ -15,7 +15,7 @@ def run(config: ExperimentConfig, target: Topology, max_compilations: int) -> st
     Raises:
         ConfigError: a checkpoint's shape cannot be determined.
     """
-    generator, reranker = find_models(config, target.attention)
+    generator, reranker = find_models(config, target.attention, target.compute_dtype)
     for model in (generator, reranker) if reranker is not generator else (generator,):
         lora = config.lora
         trained = f"an adapter trains {adapter_count(model.shape, lora):,} of them" if lora.rank else "all are trained"

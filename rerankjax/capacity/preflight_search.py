@@ -81,7 +81,8 @@ def _certainly(config: ExperimentConfig, topology: Topology) -> tuple[MemoryUse,
 
 def _on_meshes(config: ExperimentConfig, topology: Topology) -> Iterator[ExperimentConfig]:
     """`config` on each mesh on which it can run."""
-    heads = math.gcd(*(model.shape.num_key_value_heads for model in find_models(config, topology.attention)))
+    models = find_models(config, topology.attention, topology.compute_dtype)
+    heads = math.gcd(*(model.shape.num_key_value_heads for model in models))
     for mesh in _meshes(config.mesh, len(topology.devices), heads):
         on_mesh = dataclasses.replace(config, mesh=mesh)
         with contextlib.suppress(ConfigError):

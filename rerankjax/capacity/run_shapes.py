@@ -67,8 +67,9 @@ def _checkpoint_shape(path_or_id: str, revision: str | None) -> ModelConfig:
     return weights.read_shape(path)
 
 
-def find_models(config: ExperimentConfig, attention: str) -> tuple[Model, Model]:
-    """The generator and the reranker: the same object if they are one model. attention: replaces a source's "auto".
+def find_models(config: ExperimentConfig, attention: str, compute_dtype: str) -> tuple[Model, Model]:
+    """The generator and the reranker: the same object if they are one model. attention and compute_dtype replace a
+    source's "auto".
 
     Raises:
         ConfigError: as `find_shape`.
@@ -78,6 +79,8 @@ def find_models(config: ExperimentConfig, attention: str) -> tuple[Model, Model]
         shape = find_shape(config, name)
         if shape.attention == "auto":
             shape = dataclasses.replace(shape, attention=attention)
+        if source.compute_dtype == "auto":
+            shape = dataclasses.replace(shape, compute_dtype=compute_dtype)
         return Model(name, shape, Path(source.checkpoint) if source.checkpoint else None, source.dtype)
 
     generator = find(GENERATOR, config.generator)
@@ -135,7 +138,7 @@ def open_run(config: ExperimentConfig, topology: Topology, vocabulary: Vocabular
     Raises:
         ConfigError: as `find_shape`.
     """
-    generator, reranker = find_models(config, topology.attention)
+    generator, reranker = find_models(config, topology.attention, topology.compute_dtype)
     mesh, host_mesh = meshes(config.mesh, topology.devices, topology.of_host)
     sft = generator.abstract(mesh)
     trunk = sft if reranker is generator else reranker.abstract(mesh)

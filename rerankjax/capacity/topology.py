@@ -16,6 +16,7 @@ import jax
 from jax.experimental.topologies import get_topology_desc
 
 from rerankjax.capacity.roofline import CHIPS, Chip
+from rerankjax.model.products import fastest_dtype
 
 TPUS, GPUS = ("v5e", "v5p", "v6e"), ("h100", "h200")
 GPUS_OF_HOST = 8
@@ -67,6 +68,7 @@ class Topology:
     chip: Chip
     memory_bytes: float  # per device, for arrays and programs
     attention: str  # replaces a config's "auto", which would follow this machine's backend
+    compute_dtype: str  # likewise
     quick: Mapping[str, Any]  # compiler options for a compilation that only measures memory
     uncertain: float = 0.0  # the fraction by which `quick` may underestimate temporaries
 
@@ -109,7 +111,7 @@ def find(name: str, memory_gb: float | None = None) -> Topology:
         # The older emitters compile in half the time; jaxlib 0.12 and later have none.
         older = {"xla_cpu_use_fusion_emitters": False}
         quick = {"xla_backend_optimization_level": 0, **(older if _compiler_knows(older) else {})}
-        return Topology(name, tuple(devices), None, chip, memory, "skip", quick, 0.05)
+        return Topology(name, tuple(devices), None, chip, memory, "skip", fastest_dtype(), quick, 0.05)
     if kind in TPUS:
         _need("libtpu", name, "tpu")
         # Cloud TPU puts 8 chips of v5e or v6e into one machine, and 4 into each of several.
@@ -131,10 +133,10 @@ def find(name: str, memory_gb: float | None = None) -> Topology:
     # XLA cannot compile for a part of a topology's devices: a host gets its own topology.
     of_host = describe(alone) if math.prod(alone) < count else None
     if kind in GPUS:  # cuDNN's kernel cannot be built without a GPU
-        return Topology(name, describe(shape), of_host, chip, memory, "xla", {})
+        return Topology(name, describe(shape), of_host, chip, memory, "xla", "bfloat16", {})
     # A third of the compile time. For 6.7B's steps, the default effort's temporaries were .93 to 1.35 times these.
     least_effort = {"exec_time_optimization_effort": -1.0}
-    return Topology(name, describe(shape), of_host, chip, memory, "splash", least_effort, 0.4)
+    return Topology(name, describe(shape), of_host, chip, memory, "splash", "bfloat16", least_effort, 0.4)
 
 
 def _parse(name: str) -> tuple[str, tuple[int, ...]]:

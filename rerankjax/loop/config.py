@@ -7,12 +7,14 @@ checks across several fields.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 
 from rerankjax.candidates.sampling import SamplingConfig
 from rerankjax.model.config import ATTENTIONS, COMPUTE_DTYPES, REMATS, ModelConfig
 from rerankjax.model.lora import FULL, LoraConfig
+from rerankjax.model.products import fastest_dtype
 from rerankjax.model.sharding import ALL_DATA, MeshConfig
 from rerankjax.model.training import OptimizerConfig
 from rerankjax.pairs.mining import PAIR_SOURCES
@@ -31,6 +33,15 @@ class ConfigError(ValueError):
 
 # How a model is computed: the fields that `ModelSource` and `ModelConfig` share.
 COMPUTATION = ("compute_dtype", "remat", "attention", "unroll")
+KNOWN = {"compute_dtype": ("auto", *COMPUTE_DTYPES), "remat": REMATS, "attention": ATTENTIONS}
+
+
+def computed(section: Any, shape: ModelConfig) -> ModelConfig:
+    """`shape` with the `COMPUTATION` fields of a config's section. The compute_dtype "auto" is `fastest_dtype`'s."""
+    fields = {name: getattr(section, name) for name in COMPUTATION}
+    if fields["compute_dtype"] == "auto":
+        fields["compute_dtype"] = fastest_dtype()
+    return dataclasses.replace(shape, **fields)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +49,8 @@ class ModelSource:
     """Where a model comes from: a `checkpoint`, or a `shape` that is trained from scratch.
 
     checkpoint: a Hugging Face folder, or a hub id at `revision` ("": the newest). dtype: of the parameters. For the
-    last four fields see `ModelConfig`.
+    last four fields see `ModelConfig`; compute_dtype can be "auto": bfloat16, but the parameters' type on a CPU that
+    computes bfloat16 in float32. A run keeps the type that it began with, also where it resumes on another machine.
     """
 
     checkpoint: str = ""
@@ -56,7 +68,7 @@ class ModelSource:
         for name in COMPUTATION if self.shape is not None else ():
             if getattr(self.shape, name) != getattr(ModelConfig, name):
                 raise ValueError(f"shape.{name} = {getattr(self.shape, name)!r}: set {name} outside of shape")
-        for name, known in (("compute_dtype", COMPUTE_DTYPES), ("remat", REMATS), ("attention", ATTENTIONS)):
+        for name, known in KNOWN.items():
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name} = {getattr(self, name)!r} is unknown: use one of {', '.join(map(repr, known))}"
@@ -74,7 +86,7 @@ class ModelSource:
 
     def computed(self, shape: ModelConfig) -> ModelConfig:
         """`shape` with this source's `COMPUTATION` fields."""
-        return dataclasses.replace(shape, **{name: getattr(self, name) for name in COMPUTATION})
+        return computed(self, shape)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

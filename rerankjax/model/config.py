@@ -4,7 +4,7 @@ import dataclasses
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
 ATTENTIONS = ("auto", "xla", "skip", "splash", "cudnn")
-COMPUTE_DTYPES = ("", "float32", "bfloat16", "float16")
+COMPUTE_DTYPES = ("", "float32", "bfloat16", "float16")  # of a run's config also "auto": see `loop.config.computed`
 REMATS = ("none", "full", "dots")
 ROPE_TYPES = ("default", "linear", "llama3")
 

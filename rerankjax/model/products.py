@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +11,17 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 KEPT = "kept"  # the name of what a policy of `jax.checkpoint` may keep for the gradient
+BFLOAT16_UNITS = {"amx_bf16", "avx512_bf16"}  # as Linux calls them; XLA computes other CPUs' bfloat16 in float32
+
+
+def fastest_dtype(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The `ModelConfig.compute_dtype` that JAX's backend computes fastest: "bfloat16", or "", the parameters' own, on a
+    CPU without units for it. cpuinfo: Linux's description of the CPU; without that file, the CPU is taken to have none.
+    """
+    if jax.default_backend() != "cpu":
+        return "bfloat16"
+    known = set(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.exists() else set()
+    return "bfloat16" if known & BFLOAT16_UNITS else ""
 
 
 def product(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:

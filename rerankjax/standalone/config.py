@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rerankjax.loop.checks import require
-from rerankjax.loop.config import CHECKPOINTS, COMPUTATION, CheckpointsConfig, ConfigError
+from rerankjax.loop.config import CHECKPOINTS, KNOWN, CheckpointsConfig, ConfigError, computed
 from rerankjax.loop.resolve import build
-from rerankjax.model.config import ATTENTIONS, COMPUTE_DTYPES, REMATS, ModelConfig
+from rerankjax.model.config import ModelConfig
 from rerankjax.model.lora import LoraConfig
 from rerankjax.model.sharding import ALL_DATA, MeshConfig
 from rerankjax.model.training import OptimizerConfig
@@ -84,7 +84,7 @@ class RerankerTrainingConfig:
 
     def computed(self, shape: ModelConfig) -> ModelConfig:
         """`shape` with this config's fields of `COMPUTATION`."""
-        return dataclasses.replace(shape, **{name: getattr(self, name) for name in COMPUTATION})
+        return computed(self, shape)
 
 
 def resolve(config: Mapping[str, Any] | ConfigDict, devices: int) -> RerankerTrainingConfig:
@@ -96,13 +96,7 @@ def resolve(config: Mapping[str, Any] | ConfigDict, devices: int) -> RerankerTra
     built: RerankerTrainingConfig = build(RerankerTrainingConfig, config, "config")
     for name in ("base", "data"):
         require(bool(getattr(built, name)), name, getattr(built, name), f"give it with --config.{name}=...")
-    known = {
-        "format": FORMATS,
-        "compute_dtype": COMPUTE_DTYPES,
-        "remat": REMATS,
-        "attention": ATTENTIONS,
-    }
-    for name, values in known.items():
+    for name, values in {"format": FORMATS, **KNOWN}.items():
         value = getattr(built, name)
         require(value in values, name, repr(value), f"use one of {', '.join(map(repr, values))}")
     try:
