@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -92,6 +93,8 @@ def test_a_run_ends_in_a_table_and_a_report_with_every_system(whole):
     assert {row["system"] for row in found["dev"]} == set(systems)
     assert {row["system"] for row in found["divergences"]} == set(systems)
     assert "Best on the dev split" in output
+    for title in ("ppo, scores of reranker hard on test", "sft, log-probabilities under sft on test"):
+        assert re.search(rf"^seed 0: {title}: (\d+)/\1 candidates, .*done in", output, re.MULTILINE), title
 
 
 def test_the_sft_model_has_no_distance_from_itself_and_policies_have_one(whole):

@@ -69,8 +69,10 @@ def log_probs(
     """
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
-        shape, model = run.generator.shape, {"decoder": params()}
-        log_probabilities, real = stages.score_candidates(run, model, shape, LOG_PROBABILITY, split, candidates)
+        shape, title = run.generator.shape, f"{policy}, log-probabilities under {model} on {split}"
+        log_probabilities, real = stages.score_candidates(
+            run, {"decoder": params()}, shape, LOG_PROBABILITY, split, candidates, title
+        )
         write_real_tokens(directory, real)
         if is_first():
             np.save(directory / "log_probs.npy", log_probabilities)

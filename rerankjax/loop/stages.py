@@ -13,6 +13,7 @@ seedN/export                              the last reranker in Hugging Face's fo
 If the config asks for adapters, the checkpoints of rerankers and of PPO's policies hold adapters over the SFT model.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -257,7 +258,15 @@ def scores(
     """A reranker's scores of a policy's candidates, float32 [candidates]."""
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
-        values, real = score_candidates(run, params(), run.reranker.shape, config.reranker.pooling, split, candidates)
+        values, real = score_candidates(
+            run,
+            params(),
+            run.reranker.shape,
+            config.reranker.pooling,
+            split,
+            candidates,
+            f"{policy}, scores of reranker {reranker} on {split}",
+        )
         write_real_tokens(directory, real)
         if is_first():
             np.save(directory / "scores.npy", values)
@@ -274,17 +283,21 @@ def score_candidates(
     pooling: str,
     split: str,
     candidates: Sequence[Candidate],
+    title: str = "",
 ) -> tuple[np.ndarray, float]:
     """A `Reranker`'s scores of candidates, float32 [candidates], and the fraction of computed tokens that were real.
 
-    Each process scores its share of the problems.
+    Each process scores its share of the problems. title: of the progress; none is shown without it.
     """
     prompt_of = {p.name: p.prompt for p in run.problems[split].asked}
     groups = itertools.groupby(candidates, lambda c: c.problem)
     by_problem = [(name, [c.completion for c in group]) for name, group in groups]
     scorer = host_reranker(shape, params, run.tokenizer, pooling, run.mesh)
     del params
-    rows, real = score_shares(scorer, [(prompt_of[name], texts) for name, texts in by_problem])
+    total = sum(len(set(texts)) for _, texts in host_share(by_problem))
+    quiet = contextlib.nullcontext(lambda candidates: None)  # inside another progress: a terminal shows one at a time
+    with progress(f"seed {run.seed}: {title}", total, "candidates") if title else quiet as advance:
+        rows, real = score_shares(scorer, [(prompt_of[name], texts) for name, texts in by_problem], advance)
     return np.concatenate([*rows, np.zeros(0, np.float32)]), real
 
 
