@@ -56,10 +56,10 @@ def get_config(arg: str = "lists") -> ConfigDict:
                 "dev": 8,
                 "prompts_in_flight": 64,
                 "samples_in_flight": 4,
-                "train_problems": 0,
+                "train_problems": 1200,
                 "drawn": (),
             },
-            "reranker_training": {"batch_size": 64, "optimizer": _adam(5e-4, 120, microbatches=8)},
+            "reranker_training": {"batch_size": 64, "optimizer": _adam(5e-4, 80, microbatches=8)},
             "retraining": {"batch_size": 64, "optimizer": _adam(2e-4, 30, microbatches=8)},
             "mining": {
                 "pairs": 4000,
@@ -92,7 +92,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
                 "first": {"pairs": "sampled", "ppo": True},
                 "random": {"pairs": "random", "ppo": False, "after": "first", "run": False},
                 "hard": {"pairs": "hard", "ppo": False, "after": "first", "run": True},
-                "self_training": {"pairs": "self_training", "ppo": True, "after": "first", "run": True},
+                "self_training": {"pairs": "self_training", "ppo": False, "after": "first", "run": True},
             },
             "evaluation": {"test": {"sources": ("synthetic",), "samples": 8}},
             "log_prob_weights": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0),
@@ -110,9 +110,8 @@ def get_config(arg: str = "lists") -> ConfigDict:
         config.problems.synthetic.update({"train": 300, "corpus": 600})
         config.sft.optimizer.steps = 60
         # Lengths of samples differ by far: with all samples of a prompt in flight, most would wait for its longest.
-        config.candidates.update({"train": 8, "samples_in_flight": 2})
+        config.candidates.update({"train": 8, "samples_in_flight": 2, "train_problems": 0})
         config.reranker_training.optimizer.steps = 24
-        config.iterations.self_training.ppo = False
         # One prompt of the test split has 3,752 tokens.
         config.evaluation.test.update({"sources": (_mbpp("test", file),), "samples": 4, "max_prompt_length": 3776})
         config.evaluation.test.sampling = {"temperature": 0.8, "top_p": 0.95, "max_completion_length": 240}
@@ -127,6 +126,7 @@ def get_config(arg: str = "lists") -> ConfigDict:
             training.update({"batch_size": 64})
             training.optimizer.update({"steps": steps, "microbatches": 2})
         config.mining.update({"pairs": 20_000, "later_pairs": 10_000})
+        config.iterations.self_training.ppo = True
         config.ppo.update({"iterations": 40, "batch_size": 256, "microbatches": 2, "rollouts_in_flight": 256})
         config.checkpoints.update({"steps": 100, "iterations": 5})
     return config
