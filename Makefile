@@ -1,5 +1,5 @@
 # make demo: set up and run the paper's loop on two cores. make test: set up, lint, check types, run the tests.
-# make real: run the same loop on a pretrained model of 135M parameters; under 3 hours on two cores (see configs/smollm2.py).
+# make real: run the same loop on a pretrained model of 135M parameters; hours on two cores (see configs/smollm2.py).
 # make docs: build the documentation as a site, in site/.
 # make languages: set up the toolchains of all eight languages that the sandbox runs, as `make test` does.
 PYTHON ?= python3
