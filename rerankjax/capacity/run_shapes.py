@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from rerankjax.capacity.topology import Topology
 from rerankjax.loop import trainers
 from rerankjax.loop.checks import check_shape
-from rerankjax.loop.config import ConfigError, ExperimentConfig, ModelSource
+from rerankjax.loop.config import ConfigError, ExperimentConfig, ModelSource, computed
 from rerankjax.loop.models import GENERATOR, RERANKER, Model
 from rerankjax.loop.programs import Vocabulary
 from rerankjax.model import weights
@@ -43,7 +43,7 @@ def find_shape(config: ExperimentConfig, name: str) -> ModelConfig:
     """
     source: ModelSource = config.generator if name == GENERATOR else config.reranker
     if source.shape is not None:
-        return source.computed(source.shape)
+        return computed(source, source.shape)
     try:
         shape = _checkpoint_shape(source.checkpoint, source.revision or None)
     except (OSError, ValueError) as error:  # the hub client's errors are among these
@@ -52,7 +52,7 @@ def find_shape(config: ExperimentConfig, name: str) -> ModelConfig:
             "its config.json (the weights are not needed)"
         ) from error
     check_shape(config, shape, f"{name}.checkpoint's max_position_embeddings")
-    return source.computed(shape)
+    return computed(source, shape)
 
 
 @functools.lru_cache(maxsize=16)  # a search asks for the same shapes again and again

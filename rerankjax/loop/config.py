@@ -37,7 +37,10 @@ KNOWN = {"compute_dtype": ("auto", *COMPUTE_DTYPES), "remat": REMATS, "attention
 
 
 def computed(section: Any, shape: ModelConfig) -> ModelConfig:
-    """`shape` with the `COMPUTATION` fields of a config's section. The compute_dtype "auto" is `fastest_dtype`'s."""
+    """`shape` with the `COMPUTATION` fields, which are `ModelConfig`'s, of a config's section.
+
+    The section's compute_dtype can also be "auto": `fastest_dtype`'s, on this machine.
+    """
     fields = {name: getattr(section, name) for name in COMPUTATION}
     if fields["compute_dtype"] == "auto":
         fields["compute_dtype"] = fastest_dtype()
@@ -74,7 +77,7 @@ class ModelSource:
                     f"{name} = {getattr(self, name)!r} is unknown: use one of {', '.join(map(repr, known))}"
                 )
         if self.shape is not None:
-            self.computed(self.shape)
+            computed(self, self.shape)
         try:
             jnp.dtype(self.dtype)
         except TypeError as error:
@@ -83,10 +86,6 @@ class ModelSource:
     @property
     def given(self) -> bool:
         return bool(self.checkpoint) or self.shape is not None
-
-    def computed(self, shape: ModelConfig) -> ModelConfig:
-        """`shape` with this source's `COMPUTATION` fields."""
-        return computed(self, shape)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

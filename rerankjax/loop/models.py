@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from rerankjax.loop.checks import check_shape
-from rerankjax.loop.config import ConfigError, ExperimentConfig, ModelSource
+from rerankjax.loop.config import ConfigError, ExperimentConfig, ModelSource, computed
 from rerankjax.model import weights
 from rerankjax.model.config import ModelConfig, RopeScaling
 from rerankjax.model.decoder import Params, init_decoder
@@ -77,13 +77,13 @@ def open_model(config: ExperimentConfig, name: str, root: Path, seed: int, texts
         assert source.shape is not None
         shape = source.shape
     try:
-        source.computed(shape)
+        computed(source, shape)
     except ValueError as error:
         raise ConfigError(f"config.{name}.{error}") from error
 
     def fill(directory: Path, config: ExperimentConfig) -> None:
         section = whole(config.generator if name == GENERATOR else config.reranker)
-        write_text(directory / "model.json", json.dumps(dataclasses.asdict(section.computed(shape)), indent=1) + "\n")
+        write_text(directory / "model.json", json.dumps(dataclasses.asdict(computed(section, shape)), indent=1) + "\n")
         if name == GENERATOR:
             _write_tokenizer(directory, folder, shape, texts)
 

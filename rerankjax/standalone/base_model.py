@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from rerankjax.loop.config import ConfigError
+from rerankjax.loop.config import ConfigError, computed
 from rerankjax.model import weights
 from rerankjax.model.config import ModelConfig
 from rerankjax.model.decoder import Params
@@ -40,7 +40,7 @@ def open_base(config: RerankerTrainingConfig) -> BaseModel:
         folder = find_folder(config.base, config.revision or None)
         tokenizer = load_tokenizer(folder)
         is_reranker = folder.is_dir() and _is_reranker(folder)
-        shape = config.computed(weights.read_shape(folder))
+        shape = computed(config, weights.read_shape(folder))
     except (OSError, ValueError) as error:  # the hub client's errors are among these
         raise ConfigError(
             f"config.base = {config.base!r} cannot be loaded: {error}; give a folder with a checkpoint, a .gguf file, "

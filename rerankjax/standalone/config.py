@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rerankjax.loop.checks import require
-from rerankjax.loop.config import CHECKPOINTS, KNOWN, CheckpointsConfig, ConfigError, computed
+from rerankjax.loop.config import CHECKPOINTS, KNOWN, CheckpointsConfig, ConfigError
 from rerankjax.loop.resolve import build
-from rerankjax.model.config import ModelConfig
 from rerankjax.model.lora import LoraConfig
 from rerankjax.model.sharding import ALL_DATA, MeshConfig
 from rerankjax.model.training import OptimizerConfig
@@ -39,8 +38,8 @@ class RerankerTrainingConfig:
     """A reranker from a base model and labelled data.
 
     base: a Hugging Face folder, a hub id at `revision` ("": the newest), or a .gguf file; a language model, or a
-        reranker that is trained further. dtype: of its parameters; compute_dtype, remat, attention, unroll:
-        `ModelConfig`'s.
+        reranker that is trained further. dtype: of its parameters; compute_dtype, remat, attention, unroll: see
+        `loop.config.computed`.
     data: sources of rows (see `pairs.labelled`). dev and test: their own sources; without them, the given fractions of
         the problems of `data`. dev decides when to stop; the reported figures are on test.
     format: "chat" scores conversations by the tokenizer's chat template, "text" the prompt followed by the answer;
@@ -81,10 +80,6 @@ class RerankerTrainingConfig:
     @property
     def reranker(self) -> RerankerConfig:
         return RerankerConfig(self.pooling, self.lm_coef)
-
-    def computed(self, shape: ModelConfig) -> ModelConfig:
-        """`shape` with this config's fields of `COMPUTATION`."""
-        return computed(self, shape)
 
 
 def resolve(config: Mapping[str, Any] | ConfigDict, devices: int) -> RerankerTrainingConfig:
