@@ -85,7 +85,7 @@ def every_step(run: RunShapes) -> list[Step]:
     config = run.config
     generator, own = run.generator, run.own_reranker
     steps: list[Step] = []
-    if generator.folder and (config.sft.enabled or not config.first_iteration):  # evaluates the checkpoint itself
+    if config.evaluates_checkpoint:
         base = generator.abstract(run.mesh)
         for name in config.evaluation:
             steps += _evaluation(run, base, name, [])

@@ -166,10 +166,12 @@ class TrainingConfig:
 class SFTConfig(TrainingConfig):
     """Stage A trains on the synthetic family's corpus and the training problems' own solutions that pass their tests.
 
-    enabled: False uses the checkpoints of the generator, and of a separate reranker, unchanged.
+    enabled: False uses the checkpoints of the generator, and of a separate reranker, unchanged. evaluate_before: the
+    generator's checkpoint is evaluated as well, before SFT.
     """
 
     enabled: bool = True
+    evaluate_before: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,6 +353,12 @@ class ExperimentConfig:
     def first_iteration(self) -> str | None:
         """The name of the iteration on the SFT model's samples; None if the run only evaluates."""
         return next((name for name, i in self.iterations.items() if not i.after and i.run), None)
+
+    @property
+    def evaluates_checkpoint(self) -> bool:
+        """Whether the generator's checkpoint is evaluated alone: before SFT, or as all that the run evaluates."""
+        alone = self.sft.evaluate_before if self.sft.enabled else not self.first_iteration
+        return bool(self.generator.checkpoint) and alone
 
 
 def sampling_of(config: ExperimentConfig, name: str) -> tuple[SamplingConfig, int]:

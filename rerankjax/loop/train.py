@@ -75,7 +75,7 @@ def run_seed(run: SeedRun) -> Iterator[Evaluation]:
     Stages that are already in the run's directory are read, not run.
     """
     config = run.config
-    if run.generator.folder and (config.sft.enabled or not config.first_iteration):
+    if config.evaluates_checkpoint:
         yield from evaluate_policy(run, BASE, BASE, lambda: run.generator.load(run.mesh))
     if not config.first_iteration and not config.sft.enabled:
         return
