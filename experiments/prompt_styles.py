@@ -5,8 +5,8 @@
     python experiments/prompt_styles.py --problems=runs/lists/seed0/problems     # of a run of smollm2.py:lists
 
 Each style of `rerankjax.prompts` is asked without examples and with three: MBPP's (tasks 2 to 4; dev are its tasks 511
-to 600), or the corpus's first right solutions. Products are bfloat16. Prints a Markdown table with 95% bootstrap
-intervals over problems.
+to 600), or the corpus's first right solutions. Products have the type that a run's compute_dtype "auto" takes.
+Prints a Markdown table with 95% bootstrap intervals over problems.
 """
 
 import argparse

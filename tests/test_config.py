@@ -302,3 +302,19 @@ def test_a_run_may_only_evaluate(file):
     config = resolve(changed(fields, {"paper": "6.7b", "own": "trial"}[file], file), devices=1)
     assert config.first_iteration is None
     assert config.later_iterations() == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "evaluated"),
+    [
+        ({}, True),
+        ({"sft.evaluate_before": False}, False),
+        ({"sft.enabled": False}, False),  # the first iteration starts from the checkpoint, and so evaluates it
+        ({"sft.enabled": False, "iterations": {}}, True),
+        ({"iterations": {}, "sft.evaluate_before": False}, False),
+    ],
+)
+def test_the_checkpoint_alone_is_evaluated_where_no_later_system_is_the_same(fields, evaluated):
+    config = resolve(changed({"generator.checkpoint": "somewhere"} | fields, "trial", "own"), devices=1)
+    assert config.evaluates_checkpoint == evaluated
+    assert not resolve(get_config(), devices=1).evaluates_checkpoint  # a model from scratch
