@@ -91,10 +91,11 @@ def main() -> None:
         one, any_sample = (mean_estimate([solved]).text() for solved in (passed.mean(1), pass_at_k(passed)))
         return f"| {title} | {one} | {any_sample} | {ended:.2f} |"
 
-    rows = [row(style, shown) for style in STYLES for shown in ((), shots)]
     print(f"| prompt | pass@1 | pass@{args.samples} | ended within {sampling.max_completion_length} tokens |")
     print("| --- | ---: | ---: | ---: |")
-    print(*rows, sep="\n")
+    for style in STYLES:
+        for shown in ((), shots):
+            print(row(style, shown), flush=True)
 
 
 if __name__ == "__main__":
