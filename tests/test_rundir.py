@@ -292,3 +292,28 @@ print(kept - memory.peaks()["host"])
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**25)}  # so that the arrays come from the heap
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert int(done.stdout) > 200e6
+
+
+def test_programs_are_dropped_before_their_mappings_reach_the_limit(tmp_path):
+    limit = tmp_path / "max_map_count"
+    code = f"""
+from pathlib import Path
+import jax
+from rerankjax.run import memory
+memory.MAX_MAPPINGS = Path({str(limit)!r})
+def mappings():
+    return memory.MAPPINGS.read_bytes().count(b"\\n")
+square = jax.numpy.ones((9, 9))
+before = mappings()
+sorts = [jax.jit(lambda x, k=k: jax.numpy.sort(k * x @ x).sum()) for k in range(6)]
+results = [sort(square) for sort in sorts]
+compiled = mappings()
+for allowed in (3 * compiled, compiled):
+    memory.MAX_MAPPINGS.write_text(str(allowed))
+    memory.limit_mappings()
+    print(mappings() - before, end=" ")
+assert results == [sort(square) for sort in sorts]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kept, dropped = map(int, done.stdout.split())
+    assert dropped < kept / 2

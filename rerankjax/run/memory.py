@@ -1,4 +1,4 @@
-"""The peak memory of a stage: the host's, which on a CPU includes the model, and an accelerator's."""
+"""The memory of a stage: its peak, on the host (which on a CPU includes the model) and on an accelerator; mappings."""
 
 import contextlib
 import ctypes
@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+MAPPINGS, MAX_MAPPINGS = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 
 
 def forget_peak() -> None:
@@ -18,6 +19,17 @@ def forget_peak() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         CLEAR.write_text("5")
+
+
+def limit_mappings() -> None:
+    """Drops JAX's compiled programs once this process has half of the memory mappings that Linux allows it (65,530).
+
+    XLA on a CPU maps each kernel of a program separately, some 400 mappings for a program of a decoder, and a process
+    that exceeds the limit ends in a segmentation fault. A dropped program comes back from the compilation cache.
+    """
+    with contextlib.suppress(OSError):
+        if 2 * MAPPINGS.read_bytes().count(b"\n") > int(MAX_MAPPINGS.read_text(encoding="utf-8")):
+            jax.clear_caches()
 
 
 def peaks() -> dict[str, int]:

@@ -191,6 +191,7 @@ def write_stage(
             bucket.clear(store, path)
     wait_for_all(f"{path.name} begins")
     start = time.monotonic()
+    memory.limit_mappings()
     memory.forget_peak()
     view, reads = record(config)
     if everywhere or is_first():
