@@ -51,7 +51,11 @@ def get_config(arg: str = "lists") -> ConfigDict:
             "max_prompt_length": 64,
             "sampling": {"temperature": 1.0, "top_p": 1.0, "max_completion_length": 80},
             # The model without SFT solves no problem of :lists, in a tenth of a run's time (docs/real_model.md).
-            "sft": {"evaluate_before": False, "batch_size": 24, "optimizer": _adam(5e-4, 240, microbatches=3)},
+            "sft": {
+                "evaluate_before": variant != "lists",
+                "batch_size": 24,
+                "optimizer": _adam(5e-4, 240, microbatches=3),
+            },
             "candidates": {
                 "train": 4,
                 "dev": 8,
@@ -109,7 +113,6 @@ def get_config(arg: str = "lists") -> ConfigDict:
         config.sampling.max_completion_length = 240
         config.problems.update({"train": (_mbpp("train", file), "synthetic"), "dev": (_mbpp("validation", file),)})
         config.problems.synthetic.update({"train": 300, "corpus": 600})
-        config.sft.evaluate_before = True
         config.sft.optimizer.steps = 60
         # Lengths of samples differ by far: with all samples of a prompt in flight, most would wait for its longest.
         config.candidates.update({"train": 8, "samples_in_flight": 2, "train_problems": 0})
@@ -122,7 +125,6 @@ def get_config(arg: str = "lists") -> ConfigDict:
     if variant == "full":
         config.seeds = (0, 1, 2)
         config.generator.remat = "none"
-        config.sft.evaluate_before = True
         config.problems.synthetic.update({"train": 4000, "dev": 200, "test": 400, "corpus": 16000})
         config.candidates.update({"train_problems": 2000, "dev": 16, "prompts_in_flight": 64, "samples_in_flight": 0})
         for training, steps in ((config.sft, 500), (config.reranker_training, 400), (config.retraining, 150)):
